@@ -1,0 +1,97 @@
+//! Records of the store's catalog: what was committed, in which order, hash-chained.
+//!
+//! Only the format; the file is [`crate::store`]'s, the host's replica [`crate::journal`]'s. Each record carries
+//! the chain's hash before it, so that two parties who agree on one number and one hash agree on all that came before.
+
+use minicbor::{Decode, Encode};
+
+use crate::ids::{Generation, Hash, HostUuid, Seq, UnitId};
+
+/// One record.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Record {
+    #[n(0)]
+    pub seq: Seq,
+    /// The chain's hash before this record: [`Record::link`] of the one before, or [`genesis`].
+    #[n(1)]
+    pub prev: Hash,
+    /// The store's time of the commit, ms since the epoch.
+    #[n(2)]
+    pub time_ms: u64,
+    #[n(3)]
+    pub body: RecordBody,
+}
+
+/// What a record says.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum RecordBody {
+    /// A host's layer of a unit, as of one generation, is in the store.
+    #[n(0)]
+    Commit(#[n(0)] Commit),
+}
+
+/// A layer's revision, durable in the store.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Commit {
+    #[n(0)]
+    pub host: HostUuid,
+    /// The host's name when it committed.
+    #[n(1)]
+    pub host_name: String,
+    #[n(2)]
+    pub unit: UnitId,
+    #[n(3)]
+    pub generation: Generation,
+    #[n(4)]
+    pub manifest: Hash,
+    /// It never reached its terminal marker and was taken as it stood (DESIGN: lost).
+    #[n(5)]
+    pub lost: bool,
+    /// Sum of its regular files' sizes.
+    #[n(6)]
+    pub bytes: u64,
+    /// Entries in its manifest.
+    #[n(7)]
+    pub entries: u64,
+}
+
+/// Where a catalog stands: its last record's number and the chain's hash after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Head {
+    #[n(0)]
+    pub seq: Seq,
+    #[n(1)]
+    pub chain: Hash,
+}
+
+impl Head {
+    /// An empty catalog's head.
+    pub fn genesis(store: crate::ids::StoreUuid) -> Self {
+        Self { seq: Seq(0), chain: Hash(blake3::derive_key("resultsfs catalog genesis v1", &store.0)) }
+    }
+
+    /// The head after `record`, if `record` is the one that follows.
+    pub fn follow(&self, record: &Record) -> Option<Head> {
+        (record.seq == self.seq.next() && record.prev == self.chain).then(|| record.link())
+    }
+}
+
+impl Record {
+    /// Its encoding, which is what is hashed.
+    pub fn encode(&self) -> Vec<u8> {
+        minicbor::to_vec(self).expect("encoding into a Vec can't fail")
+    }
+
+    /// The catalog's head after it.
+    pub fn link(&self) -> Head {
+        Head { seq: self.seq, chain: Hash::of(&self.encode()) }
+    }
+
+    /// The commit it is.
+    pub fn commit(&self) -> &Commit {
+        let RecordBody::Commit(commit) = &self.body;
+        commit
+    }
+}

@@ -1,0 +1,350 @@
+//! A block: several objects compressed together, the unit of compression, of transfer and of a pack.
+//!
+//! ```text
+//! header, 48 bytes, little endian
+//!   0  magic "RFSb"                     4
+//!   4  version (1)                      1
+//!   5  codec: 0 plain, 1 zstd           1
+//!   6  zero                             2
+//!   8  objects                          4   u32
+//!  12  table bytes                      4   u32 = objects × 37
+//!  16  raw payload bytes                4   u32
+//!  20  stored payload bytes             4   u32
+//!  24  BLAKE3 of table and stored payload, first 16 bytes
+//!  40  BLAKE3 of the header's first 40 bytes, first 8 bytes
+//! table: for each object: kind u8, hash 32 bytes, raw length u32
+//! payload: the objects' bytes one after another, plain or one zstd frame
+//! ```
+//! The header alone says how long the block is, so a pack can be walked without an index, and a torn tail is recognised.
+//! The same bytes go over the wire and into the pack. [`Block::open`] checks every object's hash (a recipe's and a manifest's
+//! content is checked by who knows how).
+
+use std::io;
+
+use super::ObjectKind;
+use crate::{ids::Hash, limits};
+
+/// Bytes of a header.
+pub const HEADER_BYTES: usize = 48;
+const MAGIC: &[u8; 4] = b"RFSb";
+const VERSION: u8 = 1;
+const TABLE_ENTRY_BYTES: usize = 37;
+const CODEC_PLAIN: u8 = 0;
+const CODEC_ZSTD: u8 = 1;
+
+/// Why bytes aren't a block.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BlockError {
+    /// Shorter than the header says.
+    #[error("block is cut short")]
+    Short,
+    /// The header is damaged or isn't one.
+    #[error("block header is damaged: {0}")]
+    Header(&'static str),
+    /// The checksum over table and payload differs.
+    #[error("block body doesn't match its checksum")]
+    Checksum,
+    /// The payload can't be unpacked to what the table says.
+    #[error("block payload doesn't unpack: {0}")]
+    Payload(String),
+    /// An object isn't what its name says.
+    #[error("object {hash} of kind {kind:?} doesn't match its hash")]
+    Object { kind: ObjectKind, hash: Hash },
+}
+
+/// What a header says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    codec: u8,
+    objects: u32,
+    table_bytes: u32,
+    raw_bytes: u32,
+    stored_bytes: u32,
+    body_check: [u8; 16],
+}
+
+/// A line of a block's table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableEntry {
+    pub kind: ObjectKind,
+    pub hash: Hash,
+    /// Where its bytes begin in the raw payload.
+    pub offset: u32,
+    /// How many they are.
+    pub bytes: u32,
+}
+
+impl Header {
+    /// Reads a header from the first [`HEADER_BYTES`] of `bytes`.
+    pub fn parse(bytes: &[u8]) -> Result<Self, BlockError> {
+        let head: &[u8; HEADER_BYTES] =
+            bytes.get(..HEADER_BYTES).and_then(|b| b.try_into().ok()).ok_or(BlockError::Short)?;
+        if &head[..4] != MAGIC {
+            return Err(BlockError::Header("no magic number"));
+        }
+        if blake3::hash(&head[..40]).as_bytes()[..8] != head[40..] {
+            return Err(BlockError::Header("checksum differs"));
+        }
+        let u32_at = |at: usize| u32::from_le_bytes(head[at..at + 4].try_into().expect("four bytes"));
+        let header = Self {
+            codec: head[5],
+            objects: u32_at(8),
+            table_bytes: u32_at(12),
+            raw_bytes: u32_at(16),
+            stored_bytes: u32_at(20),
+            body_check: head[24..40].try_into().expect("sixteen bytes"),
+        };
+        header.check(head[4])?;
+        Ok(header)
+    }
+
+    fn check(&self, version: u8) -> Result<(), BlockError> {
+        if version != VERSION {
+            return Err(BlockError::Header("unknown version"));
+        }
+        if self.codec > CODEC_ZSTD {
+            return Err(BlockError::Header("unknown codec"));
+        }
+        let objects = self.objects as usize;
+        if objects > limits::BLOCK_OBJECTS || self.table_bytes as usize != objects * TABLE_ENTRY_BYTES {
+            return Err(BlockError::Header("table length"));
+        }
+        if self.raw_bytes as usize > limits::BLOCK_RAW_MAX_BYTES || self.stored_bytes > self.raw_bytes {
+            return Err(BlockError::Header("payload length"));
+        }
+        Ok(())
+    }
+
+    /// The whole block's length, header included.
+    pub fn block_bytes(&self) -> usize {
+        HEADER_BYTES + self.table_bytes as usize + self.stored_bytes as usize
+    }
+
+    /// How much of the block's beginning holds header and table.
+    pub fn table_end(&self) -> usize {
+        HEADER_BYTES + self.table_bytes as usize
+    }
+
+    /// Bytes before compression.
+    pub fn raw_bytes(&self) -> u32 {
+        self.raw_bytes
+    }
+
+    fn encode(&self) -> [u8; HEADER_BYTES] {
+        let mut head = [0; HEADER_BYTES];
+        head[..4].copy_from_slice(MAGIC);
+        head[4] = VERSION;
+        head[5] = self.codec;
+        head[8..12].copy_from_slice(&self.objects.to_le_bytes());
+        head[12..16].copy_from_slice(&self.table_bytes.to_le_bytes());
+        head[16..20].copy_from_slice(&self.raw_bytes.to_le_bytes());
+        head[20..24].copy_from_slice(&self.stored_bytes.to_le_bytes());
+        head[24..40].copy_from_slice(&self.body_check);
+        let check = blake3::hash(&head[..40]);
+        head[40..].copy_from_slice(&check.as_bytes()[..8]);
+        head
+    }
+}
+
+/// Reads the table of a block whose first [`Header::table_end`] bytes are `bytes`. The table alone is not checksummed:
+/// only [`verify_stored`] or [`Block::open`] prove it.
+pub fn parse_table(header: &Header, bytes: &[u8]) -> Result<Vec<TableEntry>, BlockError> {
+    let table = bytes.get(HEADER_BYTES..header.table_end()).ok_or(BlockError::Short)?;
+    let mut entries = Vec::with_capacity(header.objects as usize);
+    let mut offset: u32 = 0;
+    for line in table.chunks_exact(TABLE_ENTRY_BYTES) {
+        let kind = match line[0] {
+            0 => ObjectKind::Chunk,
+            1 => ObjectKind::Recipe,
+            2 => ObjectKind::Manifest,
+            _ => return Err(BlockError::Header("unknown kind of object")),
+        };
+        let hash = Hash(line[1..33].try_into().expect("32 bytes"));
+        let bytes = u32::from_le_bytes(line[33..].try_into().expect("four bytes"));
+        entries.push(TableEntry { kind, hash, offset, bytes });
+        offset = offset.checked_add(bytes).ok_or(BlockError::Header("table adds up to too much"))?;
+    }
+    if offset != header.raw_bytes {
+        return Err(BlockError::Header("table and payload lengths differ"));
+    }
+    Ok(entries)
+}
+
+/// Checks a whole stored block without unpacking it, and reads its table.
+pub fn verify_stored(bytes: &[u8]) -> Result<Vec<TableEntry>, BlockError> {
+    let header = Header::parse(bytes)?;
+    let body = bytes.get(HEADER_BYTES..header.block_bytes()).ok_or(BlockError::Short)?;
+    if blake3::hash(body).as_bytes()[..16] != header.body_check {
+        return Err(BlockError::Checksum);
+    }
+    parse_table(&header, bytes)
+}
+
+/// A block that was unpacked and whose chunks and manifests match their hashes.
+#[derive(Debug)]
+pub struct Block {
+    table: Vec<TableEntry>,
+    raw: Vec<u8>,
+}
+
+impl Block {
+    /// Checks and unpacks. A chunk or manifest that doesn't match its name is an error; a recipe isn't named by its own bytes
+    /// and is for the caller to check.
+    pub fn open(bytes: &[u8]) -> Result<Self, BlockError> {
+        let table = verify_stored(bytes)?;
+        let header = Header::parse(bytes)?;
+        let stored = &bytes[header.table_end()..header.block_bytes()];
+        let raw = match header.codec {
+            CODEC_PLAIN => stored.to_vec(),
+            _ => zstd::bulk::decompress(stored, header.raw_bytes as usize)
+                .map_err(|e| BlockError::Payload(e.to_string()))?,
+        };
+        if raw.len() != header.raw_bytes as usize {
+            return Err(BlockError::Payload(format!("{} bytes instead of {}", raw.len(), header.raw_bytes)));
+        }
+        let block = Self { table, raw };
+        match block.table.iter().find(|e| !block.matches(e)) {
+            Some(bad) => Err(BlockError::Object { kind: bad.kind, hash: bad.hash }),
+            None => Ok(block),
+        }
+    }
+
+    fn matches(&self, entry: &TableEntry) -> bool {
+        entry.kind == ObjectKind::Recipe || Hash::of(self.bytes_of(entry)) == entry.hash
+    }
+
+    /// What is in it.
+    pub fn table(&self) -> &[TableEntry] {
+        &self.table
+    }
+
+    /// The bytes of one line of its table.
+    pub fn bytes_of(&self, entry: &TableEntry) -> &[u8] {
+        &self.raw[entry.offset as usize..][..entry.bytes as usize]
+    }
+
+    /// An object's bytes by name.
+    pub fn get(&self, kind: ObjectKind, hash: &Hash) -> Option<&[u8]> {
+        self.table.iter().find(|e| e.kind == kind && e.hash == *hash).map(|e| self.bytes_of(e))
+    }
+
+    /// Bytes of memory that it holds.
+    pub fn raw_bytes(&self) -> usize {
+        self.raw.len()
+    }
+}
+
+/// Collects objects into a block.
+#[derive(Debug, Default)]
+pub struct BlockBuilder {
+    table: Vec<u8>,
+    raw: Vec<u8>,
+}
+
+impl BlockBuilder {
+    /// Adds an object. The caller answers for the hash.
+    ///
+    /// # Panics
+    /// Above [`limits::BLOCK_RAW_MAX_BYTES`] or [`limits::BLOCK_OBJECTS`]: callers close blocks long before.
+    pub fn push(&mut self, kind: ObjectKind, hash: Hash, bytes: &[u8]) {
+        assert!(self.raw.len() + bytes.len() <= limits::BLOCK_RAW_MAX_BYTES, "block beyond its limit");
+        assert!(self.objects() < limits::BLOCK_OBJECTS, "block with too many objects");
+        self.table.push(kind as u8);
+        self.table.extend_from_slice(&hash.0);
+        self.table.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+        self.raw.extend_from_slice(bytes);
+    }
+
+    /// Objects so far.
+    pub fn objects(&self) -> usize {
+        self.table.len() / TABLE_ENTRY_BYTES
+    }
+
+    /// Raw bytes so far.
+    pub fn raw_bytes(&self) -> usize {
+        self.raw.len()
+    }
+
+    /// Whether it has reached the size that blocks are made to, or has no room for another object.
+    pub fn is_full(&self) -> bool {
+        self.raw.len() >= limits::BLOCK_RAW_TARGET_BYTES || self.objects() >= limits::BLOCK_OBJECTS
+    }
+
+    /// Whether nothing is in it.
+    pub fn is_empty(&self) -> bool {
+        self.table.is_empty()
+    }
+
+    /// Compresses at zstd `level` (plain where that isn't smaller) and gives the block's bytes, leaving the builder empty.
+    pub fn finish(&mut self, level: i32) -> io::Result<Vec<u8>> {
+        let (table, raw) = (std::mem::take(&mut self.table), std::mem::take(&mut self.raw));
+        let packed = zstd::bulk::compress(&raw, level)?;
+        let (codec, stored) =
+            if packed.len() < raw.len() { (CODEC_ZSTD, &packed) } else { (CODEC_PLAIN, &raw) };
+        let mut body_check = [0; 16];
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&table).update(stored);
+        body_check.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+        let header = Header {
+            codec,
+            objects: (table.len() / TABLE_ENTRY_BYTES) as u32,
+            table_bytes: table.len() as u32,
+            raw_bytes: raw.len() as u32,
+            stored_bytes: stored.len() as u32,
+            body_check,
+        };
+        Ok([&header.encode()[..], &table, stored].concat())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Vec<u8> {
+        let mut builder = BlockBuilder::default();
+        for text in [&b"status.log\n"[..], b"", &[b'x'; 5000]] {
+            builder.push(ObjectKind::Chunk, Hash::of(text), text);
+        }
+        builder.finish(3).expect("compresses")
+    }
+
+    #[test]
+    fn a_block_gives_back_what_went_in() {
+        let block = Block::open(&sample()).expect("opens");
+        assert_eq!(block.get(ObjectKind::Chunk, &Hash::of(b"")), Some(&b""[..]));
+        assert_eq!(block.get(ObjectKind::Chunk, &Hash::of(&[b'x'; 5000])), Some(&[b'x'; 5000][..]));
+        assert_eq!(block.get(ObjectKind::Recipe, &Hash::of(b"")), None);
+    }
+
+    #[test]
+    fn every_flipped_byte_is_found() {
+        let good = sample();
+        for at in 0..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            assert!(Block::open(&bad).is_err(), "byte {at}");
+        }
+        for len in 0..good.len() {
+            assert!(Block::open(&good[..len]).is_err(), "cut at {len}");
+        }
+    }
+
+    #[test]
+    fn a_forged_name_is_refused() {
+        let mut builder = BlockBuilder::default();
+        builder.push(ObjectKind::Chunk, Hash::of(b"a"), b"b");
+        let forged = builder.finish(1).expect("compresses");
+        assert!(matches!(Block::open(&forged), Err(BlockError::Object { .. })));
+    }
+
+    #[test]
+    fn incompressible_bytes_are_kept_plain() {
+        let noise: Vec<u8> = (0..200u32).flat_map(|i| *blake3::hash(&i.to_le_bytes()).as_bytes()).collect();
+        let mut builder = BlockBuilder::default();
+        builder.push(ObjectKind::Chunk, Hash::of(&noise), &noise);
+        let bytes = builder.finish(3).expect("compresses");
+        assert_eq!(bytes.len(), HEADER_BYTES + TABLE_ENTRY_BYTES + noise.len());
+        Block::open(&bytes).expect("opens");
+    }
+}

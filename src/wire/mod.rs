@@ -1,0 +1,155 @@
+//! The messages between a host and the store, and the frames that carry them. Described in `docs/protocol.md`.
+//!
+//! The host sends hashes, the store answers what it wants: the store is the only authority on what it holds. A session is two ordered streams
+//! of frames; requests carry a number, and answers to different numbers may overtake one another.
+
+use minicbor::{Decode, Encode};
+
+use crate::{
+    catalog::{Head, Record},
+    chunk::{ChunkParams, ObjectKind},
+    ids::{Generation, Hash, HostUuid, StoreUuid, UnitId},
+};
+
+/// Version of the protocol that this program speaks.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Number that ties an answer to its request; the host counts up from 1 in each session.
+pub type RequestId = u64;
+
+/// From a host to the store.
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+pub enum ToStore {
+    /// First on every session.
+    #[n(0)]
+    Hello(#[n(0)] Hello),
+    /// Is the manifest known, with everything that it names?
+    #[n(1)]
+    Offer(#[n(0)] RequestId, #[n(1)] Hash),
+    /// Which of these objects does the store lack?
+    #[n(2)]
+    Missing(#[n(0)] RequestId, #[n(1)] ObjectKind, #[n(2)] Vec<Hash>),
+    /// Everything for this layer was sent: make it durable and enter it.
+    #[n(3)]
+    Commit(#[n(0)] RequestId, #[n(1)] CommitRequest),
+    /// The block that holds an object, please.
+    #[n(4)]
+    Fetch(#[n(0)] RequestId, #[n(1)] ObjectKind, #[n(2)] Hash),
+    /// Send the catalog's records after this point, and new ones as they come.
+    #[n(5)]
+    Follow(#[n(0)] Head),
+    /// Are you there?
+    #[n(6)]
+    Ping,
+}
+
+/// Who connects and what it knows.
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct Hello {
+    #[n(0)]
+    pub version: u32,
+    #[n(1)]
+    pub host: HostUuid,
+    #[n(2)]
+    pub host_name: String,
+    /// The store that this host has worked with, and where its replica of the catalog stands.
+    #[n(3)]
+    pub known: Option<(StoreUuid, Head)>,
+    /// Settings that must agree, as `name=value` lines.
+    #[n(4)]
+    pub settings: Vec<String>,
+}
+
+/// A layer to be entered in the catalog.
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct CommitRequest {
+    #[n(0)]
+    pub unit: UnitId,
+    #[n(1)]
+    pub generation: Generation,
+    #[n(2)]
+    pub manifest: Hash,
+    #[n(3)]
+    pub lost: bool,
+}
+
+/// From the store to a host.
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+pub enum FromStore {
+    /// The answer to Hello.
+    #[n(0)]
+    Welcome(#[n(0)] Welcome),
+    /// The session ends, and why. The only answer to a broken rule.
+    #[n(1)]
+    Refused(#[n(0)] RefusalCode, #[n(1)] String),
+    /// To Offer: whether it is known.
+    #[n(2)]
+    Known(#[n(0)] RequestId, #[n(1)] bool),
+    /// To Missing: one bit an object in the order asked, least significant first; 1 = missing.
+    #[n(3)]
+    Wanted(#[n(0)] RequestId, #[cbor(n(1), with = "minicbor::bytes")] Vec<u8>),
+    /// To Commit: durable, under this record.
+    #[n(4)]
+    Committed(#[n(0)] RequestId, #[n(1)] Record),
+    /// To Commit: not entered, and why; the session goes on.
+    #[n(5)]
+    Rejected(#[n(0)] RequestId, #[n(1)] String),
+    /// To Fetch: the store doesn't hold it. (A block that is there comes in a block frame.)
+    #[n(6)]
+    NotFound(#[n(0)] RequestId),
+    /// New records, in order.
+    #[n(7)]
+    Records(#[n(0)] Vec<Record>),
+    /// The replica doesn't match this catalog at the point it named: drop it and follow from the start.
+    #[n(8)]
+    Resync(#[n(0)] Head),
+    /// This many bytes of block frames were taken in.
+    #[n(9)]
+    Credit(#[n(0)] u64),
+    /// To Ping.
+    #[n(10)]
+    Pong,
+}
+
+/// The store introduces itself.
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct Welcome {
+    #[n(0)]
+    pub version: u32,
+    #[n(1)]
+    pub store: StoreUuid,
+    #[n(2)]
+    pub head: Head,
+    #[n(3)]
+    pub params: ChunkParams,
+    /// Whether this session may delete or replace other hosts' entries.
+    #[n(4)]
+    pub may_delete: bool,
+    /// Settings that differ between the two, as text for people.
+    #[n(5)]
+    pub differences: Vec<String>,
+}
+
+/// Why a session was ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(index_only)]
+pub enum RefusalCode {
+    /// Versions don't fit.
+    #[n(0)]
+    Version,
+    /// The session is pinned to another name, or another live host has this name.
+    #[n(1)]
+    Identity,
+    /// A message or frame that breaks the protocol.
+    #[n(2)]
+    Protocol,
+    /// A block that is damaged or lies.
+    #[n(3)]
+    Block,
+    /// The store can't go on (disk full, I/O error).
+    #[n(4)]
+    Store,
+}
