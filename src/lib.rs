@@ -1,9 +1,24 @@
 //! resultsfs.
+pub mod cache;
 pub mod catalog;
 pub mod chunk;
+pub mod cli;
 pub mod clock;
+pub mod config;
+pub mod daemon;
+pub mod demo;
+pub mod durable;
+pub mod fs;
+pub mod fuse;
 pub mod ids;
+pub mod journal;
+pub mod layout;
 pub mod limits;
 pub mod manifest;
+pub mod offload;
+pub mod server;
 pub mod spool;
+pub mod store;
+pub mod transport;
+pub mod verify;
 pub mod wire;

@@ -1,0 +1,1 @@
+//! Remote blocks on local disk, checked and bounded.

@@ -1,0 +1,1 @@
+//! Autotest's global_config.ini and shadow_config.ini, as Autotest reads them.

@@ -1,0 +1,1 @@
+//! The mount daemon: everything a host runs, and its control socket.

@@ -1,0 +1,1 @@
+//! Durable writes, and a simulated disk that crashes at any sync.

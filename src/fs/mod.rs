@@ -1,0 +1,1 @@
+//! The results tree: the union of the spool and all committed layers. Knows nothing of fuser.

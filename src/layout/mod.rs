@@ -1,0 +1,1 @@
+//! Which directory is a unit, and is it complete? Pure functions.

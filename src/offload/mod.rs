@@ -1,0 +1,1 @@
+//! The engine: completion, manifests, upload, eviction and recall.

@@ -1,0 +1,1 @@
+//! The store's side of a session, and its daemon.

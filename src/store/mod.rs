@@ -1,0 +1,1 @@
+//! The results host's store: packs, catalog and the derived index.

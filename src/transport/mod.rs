@@ -1,0 +1,1 @@
+//! Byte streams to the store: ssh, unix socket, or a local process.

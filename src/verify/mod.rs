@@ -1,0 +1,1 @@
+//! Checks that nothing is missing, and says what is.
