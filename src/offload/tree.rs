@@ -1,4 +1,4 @@
-//! The spool as the engine reads it: files below one directory descriptor.
+//! The spool as the engine sees it: files below one directory descriptor.
 //!
 //! The spool's paths are shaped by whoever writes through the mount. Nothing here follows a symbolic link, not even in
 //! the middle of a path (openat2 with RESOLVE_BENEATH and RESOLVE_NO_SYMLINKS), so that no path read as root leads out of the spool.
@@ -33,6 +33,20 @@ impl SpoolTree {
     pub fn open(path: &Path) -> io::Result<Self> {
         let root: File = fs::File::open(path)?.into_parts().0;
         Ok(Self { root: root.into(), path: path.to_owned() })
+    }
+
+    /// Writes everything of its file system to the disk (syncfs). The descriptor is held since start, so that an error
+    /// of any write-back since then shows.
+    pub fn sync(&self) -> io::Result<()> {
+        Ok(rustix::fs::syncfs(&self.root)?)
+    }
+
+    /// How full its file system is, as df(1) counts: percent of what others than root may use.
+    pub fn used_percent(&self) -> io::Result<u8> {
+        let found = rustix::fs::fstatvfs(&self.root)?;
+        let used = found.f_blocks.saturating_sub(found.f_bfree);
+        let usable = used.saturating_add(found.f_bavail).max(1);
+        Ok(u8::try_from(used.saturating_mul(100).div_ceil(usable)).unwrap_or(100))
     }
 
     /// Where it is.

@@ -1,0 +1,636 @@
+//! The engine: what the daemon and the command line know of it.
+//!
+//! [`Engine::start`] surveys the spool and starts the [`super::scheduler`]; the methods are the commands. Everything that lasts is
+//! in the journal: what is here can be lost at any time, and the next start finds it again.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    io,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard},
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    sync::{Notify, mpsc, watch},
+    task::JoinHandle,
+};
+
+use super::{
+    completion::{self, Round},
+    counters::Counters,
+    evict::{EvictError, EvictionRules, Evictor},
+    looks::Looks,
+    names::OwnerNames,
+    recall::{Contents, RecallError, Recaller},
+    scheduler,
+    seal::Before,
+    status::{Rate, Status, UnitError},
+    survey,
+    tree::SpoolTree,
+    uplink::Uplink,
+    upload::{Bounds, Uploader},
+};
+use crate::{
+    chunk::ChunkParams,
+    clock::Clock,
+    ids::{RelPath, UnitId},
+    journal::{Journal, JournalError, State},
+    layout::{LayoutRules, Place, Reason},
+    spool::activity::Activity,
+};
+
+/// What the union of committed layers shows; the engine asks it for the base of a change.
+pub trait Union: Send + Sync {
+    /// At `path` from the top of the tree, as far as it is known without the network.
+    fn before(&self, path: &RelPath) -> Before;
+}
+
+/// What the configuration says about the engine.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub rules: LayoutRules,
+    pub eviction: EvictionRules,
+    /// Units in transfer at once.
+    pub max_transfers: usize,
+    /// zstd's.
+    pub compression_level: i32,
+    /// For recalls; on the spool's file system.
+    pub tmp_dir: PathBuf,
+}
+
+/// Everything that the engine works with.
+pub struct EngineParts {
+    pub journal: Arc<Journal>,
+    pub activity: Arc<Activity>,
+    /// From [`Activity::new`].
+    pub touched: mpsc::UnboundedReceiver<UnitId>,
+    pub tree: SpoolTree,
+    /// None: layers are completed, and nothing is sent.
+    pub link: Option<Arc<dyn Uplink>>,
+    pub union: Arc<dyn Union>,
+    pub contents: Arc<dyn Contents>,
+    pub clock: Arc<dyn Clock>,
+    /// Called after a layer's files were deleted, for the kernel's caches.
+    pub on_evicted: Box<dyn Fn(&UnitId) + Send + Sync>,
+    pub settings: Settings,
+}
+
+/// The running engine. Clones are the same one.
+#[derive(Clone)]
+pub struct Engine {
+    shared: Arc<Shared>,
+    scheduler: Arc<Mutex<Option<JoinHandle<()>>>>,
+}
+
+/// What the engine's tasks share.
+pub struct Shared {
+    pub journal: Arc<Journal>,
+    pub activity: Arc<Activity>,
+    pub tree: Arc<SpoolTree>,
+    pub union: Arc<dyn Union>,
+    pub contents: Arc<dyn Contents>,
+    pub clock: Arc<dyn Clock>,
+    pub rules: LayoutRules,
+    pub settings: Settings,
+    pub names: OwnerNames,
+    pub bounds: Bounds,
+    pub counters: Arc<Counters>,
+    pub on_evicted: Box<dyn Fn(&UnitId) + Send + Sync>,
+    link: Option<Arc<dyn Uplink>>,
+    /// The store's parameters while it can be reached.
+    link_up: watch::Sender<Option<ChunkParams>>,
+    /// One at a time completes units: two rounds about one unit would be in each other's way.
+    completing: Mutex<()>,
+    looks: Mutex<Looks>,
+    queue: Mutex<Queue>,
+    notes: Mutex<Notes>,
+    /// Something is to be done.
+    pub wake: Notify,
+    /// Counts changes of units' states, for those who wait.
+    progress: watch::Sender<u64>,
+    stop: watch::Sender<bool>,
+}
+
+/// Units that wait for a transfer.
+#[derive(Debug, Default)]
+pub struct Queue {
+    ready: VecDeque<UnitId>,
+    /// Ready or in transfer.
+    known: HashSet<UnitId>,
+    /// Wait until the store can be reached.
+    parked: HashSet<UnitId>,
+    /// Wait for their pause after a failure.
+    paused: Vec<(Instant, UnitId)>,
+}
+
+/// What is remembered of units, for decisions and for people. In memory only.
+#[derive(Debug, Default)]
+struct Notes {
+    /// The last change that was seen when the unit was completed: a later one opens it again.
+    judged: HashMap<UnitId, Option<Instant>>,
+    errors: HashMap<UnitId, UnitError>,
+    /// Bytes of sealed layers that aren't committed.
+    queued_bytes: HashMap<UnitId, u64>,
+    unrecognised: Vec<RelPath>,
+    sent: Rate,
+}
+
+/// What a command did with one unit.
+#[derive(Debug)]
+pub struct Done<E> {
+    pub unit: UnitId,
+    /// File bytes moved or freed.
+    pub result: Result<u64, E>,
+}
+
+/// A path that a command can't be said of.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// Stays on this host by its name.
+    #[error("{path}: is local only")]
+    LocalOnly { path: RelPath },
+    /// No unit is there.
+    #[error("{path}: no unit is there")]
+    NoUnit { path: RelPath },
+    /// Only directories become units.
+    #[error("{path}: isn't a directory")]
+    NotADirectory { path: RelPath },
+    #[error("{path}: {source}")]
+    Io { path: RelPath, source: io::Error },
+    /// The engine is stopping.
+    #[error("the engine is stopping")]
+    Stopping,
+}
+
+/// Units that weren't committed in time.
+#[derive(Debug, thiserror::Error)]
+#[error("{} units are not committed", .0.len())]
+pub struct NotInTime(pub Vec<UnitId>);
+
+impl Engine {
+    /// Starts on the current runtime. The spool is surveyed before it returns, so that it knows every unit that is there.
+    pub fn start(parts: EngineParts) -> Result<Self, EngineError> {
+        let touched = parts.touched;
+        let shared = Arc::new(Shared {
+            journal: parts.journal,
+            activity: parts.activity,
+            tree: Arc::new(parts.tree),
+            union: parts.union,
+            contents: parts.contents,
+            clock: parts.clock,
+            rules: parts.settings.rules.clone(),
+            settings: parts.settings,
+            names: OwnerNames::default(),
+            bounds: Bounds::default(),
+            counters: Arc::default(),
+            on_evicted: parts.on_evicted,
+            link: parts.link,
+            link_up: watch::Sender::new(None),
+            completing: Mutex::default(),
+            looks: Mutex::default(),
+            queue: Mutex::default(),
+            notes: Mutex::default(),
+            wake: Notify::new(),
+            progress: watch::Sender::new(0),
+            stop: watch::Sender::new(false),
+        });
+        scheduler::resume(&shared)?;
+        let task = tokio::spawn(scheduler::run(shared.clone(), touched));
+        Ok(Self { shared, scheduler: Arc::new(Mutex::new(Some(task))) })
+    }
+
+    /// The store can be reached; `params` are its.
+    pub fn link_up(&self, params: ChunkParams) {
+        self.shared.link_up.send_replace(Some(params));
+    }
+
+    /// The store can't be reached.
+    pub fn link_down(&self) {
+        self.shared.link_up.send_replace(None);
+    }
+
+    /// The journal's records were changed by others than the engine (the store lost commits): looks for work again.
+    pub fn journal_changed(&self) {
+        scheduler::enqueue_journaled(&self.shared);
+    }
+
+    /// Offloads now, without waiting for units to settle; those whose pidfiles aren't done stay running. No paths: all.
+    pub async fn offload_now(&self, paths: &[RelPath]) -> Result<Round, CommandError> {
+        let rules = LayoutRules { settle_ms: 0, ..self.shared.rules.clone() };
+        let units: Vec<UnitId> = if paths.is_empty() {
+            self.shared.looks().at(&RelPath::ROOT)
+        } else {
+            paths.iter().flat_map(|path| self.shared.looks().at(path)).collect()
+        };
+        self.shared.unpause();
+        self.work(move |shared| completion::run(shared, &units, &rules)).await
+    }
+
+    /// Completes by hand what is at or below `paths`, whatever its pidfiles say.
+    pub async fn complete(&self, paths: &[RelPath]) -> Result<Round, CommandError> {
+        let paths = paths.to_vec();
+        self.work(move |shared| {
+            let mut units = Vec::new();
+            for path in &paths {
+                units.extend(shared.units_to_complete(path)?);
+            }
+            Ok(completion::by_hand(shared, &units))
+        })
+        .await?
+    }
+
+    /// Frees committed layers at or below `paths` now.
+    pub async fn evict(&self, paths: &[RelPath]) -> Result<Vec<Done<EvictError>>, CommandError> {
+        let paths = paths.to_vec();
+        self.work(move |shared| {
+            let units = shared.journaled_at(&paths, |state| state != State::Evicted)?;
+            Ok(units.into_iter().map(|unit| Done { result: shared.evict(&unit), unit }).collect())
+        })
+        .await?
+    }
+
+    /// Brings evicted layers at or below `paths` back.
+    pub async fn recall(&self, paths: &[RelPath]) -> Result<Vec<Done<RecallError>>, CommandError> {
+        let paths = paths.to_vec();
+        self.work(move |shared| {
+            let units = shared.journaled_at(&paths, |_| true)?;
+            let is_partial = |unit: &UnitId| shared.journal.get(unit).is_some_and(|record| record.partial);
+            let units = units.into_iter().filter(is_partial);
+            Ok(units.map(|unit| Done { result: shared.recall(&unit), unit }).collect())
+        })
+        .await?
+    }
+
+    /// Waits until all complete units are committed; with paths, all units at or below them, also those that still run. Without a
+    /// results host nothing ever is, and it doesn't wait.
+    pub async fn wait(&self, paths: &[RelPath], timeout: Option<Duration>) -> Result<(), NotInTime> {
+        let mut progress = self.shared.progress.subscribe();
+        let done = async {
+            loop {
+                progress.borrow_and_update();
+                if self.shared.uncommitted(paths).is_empty() || progress.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        match timeout {
+            _ if self.shared.link.is_none() => {}
+            Some(limit) => drop(tokio::time::timeout(limit, done).await),
+            None => done.await,
+        }
+        let left = self.shared.uncommitted(paths);
+        if left.is_empty() { Ok(()) } else { Err(NotInTime(left)) }
+    }
+
+    /// Everything in figures.
+    pub fn status(&self) -> Status {
+        self.shared.status()
+    }
+
+    /// What a running unit waits for, and how long until it is looked at again.
+    pub fn reason(&self, unit: &UnitId) -> Option<(Reason, Option<Duration>)> {
+        self.shared.looks().reason(unit)
+    }
+
+    /// Why the last attempt to bring a unit further failed.
+    pub fn last_error(&self, unit: &UnitId) -> Option<UnitError> {
+        self.shared.notes().errors.get(unit).cloned()
+    }
+
+    /// Units that run, whether they have a record or not.
+    pub fn running(&self) -> Vec<UnitId> {
+        self.shared.looks().at(&RelPath::ROOT)
+    }
+
+    /// Stops: what is on the way is dropped and begins again with the next start. A panic of the engine goes on here.
+    pub async fn stop(&self) {
+        self.shared.stop.send_replace(true);
+        let task = self.scheduler.lock().expect("no code panics under this lock").take();
+        let Some(task) = task else { return };
+        if let Err(error) = task.await
+            && let Ok(panic) = error.try_into_panic()
+        {
+            std::panic::resume_unwind(panic);
+        }
+    }
+
+    /// Whether the scheduler has ended, which it does by itself only when it panicked.
+    pub fn has_ended(&self) -> bool {
+        let task = self.scheduler.lock().expect("no code panics under this lock");
+        task.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    async fn work<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Arc<Shared>) -> T + Send + 'static,
+    ) -> Result<T, CommandError> {
+        let shared = self.shared.clone();
+        let done = tokio::task::spawn_blocking(move || work(&shared)).await;
+        self.shared.wake.notify_one();
+        done.map_err(|error| match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_cancelled) => CommandError::Stopping,
+        })
+    }
+}
+
+/// The engine can't start.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    #[error("the spool can't be read: {0}")]
+    Spool(io::Error),
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+}
+
+/// The tables, each under its own short lock.
+impl Shared {
+    pub fn looks(&self) -> MutexGuard<'_, Looks> {
+        self.looks.lock().expect("no code panics under this lock")
+    }
+
+    pub fn completion_turn(&self) -> MutexGuard<'_, ()> {
+        self.completing.lock().expect("a panic in a round ends the engine")
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().expect("no code panics under this lock")
+    }
+
+    fn notes(&self) -> MutexGuard<'_, Notes> {
+        self.notes.lock().expect("no code panics under this lock")
+    }
+
+    pub fn link_changes(&self) -> watch::Receiver<Option<ChunkParams>> {
+        self.link_up.subscribe()
+    }
+
+    pub fn stops(&self) -> watch::Receiver<bool> {
+        self.stop.subscribe()
+    }
+
+    /// What sends layers, while the store can be reached.
+    pub fn uploader(&self) -> Option<Uploader> {
+        let params = (*self.link_up.borrow())?;
+        Some(Uploader {
+            link: self.link.clone()?,
+            tree: self.tree.clone(),
+            params,
+            level: self.settings.compression_level,
+            bounds: self.bounds.clone(),
+            counters: self.counters.clone(),
+        })
+    }
+
+    /// A unit's state has changed.
+    pub fn progressed(&self) {
+        self.progress.send_modify(|count| *count += 1);
+    }
+
+    /// Opens the next generation of a unit that was changed after it was judged.
+    pub fn reopen(&self, unit: &UnitId) -> Result<(), JournalError> {
+        self.journal.touch(unit)?;
+        self.looks().changed(unit, Duration::from_millis(self.rules.settle_ms));
+        self.progressed();
+        Ok(())
+    }
+
+    pub fn note_judged(&self, unit: &UnitId, changed: Option<Instant>) {
+        self.notes().judged.insert(unit.clone(), changed);
+        self.progressed();
+    }
+
+    /// Whether the unit was changed later than it was judged complete.
+    pub fn is_changed_since_judged(&self, unit: &UnitId) -> bool {
+        let changed = super::observe::work_of(&self.tree, &self.activity, unit).changed;
+        match self.notes().judged.get(unit) {
+            Some(judged) => changed > *judged,
+            None => changed.is_some(),
+        }
+    }
+
+    pub fn note_error(&self, unit: &UnitId, text: &str) {
+        let error = UnitError { unit: unit.clone(), text: text.to_owned(), time_ms: self.clock.now_ms() };
+        self.notes().errors.insert(unit.clone(), error);
+        self.journal.note_error(unit, Some(text.to_owned()));
+    }
+
+    pub fn note_queued(&self, unit: &UnitId, bytes: u64) {
+        self.notes().queued_bytes.insert(unit.clone(), bytes);
+    }
+
+    /// It is committed, or has a new generation: nothing of the old one is worth remembering.
+    pub fn note_settled(&self, unit: &UnitId) {
+        let mut notes = self.notes();
+        notes.errors.remove(unit);
+        notes.queued_bytes.remove(unit);
+        notes.sent.note(self.counters.bytes_sent.get());
+    }
+
+    pub fn note_unrecognised(&self, tops: Vec<RelPath>) {
+        self.notes().unrecognised = tops;
+    }
+
+    fn status(&self) -> Status {
+        let counts = self.journal.counts();
+        let (running, queued, parked) = {
+            let queue = self.queue();
+            (self.looks().len(), queue.known.len(), queue.parked.len())
+        };
+        let mut notes = self.notes();
+        notes.sent.note(self.counters.bytes_sent.get());
+        let mut errors: Vec<_> = notes.errors.values().cloned().collect();
+        errors.sort_by_key(|error| std::cmp::Reverse(error.time_ms));
+        Status {
+            running,
+            complete: counts.of(State::Complete),
+            sealed: counts.of(State::Sealed),
+            committed: counts.of(State::Committed),
+            evicted: counts.of(State::Evicted),
+            in_transfer_or_ready: queued,
+            awaiting_link: parked,
+            queued_bytes: notes.queued_bytes.values().sum(),
+            sent_bytes_per_s: notes.sent.per_second(),
+            is_connected: self.link_up.borrow().is_some(),
+            has_link: self.link.is_some(),
+            counters: self.counters.read(),
+            errors,
+            unrecognised: notes.unrecognised.clone(),
+        }
+    }
+}
+
+/// The queue of transfers. A unit is in it at most once.
+impl Shared {
+    /// A complete or sealed unit wants to go on. Without a results host nothing does.
+    pub fn enqueue(&self, unit: &UnitId) {
+        if self.link.is_none() {
+            return;
+        }
+        let mut queue = self.queue();
+        queue.parked.remove(unit);
+        if queue.known.insert(unit.clone()) {
+            queue.ready.push_back(unit.clone());
+        }
+        drop(queue);
+        self.wake.notify_one();
+    }
+
+    /// The next unit to be transferred; it stays known until [`Shared::dequeue`].
+    pub fn next_ready(&self) -> Option<UnitId> {
+        self.queue().ready.pop_front()
+    }
+
+    /// Its transfer has ended.
+    pub fn dequeue(&self, unit: &UnitId) {
+        self.queue().known.remove(unit);
+    }
+
+    pub fn park(&self, unit: UnitId) {
+        self.queue().parked.insert(unit);
+    }
+
+    /// The store can be reached: everything that waited for it goes on.
+    pub fn unpark(&self) {
+        let parked: Vec<UnitId> = self.queue().parked.drain().collect();
+        parked.iter().for_each(|unit| self.enqueue(unit));
+    }
+
+    pub fn pause(&self, unit: UnitId, until: Instant) {
+        self.queue().paused.push((until, unit));
+    }
+
+    /// When the first pause ends.
+    pub fn next_pause_end(&self) -> Option<Instant> {
+        self.queue().paused.iter().map(|(until, _)| *until).min()
+    }
+
+    /// Those whose pause is over go on.
+    pub fn end_pauses(&self, now: Instant) {
+        let mut over = Vec::new();
+        self.queue().paused.retain(|(until, unit)| {
+            let stays = *until > now;
+            if !stays {
+                over.push(unit.clone());
+            }
+            stays
+        });
+        over.iter().for_each(|unit| self.enqueue(unit));
+    }
+
+    fn unpause(&self) {
+        let paused = std::mem::take(&mut self.queue().paused);
+        paused.iter().for_each(|(_, unit)| self.enqueue(unit));
+    }
+}
+
+/// What the commands work on.
+impl Shared {
+    /// The units that "complete" of `path` means. An unrecognised directory becomes one.
+    fn units_to_complete(&self, path: &RelPath) -> Result<Vec<UnitId>, CommandError> {
+        let fail = |source| CommandError::Io { path: path.clone(), source };
+        let found = self.tree.stat(path).map_err(fail)?;
+        let (is_there, is_dir) = (found.is_some(), found.is_some_and(|found| found.is_dir()));
+        match survey::place(path, is_dir, &self.tree, &self.journal, &self.rules) {
+            Place::LocalOnly => Err(CommandError::LocalOnly { path: path.clone() }),
+            Place::Unrecognised { top } if &top == path && is_dir => Ok(vec![UnitId::tree(top)]),
+            Place::Unrecognised { .. } if !is_dir => Err(CommandError::NotADirectory { path: path.clone() }),
+            Place::Unrecognised { .. } => Err(CommandError::NoUnit { path: path.clone() }),
+            Place::Unit { .. } if !is_there => Err(CommandError::NoUnit { path: path.clone() }),
+            Place::Unit { unit } => Ok(vec![unit]),
+            Place::Root | Place::Container { .. } => {
+                let units = self.looks().at(path);
+                if units.is_empty() { Err(CommandError::NoUnit { path: path.clone() }) } else { Ok(units) }
+            }
+        }
+    }
+
+    /// Journaled units at or below `paths`, or that hold them.
+    fn journaled_at(
+        &self,
+        paths: &[RelPath],
+        wanted: impl Fn(State) -> bool,
+    ) -> Result<Vec<UnitId>, CommandError> {
+        let mut units = Vec::new();
+        for path in paths {
+            let found: Vec<UnitId> =
+                self.records_at(path).into_iter().filter(|r| wanted(r.1)).map(|r| r.0).collect();
+            if found.is_empty() {
+                return Err(CommandError::NoUnit { path: path.clone() });
+            }
+            units.extend(found);
+        }
+        units.sort();
+        units.dedup();
+        Ok(units)
+    }
+
+    fn records_at(&self, path: &RelPath) -> Vec<(UnitId, State)> {
+        let top = path.first(path.depth().min(1));
+        let near = self.journal.units_below(&top).into_iter();
+        near.filter(|r| r.unit.root.is_below(path) || r.unit.holds(path)).map(|r| (r.unit, r.state)).collect()
+    }
+
+    fn uncommitted(&self, paths: &[RelPath]) -> Vec<UnitId> {
+        let waits = |state| matches!(state, State::Complete | State::Sealed);
+        if paths.is_empty() {
+            let counts = self.journal.counts();
+            if counts.of(State::Complete) + counts.of(State::Sealed) == 0 {
+                return Vec::new();
+            }
+            let states = [State::Complete, State::Sealed].into_iter();
+            return states.flat_map(|state| self.journal.by_state(state)).map(|r| r.unit).collect();
+        }
+        let mut units: Vec<UnitId> = Vec::new();
+        for path in paths {
+            let records = self.records_at(path);
+            units.extend(records.into_iter().filter(|r| waits(r.1) || r.1 == State::Running).map(|r| r.0));
+            units.extend(self.looks().at(path));
+        }
+        units.sort();
+        units.dedup();
+        units
+    }
+
+    fn evictor(&self) -> Evictor<'_> {
+        Evictor { spool: &self.tree, journal: &self.journal, activity: &self.activity }
+    }
+
+    /// Deletes what an eviction that was cut off has left.
+    pub fn finish_eviction(&self, unit: &UnitId) -> io::Result<()> {
+        let evictor = self.evictor();
+        if evictor.has_leftovers(unit)? {
+            tracing::info!(%unit, "eviction goes on where it was cut off");
+            evictor.delete(unit)?;
+        }
+        Ok(())
+    }
+
+    /// Frees a committed layer; says how many file bytes that were.
+    pub fn evict(&self, unit: &UnitId) -> Result<u64, EvictError> {
+        let bytes = self.evictor().evict(unit)?;
+        (self.on_evicted)(unit);
+        self.counters.layers_evicted.one();
+        self.counters.bytes_evicted.add(bytes);
+        self.notes().judged.remove(unit);
+        self.activity.forget_idle(unit);
+        tracing::info!(%unit, bytes, "evicted");
+        Ok(bytes)
+    }
+
+    fn recall(&self, unit: &UnitId) -> Result<u64, RecallError> {
+        let recaller = Recaller {
+            spool: &self.tree,
+            journal: &self.journal,
+            activity: &self.activity,
+            contents: &*self.contents,
+            tmp_dir: &self.settings.tmp_dir,
+        };
+        let bytes = recaller.recall(unit)?;
+        self.counters.layers_recalled.one();
+        self.counters.bytes_recalled.add(bytes);
+        tracing::info!(%unit, bytes, "recalled");
+        Ok(bytes)
+    }
+}
