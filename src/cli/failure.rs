@@ -41,7 +41,8 @@ impl Failure {
 
     /// The configuration can't be used. Its text has file, line and mend already.
     pub fn from_config(error: crate::config::ConfigError) -> Self {
-        Self::new(error)
+        let hint = error.hint();
+        Self::new(error).hint(hint)
     }
 
     /// The daemon could not be asked, or said no.

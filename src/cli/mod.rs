@@ -18,7 +18,10 @@ use self::{
     args::{Cli, Command, DemoArgs, GenerateArgs},
     failure::{Failure, Outcome},
 };
-use crate::{config::Config, demo};
+use crate::{
+    config::{self, Config},
+    demo,
+};
 
 /// Runs the command that `argv` is. The name by which the program was called counts: `mount.fuse.resultsfs` and `fsck.resultsfs`
 /// are `mount` and `verify`.
@@ -98,9 +101,17 @@ fn load_config(cli: &Cli) -> Result<Config, Failure> {
 }
 
 fn show_config(cli: &Cli, explain: bool) -> Outcome {
-    let config = load_config(cli)?;
-    print!("{}", crate::config::explain::render(&config, explain, cli.json));
-    Ok(0)
+    let examined = config::examine(cli.config.as_deref(), &config::Surroundings::of_this_machine())
+        .map_err(Failure::from_config)?;
+    match (cli.json, explain) {
+        (true, _) => print!("{}", config::json(&examined)),
+        (_, true) => print!("{}", config::text(&examined)),
+        _ => print!("{}", config::settings_text(&examined)),
+    }
+    if !explain && !cli.json {
+        examined.findings.iter().for_each(|f| eprint!("{}", config::finding_text(f)));
+    }
+    Ok(u8::from(examined.config().is_none()))
 }
 
 fn run_demo(cli: &Cli, args: &DemoArgs) -> Outcome {

@@ -65,6 +65,11 @@ fn from_daemon(error: daemon::DaemonError) -> Failure {
     }
 }
 
+/// Whether the store is served on this machine.
+fn is_results_host(config: &Config) -> bool {
+    std::os::unix::net::UnixStream::connect(&config.serve_socket).is_ok()
+}
+
 struct Options {
     read_only: bool,
     passthrough: Passthrough,
@@ -102,7 +107,7 @@ fn load(cli: &Cli, args: &MountArgs, options: &Options) -> Result<Config, Failur
 fn mountpoint(args: &MountArgs, config: &Config) -> Result<PathBuf, Failure> {
     let path = match &args.places[..] {
         [.., mountpoint] => mountpoint.clone(),
-        [] => config.mountpoint_default(),
+        [] => config.mountpoint_default(is_results_host(config)),
     };
     std::path::absolute(&path).map_err(|e| Failure::usage(format!("{}: {e}", path.display())))
 }
@@ -123,7 +128,7 @@ fn already_served(config: &Config, mountpoint: &Path) -> Result<Option<u8>, Fail
     }
     Err(Failure::new(format!(
         "the daemon of state directory {} has its mount at {serving}",
-        config.state_dir().display()
+        config.state_dir.display()
     ))
     .hint("unmount that first, or give this mount a state_dir of its own"))
 }
@@ -132,7 +137,7 @@ fn start_in_background(options: &DaemonOptions) -> Outcome {
     let log = open_log(&options.config)?;
     let exe = std::env::current_exe().map_err(|e| Failure::new(format!("can't find this program: {e}")))?;
     let mut command = Command::new(exe);
-    command.arg("--config").arg(options.config.path()).args(["mount", "--background-child"]);
+    command.arg("--config").arg(&options.config.files[0]).args(["mount", "--background-child"]);
     if options.read_only {
         command.args(["-o", "ro"]);
     }
@@ -169,7 +174,7 @@ fn await_ready(child: &mut Child, config: &Config) -> Outcome {
 }
 
 fn log_path(config: &Config) -> PathBuf {
-    config.state_dir().join("daemon.log")
+    config.state_dir.join("daemon.log")
 }
 
 fn open_log(config: &Config) -> Result<File, Failure> {
@@ -222,7 +227,7 @@ fn find_mount(cli: &Cli, args: &UmountArgs) -> Result<(Config, PathBuf), Failure
     let wanted = args.mountpoint.as_ref().and_then(|m| std::path::absolute(m).ok());
     let source = wanted.as_deref().and_then(source_of_mount);
     let config = Config::load(cli.config.as_deref().or(source.as_deref())).map_err(Failure::from_config)?;
-    let mountpoint = wanted.unwrap_or_else(|| config.mountpoint_default());
+    let mountpoint = wanted.unwrap_or_else(|| config.mountpoint_default(is_results_host(&config)));
     Ok((config, mountpoint))
 }
 

@@ -15,8 +15,8 @@ pub fn serve(cli: &Cli, args: &ServeArgs) -> Outcome {
     }
     let config = load_config(cli)?;
     let options = server::ServeOptions {
-        store_dir: config.store_dir().to_owned(),
-        socket: config.serve_socket().to_owned(),
+        store_dir: config.store_dir.clone(),
+        socket: config.serve_socket.clone(),
         settings: config.fingerprint(),
     };
     let identity = server::Identity { pinned_name: args.drone.clone(), may_delete };

@@ -27,7 +27,7 @@ use std::{
 };
 
 pub use check::{Examined, Setting, Source, examine};
-pub use explain::{json, settings_text, text};
+pub use explain::{finding_text, json, settings_text, text};
 pub use finding::{ConfigError, Finding, Place, Severity};
 pub use raw::{RawConfig, Surroundings};
 

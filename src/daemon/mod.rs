@@ -33,11 +33,11 @@ use tracing::{error, info, warn};
 use crate::{
     cache::Cache,
     clock::SystemClock,
-    config::{Config, ResultsHost},
+    config::{self, Config, ResultsHost},
     fs::{Fs, FsParts, view::View},
     fuse::{self, MountOptions, Mounted, Passthrough},
     journal::{Journal, JournalError},
-    layout::LayoutRules,
+    layout::{self, LayoutRules},
     offload::{Engine, EngineParts},
     spool::{Spool, activity::Activity},
     transport::Target,
@@ -126,12 +126,12 @@ pub fn notify_systemd() {
 /// Makes the state directory, readable for its owner only.
 pub fn make_state_dir(config: &Config) -> Result<(), DaemonError> {
     use std::os::unix::fs::DirBuilderExt;
-    let dir = config.state_dir();
+    let dir = &config.state_dir;
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(dir)
-        .map_err(|source| DaemonError::Path { what: "can't make the state directory", path: dir.to_owned(), source })
+        .map_err(|source| DaemonError::Path { what: "can't make the state directory", path: dir.clone(), source })
 }
 
 async fn serve(options: DaemonOptions, ready: impl FnOnce()) -> Result<(), DaemonError> {
@@ -168,16 +168,16 @@ fn start(options: DaemonOptions) -> Result<(Arc<Host>, Mounted, mpsc::UnboundedR
         let path = path.to_owned();
         move |source| DaemonError::Path { what, path, source }
     };
-    let journal = Journal::open(config.state_dir(), Arc::new(SystemClock))?;
-    let spool = Arc::new(Spool::open(config.spool_dir()).map_err(path_error("can't open the spool", config.spool_dir()))?);
-    let cache_dir = config.state_dir().join("cache");
-    let cache = Cache::open(&cache_dir, config.cache_max_bytes()).map_err(path_error("can't open the cache", &cache_dir))?;
+    let journal = Journal::open(&config.state_dir, Arc::new(SystemClock))?;
+    let spool = Spool::open(&config.spool_dir)?;
+    let cache_dir = config.state_dir.join("cache");
+    let cache = Cache::open(&cache_dir, config.cache_max_mib << 20).map_err(path_error("can't open the cache", &cache_dir))?;
     let view = Arc::new(View::new(journal.clone(), cache.clone()));
     let (activity, touched) = Activity::new();
-    let rules = config.layout_rules();
+    let rules = layout_rules(&config);
     let (link_events, events) = mpsc::unbounded_channel();
     let link = target(&config).map(|target| {
-        let hello = source::hello(journal.clone(), config.host_name().to_owned(), config.fingerprint());
+        let hello = source::hello(journal.clone(), config.host_name.clone(), config.fingerprint());
         Link::start(target, hello, link_events)
     });
     if let Some(link) = &link {
@@ -190,10 +190,10 @@ fn start(options: DaemonOptions) -> Result<(Arc<Host>, Mounted, mpsc::UnboundedR
         view: view.clone(),
         cache: cache.clone(),
         rules: rules.clone(),
-        state_dir: config.state_dir().to_owned(),
+        state_dir: config.state_dir.clone(),
     }));
     let mount_options = MountOptions {
-        source: config.path().display().to_string(),
+        source: source(&config),
         read_only,
         passthrough,
     };
@@ -206,26 +206,44 @@ fn start(options: DaemonOptions) -> Result<(Arc<Host>, Mounted, mpsc::UnboundedR
         link: link.clone(),
         view: view.clone(),
         cache: cache.clone(),
-        settings: config.engine_settings(),
+        settings: engine_settings(&config),
     });
     let data_path = mounted.data_path();
     let host = Host { config, mountpoint, journal, spool, activity, cache, view, fs, rules, link, engine, data_path };
     Ok((Arc::new(host), mounted, events))
 }
 
+/// The mount's source in mountinfo: its configuration file, from which `umount` finds the daemon.
+fn source(config: &Config) -> String {
+    config.files.first().map_or_else(|| "resultsfs".to_owned(), |f| f.display().to_string())
+}
+
+fn layout_rules(config: &Config) -> LayoutRules {
+    LayoutRules {
+        local_only: config.local_only.clone(),
+        complete_on: match config.complete_on {
+            config::CompleteOn::Archiver => layout::CompleteOn::Archiver,
+            config::CompleteOn::Parser => layout::CompleteOn::Parser,
+            config::CompleteOn::Autoserv => layout::CompleteOn::Autoserv,
+        },
+        settle_ms: config.settle_seconds * 1000,
+        lost_ms: config.lost_hours * 3_600_000,
+    }
+}
+
 /// Where this host's layers go: nowhere, to the store on this machine, or to the results host by ssh.
 fn target(config: &Config) -> Option<Target> {
-    let socket = config.serve_socket();
-    match config.results_host() {
+    let socket = &config.serve_socket;
+    match &config.results_host {
         ResultsHost::None => None,
         ResultsHost::Host { .. } if std::os::unix::net::UnixStream::connect(socket).is_ok() => {
-            Some(Target::Unix(socket.to_owned()))
+            Some(Target::Unix(socket.clone()))
         }
         ResultsHost::Host { host, user } => Some(Target::Ssh {
-            command: config.ssh_command().to_vec(),
+            command: config.ssh_command.clone(),
             user: user.clone(),
             host: host.clone(),
-            remote_command: config.remote_command().to_vec(),
+            remote_command: config.remote_command.clone(),
         }),
     }
 }
