@@ -115,7 +115,8 @@ pub fn check(mut raw: RawConfig, machine: Option<&str>) -> Examined {
     reader.unknown_keys();
     reader.unknown_hosts(&config);
     reader.section_names();
-    let Reader { settings, mut findings, .. } = reader;
+    let Reader { mut settings, mut findings, .. } = reader;
+    settings.sort_by_key(|s| [SCHEDULER, COMMON, RESULTSFS].iter().position(|name| *name == s.section));
     findings.sort_by_key(|f| (std::cmp::Reverse(f.severity), order(&raw.files, f)));
     let good = findings.iter().all(|f| f.severity == Severity::Warning);
     config.warnings.clone_from(&findings);
@@ -222,9 +223,14 @@ impl Reader<'_> {
         (!text.is_empty()).then(|| Found { text: text.to_owned(), place: value.place })
     }
 
-    fn note(&mut self, section: &'static str, key: &str, value: impl Into<String>, found: Option<&Found>) {
+    /// Enters a setting; a wrong one as it is written. A host can be named twice, and its special variables then come twice.
+    fn note(&mut self, section: &'static str, key: &str, value: Option<String>, found: Option<&Found>) {
+        if self.settings.iter().any(|s| s.section == section && s.key == key) {
+            return;
+        }
+        let value = value.or_else(|| found.map(|f| f.text.clone())).unwrap_or_default();
         let source = found.map_or(Source::Default, |f| Source::File(f.place.clone()));
-        self.settings.push(Setting { section, key: key.to_owned(), value: value.into(), source });
+        self.settings.push(Setting { section, key: key.to_owned(), value, source });
     }
 
     fn error(&mut self, code: &'static str, place: &Place, message: String, mend: impl Into<String>) {
@@ -237,39 +243,44 @@ impl Reader<'_> {
 
     fn number(&mut self, section: &'static str, key: &str, default: u64, range: RangeInclusive<u64>) -> u64 {
         let found = self.found(section, key);
-        let mut value = default;
-        if let Some(found) = &found {
-            match raw::integer(&found.text) {
-                Some(n) => match u64::try_from(n).ok().filter(|n| range.contains(n)) {
-                    Some(n) => value = n,
-                    None => {
-                        let message = format!("`{key}` is {n}, which is out of its limits");
-                        let mend = format!("give a number from {} to {}", range.start(), range.end());
-                        self.error("out-of-range", &found.place, message, mend);
-                    }
-                },
-                None => {
-                    let message = format!("`{key}` is to be a whole number and is {}", shown(&found.text));
-                    self.error("not-a-number", &found.place, message, mend_number(key, &found.text));
-                }
-            }
+        let value = match &found {
+            None => Some(default),
+            Some(found) => self.checked_number(key, found, &range),
+        };
+        self.note(section, key, value.map(|n| n.to_string()), found.as_ref());
+        value.unwrap_or(default)
+    }
+
+    fn checked_number(&mut self, key: &str, found: &Found, range: &RangeInclusive<u64>) -> Option<u64> {
+        let Some(n) = raw::integer(&found.text) else {
+            let message = format!("`{key}` is to be a whole number and is {}", shown(&found.text));
+            self.error("not-a-number", &found.place, message, mend_number(key, &found.text));
+            return None;
+        };
+        let good = u64::try_from(n).ok().filter(|n| range.contains(n));
+        if good.is_none() {
+            let message = format!("`{key}` is {n}, which is out of its limits");
+            let mend = format!("give a number from {} to {}", range.start(), range.end());
+            self.error("out-of-range", &found.place, message, mend);
         }
-        self.note(section, key, value.to_string(), found.as_ref());
-        value
+        good
     }
 
     fn optional_path(&mut self, section: &'static str, key: &str) -> Option<PathBuf> {
         let found = self.found(section, key);
         let path = found.as_ref().and_then(|f| self.checked_path(key, f));
-        self.note(section, key, path_text(path.as_deref()), found.as_ref());
+        self.note(section, key, path.as_deref().map(path_text), found.as_ref());
         path
     }
 
     fn path(&mut self, section: &'static str, key: &str, default: PathBuf) -> PathBuf {
         let found = self.found(section, key);
-        let path = found.as_ref().and_then(|f| self.checked_path(key, f)).unwrap_or(default);
-        self.note(section, key, path_text(Some(&path)), found.as_ref());
-        path
+        let path = match &found {
+            None => Some(default.clone()),
+            Some(found) => self.checked_path(key, found),
+        };
+        self.note(section, key, path.as_deref().map(path_text), found.as_ref());
+        path.unwrap_or(default)
     }
 
     fn checked_path(&mut self, key: &str, found: &Found) -> Option<PathBuf> {
@@ -289,7 +300,7 @@ impl Reader<'_> {
     fn host(&mut self, section: &'static str, key: &str) -> Option<Found> {
         let found = self.found(section, key);
         let good = found.clone().filter(|f| self.checked_host(key, f));
-        self.note(section, key, good.as_ref().map_or("", |f| &f.text), found.as_ref());
+        self.note(section, key, None, found.as_ref());
         good
     }
 
@@ -303,7 +314,7 @@ impl Reader<'_> {
     fn other_host(&mut self, key: &str) -> Option<String> {
         let found = self.found(SCHEDULER, key);
         let host = found.clone().filter(|f| self.doubtful_host(key, f)).map(|f| f.text);
-        self.note(SCHEDULER, key, host.as_deref().unwrap_or_default(), found.as_ref());
+        self.note(SCHEDULER, key, None, found.as_ref());
         host
     }
 
@@ -325,7 +336,7 @@ impl Reader<'_> {
             }
             drones.push(host.to_owned());
         }
-        self.note(SCHEDULER, "drones", drones.join(", "), found.as_ref());
+        self.note(SCHEDULER, "drones", Some(drones.join(", ")), found.as_ref());
         drones.into_iter().map(|host| self.drone(host)).collect()
     }
 
@@ -334,7 +345,7 @@ impl Reader<'_> {
         let key = special(&host, "_disabled");
         let disabled = self.found(SCHEDULER, &key);
         if let Some(found) = &disabled {
-            self.note(SCHEDULER, &key, found.text.clone(), Some(found));
+            self.note(SCHEDULER, &key, None, Some(found));
             if !raw::truth(&found.text) || ["0", "no", "off"].contains(&&*found.text.to_ascii_lowercase()) {
                 let message =
                     format!("`{key}` is {}, and that disables {host}: any text does", shown(&found.text));
@@ -354,14 +365,13 @@ impl Reader<'_> {
     fn user(&mut self, host: &str, used: bool) -> Option<String> {
         let key = special(host, "_username");
         let found = self.found(SCHEDULER, &key)?;
-        if self.settings.iter().all(|s| s.section != SCHEDULER || s.key != key) {
-            self.note(SCHEDULER, &key, found.text.clone(), Some(&found));
-        }
+        self.note(SCHEDULER, &key, None, Some(&found));
         let Err((message, mend)) = user_name(&key, &found.text) else { return Some(found.text) };
         let mut finding = Finding::error("bad-user", Some(found.place), message, mend);
         if !used {
             finding.severity = Severity::Warning;
         }
+        // A results host that is a drone too was looked at before, with less weight.
         self.findings.retain(|f| f.code != finding.code || f.place != finding.place);
         self.findings.push(finding);
         None
@@ -379,14 +389,19 @@ impl Reader<'_> {
             None => ResultsHost::None,
             Some(host) => ResultsHost::Host { user: self.user(&host, true), host },
         };
-        self.note(RESULTSFS, key, found.as_ref().map_or("localhost", |f| &f.text), found.as_ref());
+        self.note(
+            RESULTSFS,
+            key,
+            Some(found.as_ref().map_or("localhost", |f| &f.text).to_owned()),
+            found.as_ref(),
+        );
         result
     }
 
     fn host_name(&mut self, machine: Option<&str>) -> String {
         let key = "host_name";
         if let Some(found) = self.found(RESULTSFS, key) {
-            self.note(RESULTSFS, key, found.text.clone(), Some(&found));
+            self.note(RESULTSFS, key, None, Some(&found));
             self.checked_host(key, &found);
             self.not_localhost(&found.text, Some(found.place));
             return found.text;
@@ -440,7 +455,7 @@ impl Reader<'_> {
                 }
             }
         }
-        let text = found.as_ref().map_or(default, |f| &f.text).to_owned();
+        let text = found.is_none().then(|| default.to_owned());
         self.note(RESULTSFS, key, text, found.as_ref());
         words
     }
@@ -448,18 +463,17 @@ impl Reader<'_> {
     fn complete_on(&mut self) -> CompleteOn {
         let key = "complete_on";
         let found = self.found(RESULTSFS, key);
-        let mut value = CompleteOn::Archiver;
-        if let Some(found) = &found {
-            match found.text.parse() {
-                Ok(parsed) => value = parsed,
-                Err(()) => {
-                    let message = format!("`{key}` is {}, which isn't known", shown(&found.text));
-                    let mend = mend_text(&found.text).unwrap_or("write archiver, parser or autoserv");
-                    self.error("not-known", &found.place, message, mend);
-                }
-            }
+        let value = match &found {
+            None => Some(CompleteOn::Archiver),
+            Some(found) => found.text.parse().ok(),
+        };
+        if let (None, Some(found)) = (value, &found) {
+            let message = format!("`{key}` is {}, which isn't known", shown(&found.text));
+            let mend = mend_text(&found.text).unwrap_or("write archiver, parser or autoserv");
+            self.error("not-known", &found.place, message, mend);
         }
-        self.note(RESULTSFS, key, value.word(), found.as_ref());
+        self.note(RESULTSFS, key, value.map(|v| v.word().to_owned()), found.as_ref());
+        let value = value.unwrap_or(CompleteOn::Archiver);
         if value == CompleteOn::Archiver && self.archiving_is_off() {
             let finding = Finding::warning(
                 "archiving-is-off",
@@ -498,7 +512,7 @@ impl Reader<'_> {
                 _ => names.push(name.to_owned()),
             }
         }
-        self.note(RESULTSFS, key, names.join(", "), found.as_ref());
+        self.note(RESULTSFS, key, Some(names.join(", ")), found.as_ref());
         names
     }
 
@@ -711,8 +725,8 @@ fn is_localhost(host: &str) -> bool {
     host.eq_ignore_ascii_case("localhost")
 }
 
-fn path_text(path: Option<&Path>) -> String {
-    path.map(|p| p.display().to_string()).unwrap_or_default()
+fn path_text(path: &Path) -> String {
+    path.display().to_string()
 }
 
 fn is_quoted(text: &str) -> bool {
@@ -736,7 +750,9 @@ fn visible(c: char) -> Vec<char> {
 /// Mistakes that any value can have.
 fn mend_text(text: &str) -> Option<&'static str> {
     if text.contains('\n') {
-        Some("begin the line below it in the first column: an indented line belongs to the value above")
+        Some(
+            "begin the line below it in the first column, or remove it: an indented line belongs to the value above",
+        )
     } else if text.ends_with("**") {
         Some("remove the `**`: in the manual it marks the line and is no part of the value")
     } else if is_quoted(text) {

@@ -104,11 +104,11 @@ pub enum ConfigError {
         looked: Vec<PathBuf>,
     },
     /// The file is there and can't be read. (Autotest would go on with an empty configuration.)
-    #[error("{} can't be read: {source}", .path.display())]
+    #[error("{source}")]
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// What the system says; names the file too.
         source: io::Error,
     },
     /// It was read and is wrong.

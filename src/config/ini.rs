@@ -170,10 +170,10 @@ impl Scan {
                 let message =
                     "a byte order mark (U+FEFF) stands before the first character, and Autotest stops there";
                 let mend = format!(
-                    "save it as UTF-8 without a mark, or: sed -i '1s/^...//' {}",
+                    r"save it as UTF-8 without a mark: sed -i '1s/^\xef\xbb\xbf//' {}",
                     self.file.display()
                 );
-                self.error("byte-order-mark", 1, message, mend.replace("^...", "^\\xef\\xbb\\xbf"));
+                self.error("byte-order-mark", 1, message, mend);
                 rest
             }
             None => bytes,
@@ -194,6 +194,11 @@ impl Scan {
             return self.continuation(line, trimmed);
         }
         if let Some(name) = header(text) {
+            return self.header(name);
+        }
+        if let Some(name) = header(trimmed) {
+            let message = format!("the header [{name}] is indented, and Autotest stops there");
+            self.error("indented-section", line, message, "begin it in the first column");
             return self.header(name);
         }
         if self.section.is_none() {
@@ -263,9 +268,10 @@ impl Scan {
             return;
         }
         let message = "this line stands before any [SECTION], and Autotest stops there";
-        let mend = match trimmed.starts_with(['#', ';']) {
-            true => "begin the comment in the first column",
-            false => "put the section's header, such as [SCHEDULER], above it",
+        let mend = match trimmed.chars().next() {
+            Some('#' | ';') => "begin the comment in the first column",
+            Some('[') => "it looks like a header without its `]`: close the bracket",
+            _ => "put the section's header, such as [SCHEDULER], above it",
         };
         self.error("no-section", line, message, mend);
     }

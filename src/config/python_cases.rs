@@ -99,8 +99,8 @@ fn compare_error(name: &str, raw: &RawConfig, case: &Value) {
     let first = raw.findings.iter().find(|f| f.is_error()).unwrap_or_else(|| panic!("{name} has no error"));
     let place = first.place.as_ref().unwrap_or_else(|| panic!("{name}: {first}"));
     let codes: &[&str] = match case["error"].as_str() {
-        Some("MissingSectionHeaderError") => &["no-section", "byte-order-mark"],
-        Some("ParsingError") => &["not-an-option", "indented-key"],
+        Some("MissingSectionHeaderError") => &["no-section", "byte-order-mark", "indented-section"],
+        Some("ParsingError") => &["not-an-option", "indented-key", "indented-section"],
         Some("InterpolationMissingOptionError" | "InterpolationDepthError" | "TypeError") => {
             &["interpolation"]
         }
