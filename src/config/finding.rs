@@ -1,5 +1,5 @@
-//! What is wrong with a configuration: findings with stable codes, each with its place and the mend; and the error that ends a
-//! start. A finding never quotes a whole line: a shadow file holds passwords.
+//! What is wrong with a configuration: findings with stable codes, each with its place and the mend; and the
+//! error that ends a start. A finding never quotes a whole line: a shadow file holds passwords.
 
 use std::{
     fmt, io,

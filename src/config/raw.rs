@@ -1,5 +1,5 @@
-//! global_config.ini with shadow_config.ini on top, as Autotest's `client/shared/settings.py` merges them: still text, nothing
-//! checked. Where the files are is here too.
+//! global_config.ini with shadow_config.ini on top, as Autotest's `client/shared/settings.py` merges them:
+//! still text, nothing checked. Where the files are is here too.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -43,7 +43,8 @@ impl Surroundings {
         }
     }
 
-    /// The main file: the one named, or the first that exists. A directory stands for the `global_config.ini` in it.
+    /// The main file: the one named, or the first that exists. A directory stands for the `global_config.ini`
+    /// in it.
     pub fn find(&self, explicit: Option<&Path>) -> Result<PathBuf, ConfigError> {
         let places = match explicit {
             Some(path) if path.is_dir() => vec![path.join(GLOBAL)],
@@ -108,8 +109,8 @@ impl RawConfig {
         Ok(raw)
     }
 
-    /// `merge_configs`: each section of the shadow file gives its values, interpolated in the shadow file alone. Its `[DEFAULT]`
-    /// counts for its own sections only.
+    /// `merge_configs`: each section of the shadow file gives its values, interpolated in the shadow file alone.
+    /// Its `[DEFAULT]` counts for its own sections only.
     pub fn merge(global: Ini, shadow: Option<Ini>) -> Self {
         let mut raw = Self {
             files: vec![global.file.to_path_buf()],

@@ -120,6 +120,8 @@ fn each_trap_is_named_with_its_line_and_its_mend() {
         ("[SCHEDULER]\nresults_host: a$(b)\n", "bad-host", 2, "one host"),
         ("[SCHEDULER]\nresults_host: dumpster\n x: y\n", "bad-host", 2, "line below it"),
         ("[SCHEDULER]\nresults_host: d\nd_username: -x\n", "bad-user", 3, "doesn't begin with `-`"),
+        ("[SCHEDULER]\nresults_host: d\nd_username: $(a)\n", "bad-user", 3, "account"),
+        ("[SCHEDULER]\nresults_host: d\nd_username: a\\\n", "bad-user", 3, "account"),
         ("[SCHEDULER]\nresults_host: d\nd_username: a b\n", "bad-user", 3, "account"),
         ("[SCHEDULER]\ndrones: ok, -x\n", "bad-host", 2, "doesn't begin with `-`"),
         ("[SCHEDULER]\nresults_host: d.lab\nd_username: a\n", "unknown-host", 3, "`d.lab_username`"),
@@ -321,7 +323,7 @@ fn the_fingerprint_is_alike_where_the_meaning_is() {
     assert_ne!(a, good("[RESULTSFS]\nlocal_only: a\n").fingerprint());
 }
 
-/// `shadow_config.ini` beside the main file comes on top, also with a blank; provenance names the line that won.
+/// `shadow_config.ini` beside the main file comes on top, also with a blank; the line that won is named.
 #[test]
 fn the_shadow_file_wins_and_is_named() {
     let (_dir, surroundings) = lab(
