@@ -32,7 +32,7 @@ const DEPTH: usize = 10;
 /// Name of the section that every other one inherits.
 const DEFAULT: &str = "DEFAULT";
 /// The key under which ConfigParser keeps a section's own name; `%(__name__)s` finds it.
-const NAME: &str = "__name__";
+pub const NAME: &str = "__name__";
 
 /// A value as it stands in the file: not interpolated.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -185,6 +185,7 @@ impl Scan {
             self.line(line, text);
         }
         self.end_of_indented();
+        self.findings.sort_by_key(|f| f.place.as_ref().map(|p| p.line));
     }
 
     /// Sorts a line in ConfigParser's order.

@@ -133,7 +133,8 @@ impl RawConfig {
                 continue;
             }
             let mut values = Section::new();
-            let keys: BTreeSet<_> = own.keys().chain(shadow.defaults.keys()).collect();
+            let mut keys: BTreeSet<_> = own.keys().chain(shadow.defaults.keys()).collect();
+            keys.retain(|key| *key != ini::NAME);
             for key in keys {
                 let Some(value) = shadow.raw(section, key) else { continue };
                 let lookup = |name: &str| ini::reference(&shadow.sections, &shadow.defaults, section, name);
@@ -228,7 +229,7 @@ fn default_section(section: &str, own: &Section) -> Finding {
     Finding::error(
         "default-section",
         own.values().next().map(|v| v.place.clone()),
-        format!("a section can't be called [{section}]: Autotest stops on it"),
+        format!("{SHADOW} has a section [{section}], a name on which Autotest stops"),
         "write [DEFAULT], or another name",
     )
 }
