@@ -18,7 +18,11 @@ pub fn settings_text(examined: &Examined) -> String {
     for (section, settings) in by_section(&examined.settings) {
         let _ = writeln!(out, "{}[{section}]", if out.is_empty() { "" } else { "\n" });
         for setting in settings {
-            let _ = writeln!(out, "{}", format!("{}: {}", setting.key, one_line(&setting.value)).trim_end());
+            let _ = writeln!(
+                out,
+                "{}",
+                format!("{}: {}", setting.key, setting.value.replace('\n', "\n    ")).trim_end()
+            );
         }
     }
     out
@@ -115,7 +119,7 @@ fn by_section(settings: &[Setting]) -> impl Iterator<Item = (&'static str, Vec<&
     sections.into_iter().map(|name| (name, settings.iter().filter(|s| s.section == name).collect()))
 }
 
-/// Line breaks can only be in a value that is wrong; they are shown, not followed.
+/// Line breaks are shown, not followed: a setting is one line of the table.
 fn one_line(value: &str) -> String {
     value.replace('\n', "\\n")
 }

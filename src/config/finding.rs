@@ -1,5 +1,5 @@
-//! What is wrong with a configuration: findings with stable codes, each with its place and the mend; and the error that ends a
-//! start. A finding never quotes a whole line: a shadow file holds passwords.
+//! What is wrong with a configuration: findings with stable codes, each with its place and the mend; and the
+//! error that ends a start. A finding never quotes a whole line: a shadow file holds passwords.
 
 use std::{
     fmt, io,
@@ -104,11 +104,11 @@ pub enum ConfigError {
         looked: Vec<PathBuf>,
     },
     /// The file is there and can't be read. (Autotest would go on with an empty configuration.)
-    #[error("{} can't be read: {source}", .path.display())]
+    #[error("{source}")]
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// What the system says; names the file too.
         source: io::Error,
     },
     /// It was read and is wrong.

@@ -1,15 +1,17 @@
 //! One ini file, read as Python 2's ConfigParser reads it.
 //!
-//! rust-ini does the parsing, but its dialect is another one: it trims section names, keeps letters' case, takes a line without
-//! `=` together with the next, lets `\` at the end of a line eat the line break, and knows neither `rem` lines, nor Python's
-//! inline comments and continuations. So a pass before it sorts the lines exactly as ConfigParser's `_read` does, notes what is
-//! wrong and where, and writes what remains in rust-ini's dialect: names as `line|name|`, so that neither end is trimmed and the
-//! line number comes through, values in quotes with escapes.
+//! rust-ini does the parsing, but its dialect is another one: it trims section names, keeps letters' case,
+//! takes a line without `=` together with the next, lets `\` at the end of a line eat the line break, and
+//! knows neither `rem` lines, nor Python's inline comments and continuations. So a pass before it sorts the
+//! lines exactly as ConfigParser's `_read` does, notes what is wrong and where, and writes what remains in
+//! rust-ini's dialect: names as `line|name|`, so that neither end is trimmed and the line number comes
+//! through, values in quotes with escapes.
 //!
-//! Where ConfigParser would raise an exception, there is an error finding, and reading goes on as if the mend had been made, so
-//! that one run tells everything.
+//! Where ConfigParser would raise an exception, there is an error finding, and reading goes on as if the mend
+//! had been made, so that one run tells everything.
 //!
-//! Bytes that aren't UTF-8 become U+FFFD: harmless in comments and in others' keys, refused where a value is used.
+//! Bytes that aren't UTF-8 become U+FFFD: harmless in comments and in others' keys, refused where a value is
+//! used.
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
@@ -22,14 +24,15 @@ use super::{
 
 /// Largest file read: Autotest's own is 20 KB, and a configuration is held in memory several times over.
 pub const FILE_BYTES: u64 = 1 << 20;
-/// Longest value after interpolation: ten levels of references could otherwise make terabytes of a short file.
+/// Longest value after interpolation: ten levels of references could otherwise make terabytes of a short
+/// file.
 pub const VALUE_BYTES: usize = 64 << 10;
 /// Python's MAX_INTERPOLATION_DEPTH.
 const DEPTH: usize = 10;
 /// Name of the section that every other one inherits.
 const DEFAULT: &str = "DEFAULT";
 /// The key under which ConfigParser keeps a section's own name; `%(__name__)s` finds it.
-const NAME: &str = "__name__";
+pub const NAME: &str = "__name__";
 
 /// A value as it stands in the file: not interpolated.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -170,10 +173,10 @@ impl Scan {
                 let message =
                     "a byte order mark (U+FEFF) stands before the first character, and Autotest stops there";
                 let mend = format!(
-                    "save it as UTF-8 without a mark, or: sed -i '1s/^...//' {}",
+                    r"save it as UTF-8 without a mark: sed -i '1s/^\xef\xbb\xbf//' {}",
                     self.file.display()
                 );
-                self.error("byte-order-mark", 1, message, mend.replace("^...", "^\\xef\\xbb\\xbf"));
+                self.error("byte-order-mark", 1, message, mend);
                 rest
             }
             None => bytes,
@@ -182,6 +185,7 @@ impl Scan {
             self.line(line, text);
         }
         self.end_of_indented();
+        self.findings.sort_by_key(|f| f.place.as_ref().map(|p| p.line));
     }
 
     /// Sorts a line in ConfigParser's order.
@@ -194,6 +198,11 @@ impl Scan {
             return self.continuation(line, trimmed);
         }
         if let Some(name) = header(text) {
+            return self.header(name);
+        }
+        if let Some(name) = header(trimmed) {
+            let message = format!("the header [{name}] is indented, and Autotest stops there");
+            self.error("indented-section", line, message, "begin it in the first column");
             return self.header(name);
         }
         if self.section.is_none() {
@@ -263,9 +272,10 @@ impl Scan {
             return;
         }
         let message = "this line stands before any [SECTION], and Autotest stops there";
-        let mend = match trimmed.starts_with(['#', ';']) {
-            true => "begin the comment in the first column",
-            false => "put the section's header, such as [SCHEDULER], above it",
+        let mend = match trimmed.chars().next() {
+            Some('#' | ';') => "begin the comment in the first column",
+            Some('[') => "it looks like a header without its `]`: close the bracket",
+            _ => "put the section's header, such as [SCHEDULER], above it",
         };
         self.error("no-section", line, message, mend);
     }
@@ -354,7 +364,8 @@ fn option(text: &str) -> Option<(&str, &str)> {
     let name = text[..at].trim_end_matches(is_space);
     let mut value = text[at + 1..].trim_start_matches(is_space);
     if let Some(at) = value.find(';') {
-        // Only the first `;` is looked at. If nothing stands before it, Python's `optval[-1]` is the value's last character.
+        // Only the first `;` is looked at. If nothing stands before it, Python's `optval[-1]` is the value's last
+        // character.
         let before = if at == 0 { value.chars().last() } else { value[..at].chars().last() };
         if before.is_some_and(is_space) {
             value = &value[..at];
@@ -381,7 +392,8 @@ pub enum Interpolation {
     /// InterpolationDepthError.
     #[error("the `%(…)s` go round in a circle, or more than 10 deep")]
     Depth,
-    /// ValueError or TypeError from Python's `%`. (`%(name)5s` and the like, which Python takes, are refused with it.)
+    /// ValueError or TypeError from Python's `%`. (`%(name)5s` and the like, which Python takes, are refused
+    /// with it.)
     #[error("it has a `%` that is neither `%(name)s` nor `%%`")]
     Percent,
     /// A bound of ours.

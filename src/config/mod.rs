@@ -1,17 +1,23 @@
-//! Autotest's global_config.ini and shadow_config.ini, as Autotest reads them, and what resultsfs makes of them.
+//! Autotest's global_config.ini and shadow_config.ini, as Autotest reads them, and what resultsfs makes of
+//! them.
 //!
-//! `ini` reads one file, [`RawConfig`] merges the two, `check` turns the text into a [`Config`] in which every value was looked at.
-//! [`examine`] tells everything, also of a configuration that is wrong (`resultsfs config`); [`Config::load`] wants a good one.
+//! `ini` reads one file, [`RawConfig`] merges the two, `check` turns the text into a [`Config`] in which every
+//! value was looked at, `doubts` looks at what settings say together and at what nobody reads.
+//! [`examine`] tells everything, also of a configuration that is wrong (`resultsfs config`); [`Config::load`]
+//! wants a good one.
 //!
 //! - A value that is blank is not set. Option names are in lower case, section names are exact.
-//! - Host and user names in a `Config` never begin with `-` and have no character that means something to a shell; commands are
-//!   lists of arguments and go to no shell; paths are absolute.
+//! - Host and user names in a `Config` never begin with `-` and have no character that means something to a
+//!   shell, but for the `\` after a user's domain; commands are lists of arguments and go to no shell; paths are
+//!   absolute.
 //! - What differs from Autotest: a file that can't be read is an error, not an empty configuration.
 
 mod check;
+mod doubts;
 mod explain;
 mod finding;
 mod ini;
+mod names;
 mod raw;
 mod words;
 
@@ -96,8 +102,8 @@ pub struct Drone {
     pub disabled: bool,
 }
 
-/// Everything that resultsfs takes from the files, checked. Fields are called as their keys are; all of `[RESULTSFS]` and, where it
-/// says so, of `[SCHEDULER]` and `[COMMON]`.
+/// Everything that resultsfs takes from the files, checked. Fields are called as their keys are; all of
+/// `[RESULTSFS]` and, where it says so, of `[SCHEDULER]` and `[COMMON]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// The files read: the main one, and the shadow if there is one.
@@ -204,10 +210,11 @@ impl Config {
         (self.bandwidth_mib_per_s > 0).then_some(self.bandwidth_mib_per_s << 20)
     }
 
-    /// The settings that drone and store must have alike, as `name=value` lines in a fixed order: what decides which bytes reach the
-    /// store and when (`complete_on`, `settle_seconds`, `lost_hours`, `local_only`), and how long they stay there
-    /// (`retention_days`, `retention_days_failed`, which the store applies and the drone's administrator relies on). Host names,
-    /// directories, commands and bounds are each host's own affair.
+    /// The settings that drone and store must have alike, as `name=value` lines in a fixed order: what
+    /// decides which bytes reach the store and when (`complete_on`, `settle_seconds`, `lost_hours`,
+    /// `local_only`), and how long they stay there (`retention_days`, `retention_days_failed`, which the
+    /// store applies and the drone's administrator relies on). Host names, directories, commands and bounds
+    /// are each host's own affair.
     pub fn fingerprint(&self) -> Vec<String> {
         let mut local_only: Vec<_> = self.local_only.iter().map(String::as_str).collect();
         local_only.sort_unstable();

@@ -27,8 +27,8 @@ fn read(case: &Value) -> RawConfig {
     RawConfig::merge(global, bytes(&case["shadow"]).map(|b| Ini::parse(Path::new(SHADOW), &b)))
 }
 
-/// `global_config.ini` exactly as Autotest (Python 2's ConfigParser) reads it: what Python reads, we read as the same; what Python
-/// stops on, is an error on the same line of the same file.
+/// `global_config.ini` exactly as Autotest (Python 2's ConfigParser) reads it: what Python reads, we read as the
+/// same; what Python stops on is an error on the same line of the same file.
 #[test]
 fn every_case_reads_as_python_reads_it() {
     let cases: Vec<Value> = serde_json::from_str(CASES).expect("the fixture is JSON");
@@ -99,8 +99,8 @@ fn compare_error(name: &str, raw: &RawConfig, case: &Value) {
     let first = raw.findings.iter().find(|f| f.is_error()).unwrap_or_else(|| panic!("{name} has no error"));
     let place = first.place.as_ref().unwrap_or_else(|| panic!("{name}: {first}"));
     let codes: &[&str] = match case["error"].as_str() {
-        Some("MissingSectionHeaderError") => &["no-section", "byte-order-mark"],
-        Some("ParsingError") => &["not-an-option", "indented-key"],
+        Some("MissingSectionHeaderError") => &["no-section", "byte-order-mark", "indented-section"],
+        Some("ParsingError") => &["not-an-option", "indented-key", "indented-section"],
         Some("InterpolationMissingOptionError" | "InterpolationDepthError" | "TypeError") => {
             &["interpolation"]
         }

@@ -1,5 +1,5 @@
-//! global_config.ini with shadow_config.ini on top, as Autotest's `client/shared/settings.py` merges them: still text, nothing
-//! checked. Where the files are is here too.
+//! global_config.ini with shadow_config.ini on top, as Autotest's `client/shared/settings.py` merges them:
+//! still text, nothing checked. Where the files are is here too.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -43,7 +43,8 @@ impl Surroundings {
         }
     }
 
-    /// The main file: the one named, or the first that exists. A directory stands for the `global_config.ini` in it.
+    /// The main file: the one named, or the first that exists. A directory stands for the `global_config.ini`
+    /// in it.
     pub fn find(&self, explicit: Option<&Path>) -> Result<PathBuf, ConfigError> {
         let places = match explicit {
             Some(path) if path.is_dir() => vec![path.join(GLOBAL)],
@@ -55,8 +56,20 @@ impl Surroundings {
         };
         // Absolute, because daemons change their directory.
         let looked: Vec<_> = places.into_iter().map(|p| std::path::absolute(&p).unwrap_or(p)).collect();
-        looked.iter().find(|p| p.exists()).cloned().ok_or(ConfigError::NotFound { looked })
+        for path in &looked {
+            match fs_err::metadata(path) {
+                Ok(_) => return Ok(path.clone()),
+                Err(e) if is_absent(&e) => {}
+                // Not to be passed over: the next place may hold another configuration.
+                Err(source) => return Err(ConfigError::Read { path: path.clone(), source }),
+            }
+        }
+        Err(ConfigError::NotFound { looked })
     }
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 /// The text of both files, merged.
@@ -84,8 +97,8 @@ impl RawConfig {
             Ok(bytes) => Self::merge(global, Some(Ini::parse(&shadow_path, &bytes))),
             Err(e) => {
                 let mut raw = Self::merge(global, None);
-                if e.kind() != io::ErrorKind::NotFound {
-                    raw.findings.push(shadow_unread(&shadow_path, &e));
+                if !is_absent(&e) {
+                    raw.findings.push(shadow_unread(&e));
                 }
                 raw
             }
@@ -96,8 +109,8 @@ impl RawConfig {
         Ok(raw)
     }
 
-    /// `merge_configs`: each section of the shadow file gives its values, interpolated in the shadow file alone. Its `[DEFAULT]`
-    /// counts for its own sections only.
+    /// `merge_configs`: each section of the shadow file gives its values, interpolated in the shadow file alone.
+    /// Its `[DEFAULT]` counts for its own sections only.
     pub fn merge(global: Ini, shadow: Option<Ini>) -> Self {
         let mut raw = Self {
             files: vec![global.file.to_path_buf()],
@@ -120,7 +133,8 @@ impl RawConfig {
                 continue;
             }
             let mut values = Section::new();
-            let keys: BTreeSet<_> = own.keys().chain(shadow.defaults.keys()).collect();
+            let mut keys: BTreeSet<_> = own.keys().chain(shadow.defaults.keys()).collect();
+            keys.retain(|key| *key != ini::NAME);
             for key in keys {
                 let Some(value) = shadow.raw(section, key) else { continue };
                 let lookup = |name: &str| ini::reference(&shadow.sections, &shadow.defaults, section, name);
@@ -159,9 +173,15 @@ pub fn items(text: &str) -> impl Iterator<Item = &str> {
     text.trim_matches(ini::is_space).split(',').map(|item| item.trim_matches(ini::is_space))
 }
 
-/// `get_value`'s `type=int`, as far as 64 bits go.
+/// `get_value`'s `type=int`, as far as 64 bits go. Python 2 lets blanks follow the sign.
 pub fn integer(text: &str) -> Option<i64> {
-    text.trim_matches(ini::is_space).parse().ok()
+    let text = text.trim_matches(ini::is_space);
+    match text.split_at_checked(1) {
+        Some((sign @ ("+" | "-"), digits)) => {
+            format!("{sign}{}", digits.trim_matches(ini::is_space)).parse().ok()
+        }
+        _ => text.parse().ok(),
+    }
 }
 
 fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
@@ -170,17 +190,21 @@ fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
     if bytes.len() as u64 > ini::FILE_BYTES {
         return Err(io::Error::new(
             io::ErrorKind::FileTooLarge,
-            format!("more than {} bytes, so it isn't a configuration", ini::FILE_BYTES),
+            format!(
+                "{} has more than {} bytes, so it isn't a configuration",
+                path.display(),
+                ini::FILE_BYTES
+            ),
         ));
     }
     Ok(bytes)
 }
 
-fn shadow_unread(path: &Path, error: &io::Error) -> Finding {
+fn shadow_unread(error: &io::Error) -> Finding {
     Finding::warning(
         "shadow-unread",
         None,
-        format!("{} can't be read and is left out, as Autotest leaves it out: {error}", path.display()),
+        format!("the shadow file is left out, as Autotest leaves it out: {error}"),
         "let this user read it, or run as the user that Autotest runs as",
     )
 }
@@ -205,7 +229,7 @@ fn default_section(section: &str, own: &Section) -> Finding {
     Finding::error(
         "default-section",
         own.values().next().map(|v| v.place.clone()),
-        format!("a section can't be called [{section}]: Autotest stops on it"),
+        format!("{SHADOW} has a section [{section}], a name on which Autotest stops"),
         "write [DEFAULT], or another name",
     )
 }

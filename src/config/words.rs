@@ -17,8 +17,9 @@ pub enum CommandError {
     Empty,
 }
 
-/// Cuts a command into its arguments: blanks separate, `'…'` and `"…"` keep together, `\` takes the next character as it is (inside
-/// `"…"` only `\`, `"`, `$` and `` ` ``). What would make a shell do more than that is refused rather than passed on as text.
+/// Cuts a command into its arguments: blanks separate, `'…'` and `"…"` keep together, `\` takes the next
+/// character as it is (inside `"…"` only `\`, `"`, `$` and `` ` ``). What would make a shell do more than
+/// that is refused rather than passed on as text.
 pub fn split_command(text: &str) -> Result<Vec<String>, CommandError> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;

@@ -183,6 +183,8 @@ CASES = [
     ('shadow-before-section', S + 'a: 1\n', 'a: 2\n'),
     ('shadow-lower-case-default', S + 'a: 1\n', '[default]\na: 2\n'),
     ('shadow-lower-case-default-in-both', '[default]\na: 1\n', '[default]\na: 2\n'),
+    ('shadow-sets-name', S + 'a: 1\n', S + '__name__: %(nope)s\nb: 2\n'),
+    ('global-errors-in-order', '[SCHEDULER]\n a: 1\nfoo\n b: 1\n', None),
     ('shadow-continuation', S + 'drones: a\n', S + 'drones: b,\n  c\n'),
 ]
 
