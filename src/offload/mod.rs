@@ -28,11 +28,13 @@ pub mod status;
 pub mod survey;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 pub mod transfer;
 pub mod tree;
 pub mod uplink;
 pub mod upload;
 pub mod window;
 
-pub use engine::{CommandError, Done, Engine, EngineError, EngineParts, NotInTime, Settings, Union};
+pub use engine::{CommandError, Engine, EngineError, EngineParts, Settings, Union};
 pub use status::Status;
