@@ -1,1 +1,304 @@
-//! The mount daemon: everything a host runs, and its control socket.
+//! The mount daemon: everything that a host runs, put together, and its end.
+//!
+//! ```text
+//! run ── open the journal (lock), spool, cache, view, file system
+//!     ── mount, control socket, link, engine                        then `ready`
+//!     ── until: umount command │ signal │ somebody unmounted us
+//!     ── stop the engine, close the journal
+//! ```
+//! The main path is [`run`]; [`follow`] keeps the replica of the catalog; [`control`] is how commands talk to it; [`commands`] and [`report`] answer them.
+
+pub mod control;
+
+mod commands;
+mod follow;
+mod report;
+mod source;
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use fs_err as fs;
+use tokio::{
+    runtime::{Handle, Runtime},
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+use tracing::{error, info, warn};
+
+use crate::{
+    cache::Cache,
+    clock::SystemClock,
+    config::{self, Config, ResultsHost},
+    fs::{Fs, FsParts, view::View},
+    fuse::{self, MountOptions, Mounted, Passthrough},
+    journal::{Journal, JournalError},
+    layout::{self, LayoutRules},
+    offload::{Engine, EngineParts},
+    spool::{Spool, activity::Activity},
+    transport::Target,
+    wire::link::{Link, LinkEvent},
+};
+
+/// What the daemon is started with.
+#[derive(Debug)]
+pub struct DaemonOptions {
+    pub config: Config,
+    /// Absolute.
+    pub mountpoint: PathBuf,
+    pub read_only: bool,
+    pub passthrough: Passthrough,
+}
+
+/// Why the daemon didn't start, or ended badly.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    #[error(transparent)]
+    Mount(#[from] fuse::MountError),
+    #[error("{what} {path}: {source}")]
+    Path { what: &'static str, path: PathBuf, source: io::Error },
+    #[error("{what}: {source}")]
+    Io { what: &'static str, source: io::Error },
+}
+
+impl DaemonError {
+    /// What to do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Journal(JournalError::Locked { .. }) => {
+                Some("one state directory serves one mount; `resultsfs status` shows which, or set another state_dir".into())
+            }
+            Self::Mount(e) => e.hint(),
+            _ => None,
+        }
+    }
+}
+
+/// The parts of a running host that the daemon's tasks share.
+pub(crate) struct Host {
+    config: Config,
+    mountpoint: PathBuf,
+    journal: Arc<Journal>,
+    spool: Arc<Spool>,
+    activity: Arc<Activity>,
+    cache: Arc<Cache>,
+    view: Arc<View>,
+    fs: Arc<Fs>,
+    rules: LayoutRules,
+    link: Option<Link>,
+    engine: Engine,
+    data_path: &'static str,
+}
+
+/// Why the daemon ends.
+enum End {
+    Signal,
+    /// Somebody has unmounted; the session is over.
+    Unmounted,
+    /// The `umount` command, after it has unmounted.
+    Command,
+}
+
+/// Runs the daemon until it is unmounted or told to end. `ready` is called once the mount answers.
+pub fn run(options: DaemonOptions, ready: impl FnOnce()) -> Result<(), DaemonError> {
+    make_state_dir(&options.config)?;
+    raise_descriptor_limit();
+    let runtime = Runtime::new().map_err(|source| DaemonError::Io { what: "can't start the runtime", source })?;
+    let end = runtime.block_on(serve(options, ready));
+    // Threads may hang in a read from a dead host; nothing that matters is on them.
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    end
+}
+
+/// Tells systemd that the service is up, where it is one.
+pub fn notify_systemd() {
+    if let Err(e) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+        warn!("can't tell systemd that the mount is ready: {e}");
+    }
+}
+
+/// Makes the state directory, readable for its owner only.
+pub fn make_state_dir(config: &Config) -> Result<(), DaemonError> {
+    use std::os::unix::fs::DirBuilderExt;
+    let dir = &config.state_dir;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|source| DaemonError::Path { what: "can't make the state directory", path: dir.clone(), source })
+}
+
+async fn serve(options: DaemonOptions, ready: impl FnOnce()) -> Result<(), DaemonError> {
+    let (stop, mut stopped) = mpsc::channel(1);
+    let (host, mounted, events) = start(options)?;
+    let mounted = Arc::new(mounted);
+    let control = control_listener(&host.config)?;
+    let tasks = vec![
+        tokio::spawn(commands::answer(control, host.clone(), mounted.clone(), stop.clone())),
+        tokio::spawn(follow::follow(host.clone(), mounted.notifier(), events)),
+    ];
+    watch_session(mounted.clone(), stop.clone());
+    watch_signals(stop).map_err(|source| DaemonError::Io { what: "can't watch for signals", source })?;
+    info!("{} is mounted, {}", host.mountpoint.display(), host.data_path);
+    ready();
+    match stopped.recv().await {
+        Some(End::Signal) => unmount_at_signal(&host, &mounted).await,
+        Some(End::Unmounted) => info!("{} was unmounted", host.mountpoint.display()),
+        Some(End::Command) | None => {}
+    }
+    host.engine.stop().await;
+    if let Some(link) = &host.link {
+        link.stop();
+    }
+    tasks.iter().for_each(tokio::task::JoinHandle::abort);
+    let _ = fs::remove_file(host.config.control_socket());
+    info!("ended");
+    Ok(())
+}
+
+fn start(options: DaemonOptions) -> Result<(Arc<Host>, Mounted, mpsc::UnboundedReceiver<LinkEvent>), DaemonError> {
+    let DaemonOptions { config, mountpoint, read_only, passthrough } = options;
+    let path_error = |what, path: &Path| {
+        let path = path.to_owned();
+        move |source| DaemonError::Path { what, path, source }
+    };
+    let journal = Journal::open(&config.state_dir, Arc::new(SystemClock))?;
+    let spool = Spool::open(&config.spool_dir)?;
+    let cache_dir = config.state_dir.join("cache");
+    let cache = Cache::open(&cache_dir, config.cache_max_mib << 20).map_err(path_error("can't open the cache", &cache_dir))?;
+    let view = Arc::new(View::new(journal.clone(), cache.clone()));
+    let (activity, touched) = Activity::new();
+    let rules = layout_rules(&config);
+    let (link_events, events) = mpsc::unbounded_channel();
+    let link = target(&config).map(|target| {
+        let hello = source::hello(journal.clone(), config.host_name.clone(), config.fingerprint());
+        Link::start(target, hello, link_events)
+    });
+    if let Some(link) = &link {
+        cache.set_source(Arc::new(source::LinkSource::new(link.clone(), Handle::current())));
+    }
+    let fs = Arc::new(Fs::new(FsParts {
+        spool: spool.clone(),
+        journal: journal.clone(),
+        activity: activity.clone(),
+        view: view.clone(),
+        cache: cache.clone(),
+        rules: rules.clone(),
+        state_dir: config.state_dir.clone(),
+    }));
+    let mount_options = MountOptions {
+        source: source(&config),
+        read_only,
+        passthrough,
+    };
+    let mounted = fuse::mount(fs.clone(), &mountpoint, &mount_options)?;
+    let engine = Engine::start(EngineParts {
+        journal: journal.clone(),
+        spool: spool.clone(),
+        activity: activity.clone(),
+        touched,
+        link: link.clone(),
+        view: view.clone(),
+        cache: cache.clone(),
+        settings: engine_settings(&config),
+    });
+    let data_path = mounted.data_path();
+    let host = Host { config, mountpoint, journal, spool, activity, cache, view, fs, rules, link, engine, data_path };
+    Ok((Arc::new(host), mounted, events))
+}
+
+/// The mount's source in mountinfo: its configuration file, from which `umount` finds the daemon.
+fn source(config: &Config) -> String {
+    config.files.first().map_or_else(|| "resultsfs".to_owned(), |f| f.display().to_string())
+}
+
+fn layout_rules(config: &Config) -> LayoutRules {
+    LayoutRules {
+        local_only: config.local_only.clone(),
+        complete_on: match config.complete_on {
+            config::CompleteOn::Archiver => layout::CompleteOn::Archiver,
+            config::CompleteOn::Parser => layout::CompleteOn::Parser,
+            config::CompleteOn::Autoserv => layout::CompleteOn::Autoserv,
+        },
+        settle_ms: config.settle_seconds * 1000,
+        lost_ms: config.lost_hours * 3_600_000,
+    }
+}
+
+/// Where this host's layers go: nowhere, to the store on this machine, or to the results host by ssh.
+fn target(config: &Config) -> Option<Target> {
+    let socket = &config.serve_socket;
+    match &config.results_host {
+        ResultsHost::None => None,
+        ResultsHost::Host { .. } if std::os::unix::net::UnixStream::connect(socket).is_ok() => {
+            Some(Target::Unix(socket.clone()))
+        }
+        ResultsHost::Host { host, user } => Some(Target::Ssh {
+            command: config.ssh_command.clone(),
+            user: user.clone(),
+            host: host.clone(),
+            remote_command: config.remote_command.clone(),
+        }),
+    }
+}
+
+fn control_listener(config: &Config) -> Result<tokio::net::UnixListener, DaemonError> {
+    use std::os::unix::fs::PermissionsExt;
+    let path = config.control_socket();
+    let fail = |source| DaemonError::Path { what: "can't listen on", path: path.clone(), source };
+    // The journal's lock is ours, so a socket that is still there is a dead daemon's.
+    let _ = fs::remove_file(&path);
+    let listener = tokio::net::UnixListener::bind(&path).map_err(fail)?;
+    fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(fail)?;
+    Ok(listener)
+}
+
+fn watch_session(mounted: Arc<Mounted>, stop: mpsc::Sender<End>) {
+    std::thread::spawn(move || {
+        if let Err(e) = mounted.wait() {
+            error!("the mount has ended: {e}");
+        }
+        // Nobody listens any more when the daemon is ending anyway.
+        let _ = stop.blocking_send(End::Unmounted);
+    });
+}
+
+fn watch_signals(stop: mpsc::Sender<End>) -> io::Result<()> {
+    let mut term = signal(SignalKind::terminate())?;
+    let mut int = signal(SignalKind::interrupt())?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        let _ = stop.send(End::Signal).await;
+    });
+    Ok(())
+}
+
+/// A signal is the machine going down or a service stop: open files get some time, then the mount is detached.
+async fn unmount_at_signal(host: &Host, mounted: &Mounted) {
+    for _ in 0..50 {
+        match mounted.unmount(false) {
+            Ok(()) => return,
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+    warn!("{} files are still open; the mount is detached", host.activity.open_handles());
+    if let Err(e) = mounted.unmount(true) {
+        error!("can't unmount: {e}");
+    }
+}
+
+/// A node without a file handle costs a descriptor; the hard limit is what we can have.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let now = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum });
+}

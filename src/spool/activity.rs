@@ -71,6 +71,16 @@ impl Activity {
         OperationGuard { activity: self.clone(), unit: unit.clone() }
     }
 
+    /// Begins an operation in `unit` unless it is frozen: for who must not wait.
+    pub fn try_begin(self: &Arc<Self>, unit: &UnitId) -> Option<OperationGuard> {
+        let mut units = self.lock();
+        if units.get(unit).is_some_and(|w| w.frozen) {
+            return None;
+        }
+        units.entry(unit.clone()).or_default().operations += 1;
+        Some(OperationGuard { activity: self.clone(), unit: unit.clone() })
+    }
+
     /// A handle was opened. Call it inside an operation.
     pub fn opened(&self, unit: &UnitId, writable: bool) {
         let mut units = self.lock();
@@ -181,6 +191,7 @@ mod tests {
         drop(operation);
         let frozen = activity.try_freeze(&unit).expect("idle");
         assert!(activity.try_freeze(&unit).is_none());
+        assert!(activity.try_begin(&unit).is_none());
         let waiter = std::thread::spawn({
             let (activity, unit) = (activity.clone(), unit.clone());
             move || drop(activity.begin(&unit))

@@ -1,0 +1,340 @@
+//! The table of nodes: what the kernel's inode numbers mean.
+//!
+//! A node keeps its id until the kernel forgets it, through copy-up, eviction and recall. For what is in the spool the id is the
+//! spool's inode number where that is free, otherwise, and for everything remote, a counter far above. Hard links share a node.
+//!
+//! Invariants: `names` of a node and `children` of its parents say the same; a node is dropped when the kernel has forgotten
+//! it, no handle is open on it and no child names it as its parent; the root is never dropped.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard},
+};
+
+use super::{Fh, Kind, NodeId, ROOT};
+use crate::{
+    ids::RelPath,
+    spool::{Inode, Spool},
+};
+
+/// Ids from here on are given by counting. No local file system has that many inodes.
+const COUNTED_FROM: NodeId = 1 << 48;
+
+/// One node.
+#[derive(Debug)]
+struct Node {
+    lookups: u64,
+    kind: Kind,
+    /// Parent and name of every name that is known; the last is the newest.
+    names: Vec<(NodeId, Vec<u8>)>,
+    children: HashMap<Vec<u8>, NodeId>,
+    local: Option<Inode>,
+    handles: Vec<Fh>,
+    writers: usize,
+}
+
+impl Node {
+    fn new(kind: Kind) -> Self {
+        Self {
+            lookups: 0,
+            kind,
+            names: Vec::new(),
+            children: HashMap::new(),
+            local: None,
+            handles: Vec::new(),
+            writers: 0,
+        }
+    }
+}
+
+/// What an operation needs to know of a node.
+#[derive(Debug, Clone)]
+pub(super) struct Brief {
+    pub(super) kind: Kind,
+    pub(super) place: Option<(NodeId, Vec<u8>)>,
+    pub(super) local: Option<Inode>,
+    pub(super) handle: Option<Fh>,
+    pub(super) is_written: bool,
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub(super) struct Nodes {
+    table: Mutex<Table>,
+}
+
+/// The table under its lock. No call in it does I/O.
+#[derive(Debug)]
+pub(super) struct Table {
+    nodes: HashMap<NodeId, Node>,
+    by_inode: HashMap<(u64, u64), NodeId>,
+    next: NodeId,
+    dev: u64,
+}
+
+impl Nodes {
+    pub(super) fn new(spool: &Spool, root: Inode) -> Self {
+        let mut node = Node::new(Kind::Dir);
+        node.lookups = 1;
+        let by_inode = HashMap::from([(root.key(), ROOT)]);
+        node.local = Some(root);
+        let nodes = HashMap::from([(ROOT, node)]);
+        Self { table: Mutex::new(Table { nodes, by_inode, next: COUNTED_FROM, dev: spool.dev() }) }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().expect("no code panics under this lock")
+    }
+}
+
+impl Table {
+    pub(super) fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    pub(super) fn brief(&self, id: NodeId) -> Option<Brief> {
+        self.nodes.get(&id).map(|node| Brief {
+            kind: node.kind,
+            place: node.names.last().cloned(),
+            local: node.local.clone(),
+            handle: node.handles.first().copied(),
+            is_written: node.writers > 0,
+        })
+    }
+
+    /// Where the node is now, if it still has a name.
+    pub(super) fn path(&self, id: NodeId) -> Option<RelPath> {
+        let mut names: Vec<&[u8]> = Vec::new();
+        let mut here = id;
+        while here != ROOT {
+            let (parent, name) = self.nodes.get(&here)?.names.last()?;
+            names.push(name);
+            here = *parent;
+        }
+        names.reverse();
+        RelPath::parse(names.join(&b'/')).ok()
+    }
+
+    /// Every name that the node is known by, as paths.
+    pub(super) fn paths(&self, id: NodeId) -> Vec<RelPath> {
+        let names = self.nodes.get(&id).map(|n| n.names.as_slice()).unwrap_or_default();
+        names.iter().filter_map(|(parent, name)| self.path(*parent)?.join(name).ok()).collect()
+    }
+
+    pub(super) fn child(&self, parent: NodeId, name: &[u8]) -> Option<NodeId> {
+        self.nodes.get(&parent)?.children.get(name).copied()
+    }
+
+    /// The node at `path`, or the deepest known one above it with the next name below.
+    pub(super) fn find(&self, path: &RelPath) -> Result<NodeId, (NodeId, Vec<u8>)> {
+        path.components().try_fold(ROOT, |here, name| self.child(here, name).ok_or((here, name.to_vec())))
+    }
+
+    /// Whether a handle is open on the node.
+    pub(super) fn is_open(&self, id: NodeId) -> bool {
+        self.nodes.get(&id).is_some_and(|n| !n.handles.is_empty())
+    }
+
+    /// Children with their names.
+    pub(super) fn children(&self, id: NodeId) -> Vec<(Vec<u8>, NodeId)> {
+        let children = self.nodes.get(&id).map(|n| n.children.iter());
+        children.into_iter().flatten().map(|(name, id)| (name.clone(), *id)).collect()
+    }
+
+    /// The node of what the spool has at `name`, looked up once more.
+    pub(super) fn look_up_local(
+        &mut self,
+        parent: NodeId,
+        name: &[u8],
+        inode: &Inode,
+        kind: Kind,
+    ) -> Option<NodeId> {
+        if !self.nodes.contains_key(&parent) {
+            return None;
+        }
+        let id = self.node_of_inode(parent, name, inode, kind);
+        self.attach(id, parent, name);
+        self.nodes.get_mut(&id)?.lookups += 1;
+        Some(id)
+    }
+
+    fn node_of_inode(&mut self, parent: NodeId, name: &[u8], inode: &Inode, kind: Kind) -> NodeId {
+        if let Some(id) = self.by_inode.get(&inode.key()).copied() {
+            let known = &self.nodes[&id];
+            if known.kind == kind && known.local.as_ref().is_some_and(|l| l.is_same(inode)) {
+                return id;
+            }
+            self.by_inode.remove(&inode.key());
+        }
+        if let Some(id) = self.child(parent, name) {
+            let known = &self.nodes[&id];
+            if known.kind == kind && known.local.is_none() {
+                self.set_local(id, inode.clone());
+                return id;
+            }
+        }
+        let id = self.free_id(inode);
+        self.nodes.insert(id, Node::new(kind));
+        self.set_local(id, inode.clone());
+        id
+    }
+
+    fn free_id(&mut self, inode: &Inode) -> NodeId {
+        let (dev, ino) = inode.key();
+        if dev == self.dev && ino > ROOT && ino < COUNTED_FROM && !self.nodes.contains_key(&ino) {
+            return ino;
+        }
+        self.count()
+    }
+
+    fn count(&mut self) -> NodeId {
+        self.next += 1;
+        self.next
+    }
+
+    /// The node of what is committed and not served from the spool at `name`, looked up once more.
+    pub(super) fn look_up_remote(&mut self, parent: NodeId, name: &[u8], kind: Kind) -> Option<NodeId> {
+        if !self.nodes.contains_key(&parent) {
+            return None;
+        }
+        let known = self.child(parent, name).filter(|id| {
+            let node = &self.nodes[id];
+            // The kernel refuses to open one inode through its cache and past it at a time.
+            node.kind == kind && (node.local.is_none() || node.handles.is_empty())
+        });
+        let id = known.unwrap_or_else(|| {
+            let id = self.count();
+            self.nodes.insert(id, Node::new(kind));
+            id
+        });
+        if kind != Kind::Dir {
+            self.clear_local(id);
+        }
+        self.attach(id, parent, name);
+        self.nodes.get_mut(&id)?.lookups += 1;
+        Some(id)
+    }
+
+    /// The node is now this inode of the spool.
+    pub(super) fn set_local(&mut self, id: NodeId, inode: Inode) {
+        self.clear_local(id);
+        let key = inode.key();
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.local = Some(inode);
+            self.by_inode.insert(key, id);
+        }
+    }
+
+    /// The node isn't in the spool any more.
+    pub(super) fn clear_local(&mut self, id: NodeId) {
+        let Some(inode) = self.nodes.get_mut(&id).and_then(|n| n.local.take()) else { return };
+        if self.by_inode.get(&inode.key()) == Some(&id) {
+            self.by_inode.remove(&inode.key());
+        }
+    }
+
+    /// `name` in `parent` is node `id` from now on.
+    pub(super) fn attach(&mut self, id: NodeId, parent: NodeId, name: &[u8]) {
+        match self.child(parent, name) {
+            Some(known) if known == id => return,
+            Some(_) => drop(self.detach(parent, name)),
+            None => {}
+        }
+        if self.nodes.contains_key(&id)
+            && let Some(dir) = self.nodes.get_mut(&parent)
+        {
+            dir.children.insert(name.to_vec(), id);
+            let node = self.nodes.get_mut(&id).expect("it was there two lines above");
+            node.names.push((parent, name.to_vec()));
+        }
+    }
+
+    /// `name` in `parent` is nothing any more; what it was.
+    pub(super) fn detach(&mut self, parent: NodeId, name: &[u8]) -> Option<NodeId> {
+        let id = self.nodes.get_mut(&parent)?.children.remove(name)?;
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.names.retain(|(p, n)| (*p, n.as_slice()) != (parent, name));
+        }
+        self.drop_if_unused(id);
+        self.drop_if_unused(parent);
+        Some(id)
+    }
+
+    /// A rename has happened.
+    pub(super) fn rename(&mut self, from: (NodeId, &[u8]), to: (NodeId, &[u8])) {
+        let Some(id) = self.child(from.0, from.1) else {
+            self.detach(to.0, to.1);
+            return;
+        };
+        self.attach(id, to.0, to.1);
+        self.detach(from.0, from.1);
+    }
+
+    /// Two names were exchanged.
+    pub(super) fn exchange(&mut self, a: (NodeId, &[u8]), b: (NodeId, &[u8])) {
+        let (at_a, at_b) = (self.child(a.0, a.1), self.child(b.0, b.1));
+        // Held by a handle that no file has, so that detaching drops neither.
+        let both = [at_a, at_b];
+        self.hold(both, true);
+        self.detach(a.0, a.1);
+        self.detach(b.0, b.1);
+        at_a.iter().for_each(|id| self.attach(*id, b.0, b.1));
+        at_b.iter().for_each(|id| self.attach(*id, a.0, a.1));
+        self.hold(both, false);
+    }
+
+    fn hold(&mut self, ids: [Option<NodeId>; 2], hold: bool) {
+        for id in ids.into_iter().flatten() {
+            if let Some(node) = self.nodes.get_mut(&id) {
+                node.lookups = if hold { node.lookups + 1 } else { node.lookups - 1 };
+            }
+            self.drop_if_unused(id);
+        }
+    }
+
+    /// A handle was opened on the node.
+    pub(super) fn opened(&mut self, id: NodeId, fh: Fh, writable: bool) {
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.handles.push(fh);
+            node.writers += usize::from(writable);
+        }
+    }
+
+    /// A handle was closed.
+    pub(super) fn closed(&mut self, id: NodeId, fh: Fh, writable: bool) {
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.handles.retain(|known| *known != fh);
+            node.writers -= usize::from(writable);
+        }
+        self.drop_if_unused(id);
+    }
+
+    /// The kernel has forgotten `count` look-ups.
+    pub(super) fn forget(&mut self, id: NodeId, count: u64) {
+        if id == ROOT {
+            return;
+        }
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.lookups = node.lookups.saturating_sub(count);
+        }
+        self.drop_if_unused(id);
+    }
+
+    fn drop_if_unused(&mut self, id: NodeId) {
+        let mut unused = vec![id];
+        while let Some(id) = unused.pop() {
+            let Some(node) = self.nodes.get(&id) else { continue };
+            if id == ROOT || node.lookups > 0 || !node.handles.is_empty() || !node.children.is_empty() {
+                continue;
+            }
+            self.clear_local(id);
+            let node = self.nodes.remove(&id).expect("it was there four lines above");
+            for (parent, name) in node.names {
+                if let Some(dir) = self.nodes.get_mut(&parent) {
+                    dir.children.remove(&name);
+                }
+                unused.push(parent);
+            }
+        }
+    }
+}
