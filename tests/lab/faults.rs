@@ -5,7 +5,7 @@ use std::{fs, path::PathBuf, thread, time::Duration};
 use resultsfs::demo;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::harness::{Lab, Machine, assert_same, picture, text, wait_for};
+use crate::harness::{Lab, Machine, assert_same, picture, play_job, text, wait_for};
 
 /// Processes whose command line holds all these words, this test's own aside.
 pub fn processes_with(words: &[&str]) -> Vec<Pid> {
@@ -65,7 +65,7 @@ fn kill_at_random_moments_loses_nothing() {
     fs::create_dir_all(&reference).expect("a directory");
     for (id, from) in (1..).zip(&jobs) {
         for tree in [&drone.mount, &reference] {
-            demo::play::job(from, tree, id, "me", "host1").expect("played");
+            play_job(from, tree, id);
         }
     }
     let mut random = Random(20);

@@ -8,7 +8,7 @@ use std::{
 
 use resultsfs::demo;
 
-use crate::harness::{self, Lab, Machine, assert_same, picture, run, text, wait_for};
+use crate::harness::{self, Lab, Machine, assert_same, picture, play_job, play_task, run, text, wait_for};
 
 /// The directory of real job trees and tools, where it stands beside the project.
 fn shared() -> Option<PathBuf> {
@@ -76,8 +76,8 @@ fn generated_jobs_are_the_same_on_every_mount_before_and_after_eviction() {
     let sources: Vec<PathBuf> = tops(&source).into_iter().map(|n| source.join(n)).collect();
     for (id, from) in (100..).zip(&sources) {
         for tree in [&drone.mount, &reference] {
-            demo::play::job(from, tree, id, "debug_user", "host1").expect("played");
-            demo::play::task(None, tree, id, "verify", "host1").expect("played");
+            play_job(from, tree, id);
+            play_task(tree, id);
         }
     }
     let names = tops(&reference);
@@ -184,7 +184,7 @@ fn the_same_jobs_again_cost_less_than_a_percent_and_one_login() {
                 scope.spawn(move || {
                     for (i, from) in part.iter().enumerate() {
                         let id = first + (worker * 13 + i) as u32;
-                        demo::play::job(from, mount, id, "debug_user", "host1").expect("played");
+                        play_job(from, mount, id);
                     }
                 });
             }
@@ -240,7 +240,7 @@ fn localhost_copies_nothing() {
     let mut lab = Lab::new(Duration::from_secs(60));
     let drone = lab.machine_with("drone1", "results_host: localhost");
     lab.mount(&drone);
-    demo::play::task(None, &drone.mount, 1, "verify", "host1").expect("played");
+    play_task(&drone.mount, 1);
     assert_eq!(drone.status()["connection"]["state"], "none");
     assert_eq!(lab.logins(), 0);
     let out = drone.run(["verify", "--local"]);
