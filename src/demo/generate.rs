@@ -77,7 +77,7 @@ impl<'a> Job<'a> {
         let source = origin(fleet.seed, number);
         let plan = &mut Random::named(fleet.seed, "plan", rerun_of(fleet.seed, source));
         let host = fleet.any_host(plan);
-        let wanted = 2 + plan.below(4) as usize;
+        let wanted = 2 + plan.below(5) as usize;
         let first = plan.below(TESTS.len() as u64) as usize;
         let tests = TESTS.iter().cycle().skip(first).step_by(3).take(wanted).copied().collect();
         let build = plan.one_of(1, 8).then(|| fleet.any_build(plan));
@@ -215,8 +215,8 @@ impl<'a> Job<'a> {
         let packed = self.random.bytes(messages.len().min(120_000) / 4);
         self.put_mode(&format!("{base}/messages.gz"), &packed, 0o644)?;
         self.link(&format!("{base}/reboot_current"), "../../sysinfo")?;
-        for iteration in 1..2 + self.random.below(3) {
-            for name in ["meminfo", "interrupts", "slabinfo"] {
+        for iteration in 1..2 + self.random.below(5) {
+            for name in ["meminfo", "interrupts", "slabinfo", "schedstat", "buddyinfo"] {
                 for when in ["before", "after"] {
                     let text = fleet::proc_file(&mut self.random, name);
                     self.put(&format!("{base}/iteration.{iteration}/{name}.{when}"), text)?;
