@@ -1,7 +1,7 @@
 #!/bin/bash
 # Offload against rsync run job by job: the same jobs, the same sshd, in one run.
 #
-#   bench/offload.sh [JOBS]        default: 200, about 16 MB each; SCALE=0.1 for smaller ones, RESULTSFS=binary
+#   bench/offload.sh [JOBS]        default: 200, about 15 MB each; SCALE=0.1 for smaller ones, RESULTSFS=binary
 #
 # cold:   nothing is at the other side yet.  again: the same jobs under other ids.
 # resultsfs: from `offload` to everything committed, which is fsynced at the store. rsync: -a --delete, a process and a connection a job as
