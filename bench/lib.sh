@@ -45,7 +45,8 @@ end_lab() {
     done
     ! mountpoint -q "$lab/disk" || umount "$lab/disk"
     mountpoint -q "$lab/disk" || rm -rf "$lab"
-    [ -z "${cgroup:-}" ] || rmdir "$cgroup" 2> /dev/null
+    # This script leaves its own group last.
+    [ -z "${cgroup:-}" ] || { echo $$ > "$(dirname "$cgroup")/cgroup.procs" && rmdir "$cgroup"; } 2> /dev/null
 }
 
 # Waits up to 30 s.

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Offload against rsync run job by job: the same jobs, the same sshd, in one run.
 #
-#   bench/offload.sh [JOBS]        default: 200, about 16 MB each; SCALE=0.1 for smaller ones, RESULTSFS=binary
+#   bench/offload.sh [JOBS]        default: 200, about 15 MB each; SCALE=0.1 for smaller ones, RESULTSFS=binary
 #
 # cold:   nothing is at the other side yet.  again: the same jobs under other ids.
 # resultsfs: from `offload` to everything committed, which is fsynced at the store. rsync: -a --delete, a process and a connection a job as
@@ -14,9 +14,9 @@ scale=${SCALE:-1.0}
 main() {
     need ssh-keygen sshd rsync python3
     make_lab
+    start_cpu_count
     start_sshd
     write_configs
-    start_cpu_count
     generate
     start_serve
     mount_drone
@@ -35,7 +35,7 @@ generate() {
     [ -n "${CORPUS:-}" ] || "$binary" generate "$corpus" --jobs "$jobs" --seed 1 --scale "$scale"
     bytes=$(du -sb --apparent-size "$corpus" | cut -f1)
     echo "# corpus: $(find "$corpus" -maxdepth 1 -mindepth 1 -type d | wc -l) jobs, $(calc "$bytes / 1e6" 0) MB," \
-        "$(find "$corpus" -type f | wc -l) files, from ${CORPUS:-the project\'s own generator}"
+        "$(find "$corpus" -type f | wc -l) files, from ${CORPUS:-its own generator}"
 }
 
 each_job() {

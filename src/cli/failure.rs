@@ -48,9 +48,8 @@ impl Failure {
     /// The daemon could not be asked, or said no.
     pub fn from_control(error: ControlError) -> Self {
         match error {
-            ControlError::NotRunning { .. } => {
-                Self::new(error).hint("mount the tree first (`resultsfs mount`), or name its configuration with --config")
-            }
+            ControlError::NotRunning { .. } => Self::new(error)
+                .hint("mount the tree first (`resultsfs mount`), or name its configuration with --config"),
             ControlError::Failed { message, hint } => Self { exit: 1, message, hint },
             broken @ ControlError::Broken { .. } => Self::new(broken),
         }

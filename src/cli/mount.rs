@@ -29,8 +29,27 @@ use crate::{
 
 /// Options of mount(8) that mean nothing to the daemon but may stand in an fstab.
 const IGNORED_OPTIONS: &[&str] = &[
-    "rw", "defaults", "noauto", "auto", "user", "nouser", "users", "nofail", "_netdev", "dev", "nodev", "suid", "nosuid", "exec",
-    "noexec", "async", "atime", "noatime", "relatime", "default_permissions", "allow_other",
+    "rw",
+    "defaults",
+    "noauto",
+    "auto",
+    "user",
+    "nouser",
+    "users",
+    "nofail",
+    "_netdev",
+    "dev",
+    "nodev",
+    "suid",
+    "nosuid",
+    "exec",
+    "noexec",
+    "async",
+    "atime",
+    "noatime",
+    "relatime",
+    "default_permissions",
+    "allow_other",
 ];
 
 /// `mount [SOURCE] MOUNTPOINT`.
@@ -41,12 +60,8 @@ pub fn mount(cli: &Cli, args: &MountArgs) -> Outcome {
     if let Some(done) = already_served(&config, &mountpoint)? {
         return Ok(done);
     }
-    let options = DaemonOptions {
-        config,
-        mountpoint,
-        read_only: options.read_only,
-        passthrough: options.passthrough,
-    };
+    let options =
+        DaemonOptions { config, mountpoint, read_only: options.read_only, passthrough: options.passthrough };
     if args.background_child {
         return background_child(options);
     }
@@ -87,8 +102,9 @@ fn parse_options(args: &MountArgs) -> Result<Options, Failure> {
             (name, "") if IGNORED_OPTIONS.contains(&name) || name.starts_with("x-") => {}
             (name, _) if name.starts_with("x-") || name == "comment" => {}
             _ => {
-                return Err(Failure::usage(format!("unknown mount option `{option}`"))
-                    .hint("known are ro, passthrough=auto, passthrough=off, config=FILE, and mount(8)'s own"));
+                return Err(Failure::usage(format!("unknown mount option `{option}`")).hint(
+                    "known are ro, passthrough=auto, passthrough=off, config=FILE, and mount(8)'s own",
+                ));
             }
         }
     }
@@ -239,7 +255,9 @@ fn source_of_mount(mountpoint: &Path) -> Option<PathBuf> {
         let (fields, tail) = line.split_once(" - ")?;
         let place = fields.split(' ').nth(4).map(unescape)?;
         let mut tail = tail.split(' ');
-        if tail.next() == Some("fuse.resultsfs") && place.as_os_str().as_bytes() == mountpoint.as_os_str().as_bytes() {
+        if tail.next() == Some("fuse.resultsfs")
+            && place.as_os_str().as_bytes() == mountpoint.as_os_str().as_bytes()
+        {
             found = tail.next().map(unescape);
         }
     }

@@ -54,7 +54,11 @@ pub fn status(json: bool, item: &Value) {
         bytes(number(&item["spool"], "total_bytes")),
         number(&item["spool"], "used_percent")
     );
-    println!("cache       {} of {}", bytes(number(&item["cache"], "bytes")), bytes(number(&item["cache"], "max_bytes")));
+    println!(
+        "cache       {} of {}",
+        bytes(number(&item["cache"], "bytes")),
+        bytes(number(&item["cache"], "max_bytes"))
+    );
     println!("data path   {}", text(item, "data_path"));
     for list in ["unrecognised", "warnings", "errors"] {
         for entry in item[list].as_array().into_iter().flatten() {
@@ -92,7 +96,9 @@ pub fn explain(json: bool, item: &Value) {
     if json_line(json, item) {
         return;
     }
-    for (key, value) in item.as_object().into_iter().flatten().filter(|(k, _)| !matches!(k.as_str(), "v" | "kind")) {
+    for (key, value) in
+        item.as_object().into_iter().flatten().filter(|(k, _)| !matches!(k.as_str(), "v" | "kind"))
+    {
         print_value(0, &key.replace('_', " "), value);
     }
 }

@@ -73,8 +73,5 @@ pub fn raws(paths: &[OsString]) -> Result<Vec<RawPath>, Failure> {
 fn raw(path: &OsStr) -> Result<RawPath, Failure> {
     let absolute = std::path::absolute(Path::new(path))
         .map_err(|e| Failure::usage(format!("{}: {e}", path.to_string_lossy())))?;
-    Ok(RawPath {
-        given: path.as_bytes().to_vec(),
-        absolute: absolute.into_os_string().as_bytes().to_vec(),
-    })
+    Ok(RawPath { given: path.as_bytes().to_vec(), absolute: absolute.into_os_string().as_bytes().to_vec() })
 }

@@ -35,7 +35,9 @@ pub fn serve(cli: &Cli, args: &ServeArgs) -> Outcome {
 fn rights(allow: &[String]) -> Result<bool, Failure> {
     for right in allow {
         if !matches!(right.as_str(), "add" | "overlay" | "delete") {
-            return Err(Failure::usage(format!("unknown right `{right}`")).hint("known are add, overlay, delete"));
+            return Err(
+                Failure::usage(format!("unknown right `{right}`")).hint("known are add, overlay, delete")
+            );
         }
     }
     Ok(allow.iter().any(|r| r == "delete"))

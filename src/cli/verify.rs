@@ -60,7 +60,8 @@ fn check_local(cli: &Cli, args: &VerifyArgs, config: &Config) -> Outcome {
 /// Without a daemon the journal is ours for the time.
 fn check_alone(cli: &Cli, args: &VerifyArgs, config: &Config) -> Outcome {
     let could_not = |e: &dyn std::fmt::Display| Failure::new(e).exit(COULD_NOT);
-    let journal = Journal::open(&config.state_dir, std::sync::Arc::new(crate::clock::SystemClock)).map_err(|e| could_not(&e))?;
+    let journal = Journal::open(&config.state_dir, std::sync::Arc::new(crate::clock::SystemClock))
+        .map_err(|e| could_not(&e))?;
     let spool = Spool::open(&config.spool_dir).map_err(|e| could_not(&e))?;
     let (activity, _touched) = Activity::new();
     let report = verify::local::check(&journal, &spool, &activity, &[], args.read_data);
@@ -122,7 +123,11 @@ fn show(cli: &Cli, item: &Value) {
             number("files"),
             number("packs"),
             print::bytes(number("bytes")),
-            if item["clean"] == true { "clean".to_owned() } else { format!("{} findings", number("findings")) }
+            if item["clean"] == true {
+                "clean".to_owned()
+            } else {
+                format!("{} findings", number("findings"))
+            }
         );
         return;
     }

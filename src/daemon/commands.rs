@@ -133,7 +133,9 @@ impl Commands {
                 Ok(Ok(0))
             }
             Request::Explain { path } => self.explain(&path, output).await,
-            Request::Offload { paths, wait, timeout_s } => self.offload(&paths, wait, timeout_s, output).await,
+            Request::Offload { paths, wait, timeout_s } => {
+                self.offload(&paths, wait, timeout_s, output).await
+            }
             Request::Complete { paths } => self.complete(&paths, output).await,
             Request::Evict { paths } => self.evict(&paths, output).await,
             Request::Recall { paths } => self.recall(&paths, output).await,
@@ -229,7 +231,10 @@ impl Commands {
     async fn complete(&self, paths: &[RawPath], output: &mut Output) -> io::Result<Ended> {
         let mut units = Vec::new();
         for raw in paths {
-            match self.tree_path(raw).map(|path| (self.host.adoptable(&path), self.units(std::slice::from_ref(raw)))) {
+            match self
+                .tree_path(raw)
+                .map(|path| (self.host.adoptable(&path), self.units(std::slice::from_ref(raw))))
+            {
                 Ok((Some(unit), _)) => units.push(unit),
                 Ok((None, Ok(named))) => units.extend(named),
                 Ok((None, Err(refusal))) | Err(refusal) => return Ok(Err(refusal)),
@@ -306,8 +311,11 @@ impl Commands {
             };
             if tokio::time::Instant::now() >= end {
                 let open = self.host.activity.open_handles();
-                return Err(Refusal::new(format!("can't unmount {}: {error}; {open} files are open", self.host.mountpoint.display()))
-                    .hint("`fuser -vm MOUNTPOINT` shows who works there; --lazy detaches all the same"));
+                return Err(Refusal::new(format!(
+                    "can't unmount {}: {error}; {open} files are open",
+                    self.host.mountpoint.display()
+                ))
+                .hint("`fuser -vm MOUNTPOINT` shows who works there; --lazy detaches all the same"));
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }

@@ -87,8 +87,7 @@ pub enum ControlError {
 /// Asks the daemon at `socket`; `each` gets every item as it comes. Returns the command's exit code.
 pub fn ask(socket: &Path, request: &Request, mut each: impl FnMut(Value)) -> Result<u8, ControlError> {
     let path = socket.display().to_string();
-    let stream =
-        UnixStream::connect(socket).map_err(|_| ControlError::NotRunning { path: path.clone() })?;
+    let stream = UnixStream::connect(socket).map_err(|_| ControlError::NotRunning { path: path.clone() })?;
     let broken = |source| ControlError::Broken { path: path.clone(), source };
     let mut line = serde_json::to_string(request).map_err(|e| broken(e.into()))?;
     line.push('\n');

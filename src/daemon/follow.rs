@@ -68,7 +68,10 @@ impl Follower {
     /// The store has another history than the replica: it was restored from a backup.
     fn resync(&mut self, head: Head) {
         let Some(store) = self.store else { return };
-        warn!("the store's catalog isn't the one that was followed (it ends at {}); the replica begins anew", head.seq);
+        warn!(
+            "the store's catalog isn't the one that was followed (it ends at {}); the replica begins anew",
+            head.seq
+        );
         let from = self.begin_anew(store);
         self.target = Some(head);
         self.host.link.as_ref().expect("events come from the link").follow(from);
@@ -116,9 +119,12 @@ impl Follower {
         let own = self.host.journal.host();
         for record in self.host.journal.units() {
             let Some(committed) = &record.committed else { continue };
-            let known = self.host.journal.layers(&record.unit).into_iter().any(|layer| {
-                layer.host == own && layer.generation >= committed.generation
-            });
+            let known = self
+                .host
+                .journal
+                .layers(&record.unit)
+                .into_iter()
+                .any(|layer| layer.host == own && layer.generation >= committed.generation);
             if known {
                 continue;
             }
@@ -130,7 +136,9 @@ impl Follower {
                     }
                     self.host.activity.changed(&record.unit);
                 }
-                State::Evicted => warn!("the store has lost {} and nothing of it is here any more", record.unit),
+                State::Evicted => {
+                    warn!("the store has lost {} and nothing of it is here any more", record.unit)
+                }
                 _ => {}
             }
         }

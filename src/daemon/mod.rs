@@ -109,7 +109,8 @@ enum End {
 pub fn run(options: DaemonOptions, ready: impl FnOnce()) -> Result<(), DaemonError> {
     make_state_dir(&options.config)?;
     raise_descriptor_limit();
-    let runtime = Runtime::new().map_err(|source| DaemonError::Io { what: "can't start the runtime", source })?;
+    let runtime =
+        Runtime::new().map_err(|source| DaemonError::Io { what: "can't start the runtime", source })?;
     let end = runtime.block_on(serve(options, ready));
     // Threads may hang in a read from a dead host; nothing that matters is on them.
     runtime.shutdown_timeout(Duration::from_secs(2));
@@ -127,11 +128,11 @@ pub fn notify_systemd() {
 pub fn make_state_dir(config: &Config) -> Result<(), DaemonError> {
     use std::os::unix::fs::DirBuilderExt;
     let dir = &config.state_dir;
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(|source| DaemonError::Path { what: "can't make the state directory", path: dir.clone(), source })
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|source| DaemonError::Path {
+        what: "can't make the state directory",
+        path: dir.clone(),
+        source,
+    })
 }
 
 async fn serve(options: DaemonOptions, ready: impl FnOnce()) -> Result<(), DaemonError> {
@@ -162,7 +163,9 @@ async fn serve(options: DaemonOptions, ready: impl FnOnce()) -> Result<(), Daemo
     Ok(())
 }
 
-fn start(options: DaemonOptions) -> Result<(Arc<Host>, Mounted, mpsc::UnboundedReceiver<LinkEvent>), DaemonError> {
+fn start(
+    options: DaemonOptions,
+) -> Result<(Arc<Host>, Mounted, mpsc::UnboundedReceiver<LinkEvent>), DaemonError> {
     let DaemonOptions { config, mountpoint, read_only, passthrough } = options;
     let path_error = |what, path: &Path| {
         let path = path.to_owned();
@@ -171,7 +174,8 @@ fn start(options: DaemonOptions) -> Result<(Arc<Host>, Mounted, mpsc::UnboundedR
     let journal = Journal::open(&config.state_dir, Arc::new(SystemClock))?;
     let spool = Spool::open(&config.spool_dir)?;
     let cache_dir = config.state_dir.join("cache");
-    let cache = Cache::open(&cache_dir, config.cache_max_mib << 20).map_err(path_error("can't open the cache", &cache_dir))?;
+    let cache = Cache::open(&cache_dir, config.cache_max_mib << 20)
+        .map_err(path_error("can't open the cache", &cache_dir))?;
     let view = Arc::new(View::new(journal.clone(), cache.clone()));
     let (activity, touched) = Activity::new();
     let rules = layout_rules(&config);
@@ -192,11 +196,7 @@ fn start(options: DaemonOptions) -> Result<(Arc<Host>, Mounted, mpsc::UnboundedR
         rules: rules.clone(),
         state_dir: config.state_dir.clone(),
     }));
-    let mount_options = MountOptions {
-        source: source(&config),
-        read_only,
-        passthrough,
-    };
+    let mount_options = MountOptions { source: source(&config), read_only, passthrough };
     let mounted = fuse::mount(fs.clone(), &mountpoint, &mount_options)?;
     let engine = Engine::start(EngineParts {
         journal: journal.clone(),
@@ -209,7 +209,20 @@ fn start(options: DaemonOptions) -> Result<(Arc<Host>, Mounted, mpsc::UnboundedR
         settings: engine_settings(&config),
     });
     let data_path = mounted.data_path();
-    let host = Host { config, mountpoint, journal, spool, activity, cache, view, fs, rules, link, engine, data_path };
+    let host = Host {
+        config,
+        mountpoint,
+        journal,
+        spool,
+        activity,
+        cache,
+        view,
+        fs,
+        rules,
+        link,
+        engine,
+        data_path,
+    };
     Ok((Arc::new(host), mounted, events))
 }
 

@@ -24,7 +24,9 @@ impl Host {
 
     fn place(&self, path: &RelPath) -> Place {
         let is_dir = self.spool.is_dir(path).unwrap_or_else(|| self.shown_as_dir(path));
-        layout::place(path, is_dir, &self.rules, &|job| self.journal.whole_job(job), &|top| self.journal.adopted(top))
+        layout::place(path, is_dir, &self.rules, &|job| self.journal.whole_job(job), &|top| {
+            self.journal.adopted(top)
+        })
     }
 
     fn shown_as_dir(&self, path: &RelPath) -> bool {
@@ -229,7 +231,10 @@ fn explain_shown(host: &Host, path: &RelPath, out: &mut Map<String, Value>) {
     let resolved = match host.view.lookup(path) {
         Ok(resolved) => resolved,
         Err(need) => {
-            out.insert("committed_entries".into(), json!(format!("{} manifests aren't here yet", need.manifests.len())));
+            out.insert(
+                "committed_entries".into(),
+                json!(format!("{} manifests aren't here yet", need.manifests.len())),
+            );
             return;
         }
     };
@@ -276,10 +281,13 @@ fn explain_record(host: &Host, record: &UnitRecord, out: &mut Map<String, Value>
     out.insert("generation".into(), json!(record.generation.0));
     out.insert("partial".into(), json!(record.partial));
     out.insert("lost".into(), json!(record.lost));
-    out.insert("times_ms".into(), json!({
-        "running": record.running_ms, "complete": record.complete_ms, "sealed": record.sealed_ms,
-        "committed": record.committed_ms, "evicted": record.evicted_ms,
-    }));
+    out.insert(
+        "times_ms".into(),
+        json!({
+            "running": record.running_ms, "complete": record.complete_ms, "sealed": record.sealed_ms,
+            "committed": record.committed_ms, "evicted": record.evicted_ms,
+        }),
+    );
     if let Some(committed) = &record.committed {
         out.insert("seq".into(), json!(committed.seq.0));
         out.insert("manifest".into(), json!(committed.manifest.to_string()));

@@ -16,7 +16,11 @@ use crate::{
 };
 
 /// The greeting, made anew for each session since the replica moves on.
-pub fn hello(journal: Arc<Journal>, host_name: String, settings: Vec<String>) -> Arc<dyn Fn() -> Hello + Send + Sync> {
+pub fn hello(
+    journal: Arc<Journal>,
+    host_name: String,
+    settings: Vec<String>,
+) -> Arc<dyn Fn() -> Hello + Send + Sync> {
     Arc::new(move || Hello {
         version: PROTOCOL_VERSION,
         host: journal.host(),

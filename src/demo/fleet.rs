@@ -187,7 +187,7 @@ impl Fleet {
         let (rotation, age) = (number / 40, number % 40 + 1);
         let random = &mut self.stream("syslog", host << 32 | rotation);
         let name = self.host_name(host);
-        let count = (age as f64 * 900.0 * self.scale).max(20.0) as u64;
+        let count = (age as f64 * 1200.0 * self.scale).max(20.0) as u64;
         lines(count, |out, i| {
             let (module, word) = (random.pick(MODULES), random.pick(WORDS));
             write!(

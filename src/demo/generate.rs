@@ -43,7 +43,7 @@ const TESTS: &[&str] = &[
     "fio",
 ];
 
-/// Writes job `number` as `<dir>/<number>-demo` and returns that path. At scale 1 jobs are about 16 MB each. What is there already
+/// Writes job `number` as `<dir>/<number>-demo` and returns that path. At scale 1 jobs are about 15 MB each. What is there already
 /// is replaced.
 pub fn job(dir: &Path, seed: u64, number: u32, scale: f64) -> io::Result<PathBuf> {
     let top = dir.join(format!("{number}-demo"));
@@ -77,10 +77,10 @@ impl<'a> Job<'a> {
         let source = origin(fleet.seed, number);
         let plan = &mut Random::named(fleet.seed, "plan", rerun_of(fleet.seed, source));
         let host = fleet.any_host(plan);
-        let wanted = 2 + plan.below(4) as usize;
+        let wanted = 2 + plan.below(5) as usize;
         let first = plan.below(TESTS.len() as u64) as usize;
         let tests = TESTS.iter().cycle().skip(first).step_by(3).take(wanted).copied().collect();
-        let build = plan.one_of(1, 8).then(|| fleet.any_build(plan));
+        let build = plan.one_of(1, 5).then(|| fleet.any_build(plan));
         let random = Random::named(fleet.seed, "job", source);
         let clock_ns = (EPOCH + source * JOB_STEP) * 1_000_000_000;
         Self { fleet, random, top, source, host, tests, build, made: BTreeSet::new(), clock_ns }
@@ -215,8 +215,8 @@ impl<'a> Job<'a> {
         let packed = self.random.bytes(messages.len().min(120_000) / 4);
         self.put_mode(&format!("{base}/messages.gz"), &packed, 0o644)?;
         self.link(&format!("{base}/reboot_current"), "../../sysinfo")?;
-        for iteration in 1..2 + self.random.below(3) {
-            for name in ["meminfo", "interrupts", "slabinfo"] {
+        for iteration in 1..2 + self.random.below(5) {
+            for name in ["meminfo", "interrupts", "slabinfo", "schedstat", "buddyinfo"] {
                 for when in ["before", "after"] {
                     let text = fleet::proc_file(&mut self.random, name);
                     self.put(&format!("{base}/iteration.{iteration}/{name}.{when}"), text)?;
@@ -232,7 +232,7 @@ impl<'a> Job<'a> {
                 self.put_mode(&format!("build/{name}"), &bytes, 0o755)?;
             }
         }
-        if self.random.one_of(1, 3) {
+        if self.random.one_of(2, 5) {
             let len = self.random.size(2.0 * MIB * self.fleet.scale, 16.0 * MIB * self.fleet.scale);
             let core = self.fleet.core(self.host, len, &mut self.random);
             let pid = 2 + self.random.below(65_000);

@@ -263,7 +263,9 @@ impl Lab {
     fn spawn(&mut self, name: &str, mut command: Command, log: &Path) -> Result<(), DemoError> {
         let out = fs::OpenOptions::new().create(true).append(true).open(log)?.into_parts().0;
         let err = out.try_clone()?;
-        let child = isolated(&mut command, out, err).spawn()?;
+        let child = isolated(&mut command, out, err)
+            .spawn()
+            .map_err(|e| io::Error::new(e.kind(), format!("can't start {name}: {e}")))?;
         self.running.push(Running { name: name.to_owned(), child, log: log.to_owned() });
         Ok(())
     }
@@ -322,9 +324,6 @@ impl Lab {
         }
         for host in &self.hosts {
             detach(&host.mountpoint);
-        }
-        if let Way::Sshd(sshd) = &self.way {
-            sshd.clean();
         }
         self.remove()
     }

@@ -216,16 +216,18 @@ impl Story<'_> {
         let freed = before.saturating_sub(lab::disk_bytes(&lab.spool(host))?);
         let same =
             digest::of(&lab.expected().join(&unit))?.difference(&digest::of(&host.mountpoint.join(&unit))?);
-        if let Some(difference) = same {
-            self.wrong(&format!("{unit} read back on {}: {difference}", host.name))?;
+        match (same, freed) {
+            (Some(difference), _) => self.wrong(&format!("{unit} read back on {}: {difference}", host.name)),
+            (None, 0) => self.wrong(&format!("evicting {unit} on {} freed nothing", host.name)),
+            (None, _) => {
+                let text = format!(
+                    "{unit} on {}: {} freed; read back from the store, it is the same",
+                    host.name,
+                    mib(freed)
+                );
+                self.say("evicted", &text)
+            }
         }
-        if freed == 0 {
-            self.wrong(&format!("evicting {unit} on {} freed nothing", host.name))?;
-        }
-        self.say(
-            "evicted",
-            &format!("{unit} on {}: {} freed, read back from the store, the same", host.name, mib(freed)),
-        )
     }
 
     fn verify(&mut self, lab: &Lab) -> Result<(), DemoError> {
@@ -256,7 +258,7 @@ impl Story<'_> {
             self.say("verdict", "one tree on every machine, nothing missing")?;
             return Ok(0);
         }
-        self.say("verdict", &format!("{} things are wrong", self.wrong))?;
+        self.say("verdict", &format!("{} of the checks above failed", self.wrong))?;
         Ok(1)
     }
 }

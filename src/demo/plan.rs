@@ -22,6 +22,8 @@ const AGAIN: usize = 3;
 /// Added to their ids.
 const AGAIN_IDS: u32 = 100_000;
 const OWNER: &str = "demo";
+/// What a job's results have at their top: autoserv's, or those of the client run by hand.
+const JOB_FILES: &[&str] = &[".autoserv_execute", "status.log", "status"];
 
 /// One host's part of one job.
 #[derive(Clone, Debug)]
@@ -189,7 +191,7 @@ fn generated(options: &DemoOptions, lab: &Lab) -> Result<Vec<Part>, DemoError> {
     for id in 1..=options.jobs {
         lab.check_interrupted()?;
         let source = generate::job(&dir, options.seed, id, SCALE)?;
-        let drone = id as usize % DRONES;
+        let drone = (id - 1) as usize % DRONES;
         if id % 3 == 0 {
             let earlier = parts[parts.len() - 1].source.clone();
             parts.push(Part {
@@ -204,10 +206,13 @@ fn generated(options: &DemoOptions, lab: &Lab) -> Result<Vec<Part>, DemoError> {
     Ok(parts)
 }
 
-/// The jobs of a results directory. A directory is one host's part if it is named like a job and has a pidfile, or isn't
+/// The jobs of a results directory, or the one job whose results the directory itself is. A directory is one host's part if it is named like a job and has a pidfile, or isn't
 /// named like a job; otherwise each directory in it is one.
 fn found(top: &Path) -> Result<Vec<Part>, DemoError> {
     let mut parts = Vec::new();
+    if JOB_FILES.iter().any(|file| top.join(file).is_file()) {
+        return Ok(vec![Part { id: 1, host: "host1".to_owned(), source: top.to_owned(), drone: 0 }]);
+    }
     for (at, dir) in dirs(top)?.into_iter().filter(|d| !is_no_job(d)).enumerate() {
         let id = at as u32 + 1;
         let sources = if is_job_name(&dir) && !dir.join(".autoserv_execute").exists() {
@@ -264,6 +269,8 @@ mod tests {
             fs::create_dir_all(top.path().join(dir)).expect("a directory");
         }
         fs::write(top.path().join("9-me/.autoserv_execute"), "1\n0\n0\n").expect("a pidfile");
+        let one = found(&top.path().join("9-me")).expect("parts");
+        assert_eq!(one.iter().map(Part::unit).collect::<Vec<_>>(), ["1-demo/host1"]);
         let parts = found(top.path()).expect("parts");
         let seen: Vec<_> = parts.iter().map(|p| (p.unit(), p.drone)).collect();
         let wanted = [("1-demo/fedora", 0), ("2-demo/host2", 1), ("3-demo/hostA", 0), ("3-demo/hostB", 1)];

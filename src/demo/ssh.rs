@@ -42,7 +42,6 @@ pub struct Sshd {
     program: PathBuf,
     dir: PathBuf,
     port: u16,
-    made_run_dir: bool,
 }
 
 impl Way {
@@ -86,9 +85,9 @@ impl Sshd {
                 return Err(io::Error::other(format!("ssh-keygen ended with {status}")));
             }
         }
-        let mut sshd = Self { program, dir: dir.to_owned(), port: free_port()?, made_run_dir: false };
+        let sshd = Self { program, dir: dir.to_owned(), port: free_port()? };
         sshd.write_files()?;
-        sshd.make_run_dir()?;
+        make_run_dir()?;
         Ok(sshd)
     }
 
@@ -109,14 +108,6 @@ impl Sshd {
              StrictHostKeyChecking yes\n"
         );
         fs::write(self.dir.join("config"), client)
-    }
-
-    fn make_run_dir(&mut self) -> io::Result<()> {
-        if rustix::process::geteuid().is_root() && !Path::new(PRIVILEGE_SEPARATION_DIR).exists() {
-            std::fs::DirBuilder::new().mode(0o755).create(PRIVILEGE_SEPARATION_DIR)?;
-            self.made_run_dir = true;
-        }
-        Ok(())
     }
 
     /// Runs it in the foreground. It wants to be called by its full path.
@@ -140,14 +131,14 @@ impl Sshd {
     pub fn authentications(&self) -> io::Result<usize> {
         Ok(fs::read_to_string(self.log())?.lines().filter(|line| line.contains("Accepted publickey")).count())
     }
+}
 
-    /// Takes away what was made outside the demo's directory.
-    pub fn clean(&self) {
-        if self.made_run_dir {
-            // If somebody else's sshd has come to use it, it stays.
-            let _ = std::fs::remove_dir(PRIVILEGE_SEPARATION_DIR);
-        }
+/// It stays: sshd looks for it at every connection, and another sshd may have come to use it.
+fn make_run_dir() -> io::Result<()> {
+    if !rustix::process::geteuid().is_root() || Path::new(PRIVILEGE_SEPARATION_DIR).exists() {
+        return Ok(());
     }
+    std::fs::DirBuilder::new().mode(0o755).recursive(true).create(PRIVILEGE_SEPARATION_DIR)
 }
 
 fn free_port() -> io::Result<u16> {

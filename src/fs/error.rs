@@ -3,10 +3,7 @@
 use std::io;
 
 use super::NodeId;
-use crate::{
-    ids::{Hash, RelPath, UnitId},
-    journal::JournalError,
-};
+use crate::ids::{Hash, RelPath, UnitId};
 
 /// Result of an operation.
 pub type FsResult<T> = Result<T, FsError>;
@@ -24,8 +21,8 @@ pub enum FsError {
     #[error("{path}: {reason}")]
     Unavailable { path: RelPath, reason: String },
     /// The change can't be journaled, so it must not happen.
-    #[error("{unit}: {source}")]
-    Journal { unit: UnitId, source: JournalError },
+    #[error("{unit}: {reason}")]
+    Journal { unit: UnitId, reason: String },
 }
 
 /// What an operation waits for.

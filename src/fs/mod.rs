@@ -1,4 +1,161 @@
 //! The results tree: the union of the spool and all committed layers. Knows nothing of fuser.
+//!
+//! Every operation of the mount is a method of [`Fs`], takes and returns plain values, and never waits for the network: what
+//! needs a manifest or bytes that aren't here, or a unit that is just being freed, answers [`FsError::Need`]. Who may wait calls
+//! [`Fs::fulfil`] and asks again.
+//!
+//! | module | is |
+//! |---|---|
+//! | `nodes` | what the kernel's inode numbers mean |
+//! | `place` | a node's directory, its inode in the spool, what shows at its path |
+//! | `names` | look-up, creation, deletion, renaming |
+//! | `files`, `dirs` | open files, open directories |
+//! | `change` | attributes; the journal's part in every change |
+//! | `copyup` | bringing back what is only committed, to change it |
+//! | `committed` | the seam to journal, view and cache |
+//!
+//! Invariants:
+//! - A change is journaled before it happens, and counted as an operation in its units, so that nothing is freed meanwhile.
+//! - A node keeps its id until the kernel forgets it.
+//! - What a foreign layer shows is never deleted or replaced; it may be changed by an own copy on top.
+//! - No lock is held across I/O on the spool, save the short ones that the kernel's own order makes necessary.
 
+mod attr;
+mod change;
+mod committed;
+mod copyup;
+mod dirs;
+mod error;
+mod files;
+mod invalidate;
+mod names;
+mod nodes;
+mod place;
 pub mod union;
 pub mod view;
+
+use std::{
+    collections::HashMap,
+    os::fd::OwnedFd,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+pub use self::{
+    attr::{Attr, Caller, Entry, Kind, SetAttr, SetTime},
+    dirs::DirItem,
+    error::{FsError, FsResult, Need},
+    files::Opened,
+    names::Lookup,
+    invalidate::Invalidation,
+};
+use self::{committed::Committed, dirs::OpenDir, files::OpenFile, nodes::Nodes};
+use crate::{
+    ids::{RelPath, UnitId},
+    layout::LayoutRules,
+    spool::{Spool, activity::Activity},
+};
+
+/// The kernel's number of a node.
+pub type NodeId = u64;
+/// The number of an open file or directory.
+pub type Fh = u64;
+
+/// The root's number: FUSE says so.
+pub const ROOT: NodeId = 1;
+
+/// How long the kernel may believe what changes only through this mount, or with an [`Invalidation`].
+pub const TTL: Duration = Duration::from_secs(1);
+/// The same for attributes of a file that is open for writing: a shared mapping changes it past us.
+pub const WRITTEN_TTL: Duration = Duration::from_secs(1);
+/// How long a name that isn't there may be taken to stay away, where nobody else can make it.
+pub const ABSENT_TTL: Duration = Duration::from_secs(1);
+
+/// Directory descriptors kept open: they save a walk from the root at every operation.
+const DIRS_KEPT: usize = 256;
+
+/// What an [`Fs`] is made of.
+pub struct FsParts {
+    pub spool: Arc<Spool>,
+    pub activity: Arc<Activity>,
+    pub rules: LayoutRules,
+    /// A directory on the spool's file system for files that are being copied up.
+    pub tmp_dir: PathBuf,
+}
+
+/// The file system.
+pub struct Fs {
+    spool: Arc<Spool>,
+    activity: Arc<Activity>,
+    committed: Committed,
+    nodes: Nodes,
+    kept_dirs: Mutex<HashMap<NodeId, Arc<OwnedFd>>>,
+    files: RwLock<HashMap<Fh, Arc<OpenFile>>>,
+    dirs: RwLock<HashMap<Fh, Arc<OpenDir>>>,
+    next_fh: AtomicU64,
+    tmp_dir: PathBuf,
+    umask: u32,
+}
+
+impl Fs {
+    /// A file system over these parts.
+    pub fn new(parts: FsParts) -> FsResult<Arc<Self>> {
+        let FsParts { spool, activity, rules, tmp_dir } = parts;
+        let nodes = Nodes::new(&spool, spool.root_inode()?);
+        Ok(Arc::new(Self {
+            nodes,
+            committed: Committed::new(rules),
+            spool,
+            activity,
+            kept_dirs: Mutex::default(),
+            files: RwLock::default(),
+            dirs: RwLock::default(),
+            next_fh: AtomicU64::new(1),
+            tmp_dir,
+            umask: process_umask(),
+        }))
+    }
+
+    /// The unit that `path` is an entry of, if there is one.
+    pub fn unit_of(&self, path: &RelPath, is_dir: bool) -> Option<UnitId> {
+        self.committed.unit_of(path, is_dir)
+    }
+
+    /// Where the local layers are.
+    pub fn spool(&self) -> &Arc<Spool> {
+        &self.spool
+    }
+
+    /// Nodes in the table, open files and open directories.
+    pub fn counts(&self) -> (usize, usize, usize) {
+        let files = self.files.read().expect("no code panics under this lock").len();
+        let dirs = self.dirs.read().expect("no code panics under this lock").len();
+        (self.nodes.lock().len(), files, dirs)
+    }
+
+    /// The room on the spool's file system, which is what a disk-full alarm wants to know.
+    pub fn statfs(&self) -> FsResult<rustix::fs::StatVfs> {
+        Ok(self.spool.usage()?)
+    }
+
+    /// The kernel has forgotten `count` look-ups of a node.
+    pub fn forget(&self, node: NodeId, count: u64) {
+        self.nodes.lock().forget(node, count);
+    }
+
+    fn next_fh(&self) -> Fh {
+        self.next_fh.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// What this process takes away from the mode of what it creates; the caller's umask the kernel has already applied.
+fn process_umask() -> u32 {
+    let status = fs_err::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("Umask:"));
+    // Unknown = everything: then every creation sets its mode once more.
+    line.and_then(|text| u32::from_str_radix(text.trim(), 8).ok()).unwrap_or(0o777)
+}

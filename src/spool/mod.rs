@@ -26,6 +26,9 @@ use crate::ids::RelPath;
 /// What opening a path component for its identity takes: never its content, never what a link points to.
 const IDENTITY: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
+/// linux/magic.h
+const OVERLAYFS_MAGIC: u64 = 0x794c_7630;
+
 /// The spool could not be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("spool {}: {source}", path.display())]
@@ -112,6 +115,11 @@ impl Spool {
     /// Whether inodes are named by file handles: then no descriptor is kept for each.
     pub fn uses_handles(&self) -> bool {
         self.by_handle
+    }
+
+    /// Whether its file system lies on another one: then passthrough goes one level deeper.
+    pub fn is_stacked(&self) -> bool {
+        sys::fstatfs(&self.root).is_ok_and(|fs| fs.f_type as u64 == OVERLAYFS_MAGIC)
     }
 
     /// Makes everything written so far durable; fails if any write-back failed since the last call.

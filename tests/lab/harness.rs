@@ -92,11 +92,8 @@ impl Lab {
     }
 
     pub fn start_serve(&mut self) {
-        let log = fs::File::options()
-            .create(true)
-            .append(true)
-            .open(self.path().join("serve.log"))
-            .expect("a log");
+        let log =
+            fs::File::options().create(true).append(true).open(self.path().join("serve.log")).expect("a log");
         let child = Command::new(EXE)
             .arg("--config")
             .arg(self.path().join("results/global_config.ini"))
@@ -161,7 +158,9 @@ impl Lab {
             .expect("sshd starts; tests/run installs it");
         self.sshd = Some(child);
         let port = self.port;
-        wait_for("sshd", Duration::from_secs(20), || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+        wait_for("sshd", Duration::from_secs(20), || {
+            std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
+        });
     }
 
     /// How many times somebody has logged in.
@@ -193,7 +192,11 @@ impl Drop for Lab {
         for mount in &self.mounts {
             let name = mount.parent().expect("a machine's directory");
             let mut umount = Command::new(EXE);
-            umount.arg("--config").arg(name.join("global_config.ini")).args(["umount", "--timeout", "5"]).arg(mount);
+            umount
+                .arg("--config")
+                .arg(name.join("global_config.ini"))
+                .args(["umount", "--timeout", "5"])
+                .arg(mount);
             if !umount.output().is_ok_and(|o| o.status.success()) {
                 let _ = Command::new("umount").arg("-l").arg(mount).output();
             }
@@ -338,7 +341,8 @@ pub fn picture(dir: &Path) -> Vec<String> {
             let meta = fs::symlink_metadata(entry.path()).expect("an entry that was listed");
             let kind = meta.file_type();
             let content = if kind.is_file() {
-                let bytes = fs::read(entry.path()).unwrap_or_else(|e| panic!("{}: {e}", entry.path().display()));
+                let bytes =
+                    fs::read(entry.path()).unwrap_or_else(|e| panic!("{}: {e}", entry.path().display()));
                 blake3::hash(&bytes).to_string()
             } else if kind.is_symlink() {
                 format!("{:?}", fs::read_link(entry.path()).expect("a link"))
@@ -346,7 +350,13 @@ pub fn picture(dir: &Path) -> Vec<String> {
                 String::new()
             };
             let name = entry.path().strip_prefix(dir).expect("below");
-            format!("{name:?} {:o} {}.{:09} {} {content}", meta.mode(), meta.mtime(), meta.mtime_nsec(), meta.uid())
+            format!(
+                "{name:?} {:o} {}.{:09} {} {content}",
+                meta.mode(),
+                meta.mtime(),
+                meta.mtime_nsec(),
+                meta.uid()
+            )
         })
         .collect();
     lines.sort();
@@ -362,7 +372,13 @@ pub fn assert_same(what: &str, a: &[String], b: &[String]) {
         let there: std::collections::HashSet<&String> = y.iter().collect();
         x.iter().filter(|l| !there.contains(l)).take(8).cloned().collect::<Vec<_>>().join("\n    ")
     };
-    panic!("{what}: {} and {} entries\n  only in the first:\n    {}\n  only in the second:\n    {}", a.len(), b.len(), only(a, b), only(b, a));
+    panic!(
+        "{what}: {} and {} entries\n  only in the first:\n    {}\n  only in the second:\n    {}",
+        a.len(),
+        b.len(),
+        only(a, b),
+        only(b, a)
+    );
 }
 
 /// Plays a whole job into a results tree, as Autotest would.

@@ -32,8 +32,11 @@ fn evict_all(drone: &Machine, names: &[String]) {
 
 /// The names at the top of a tree.
 fn tops(dir: &Path) -> Vec<String> {
-    let mut names: Vec<String> =
-        std::fs::read_dir(dir).expect("a directory").flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+    let mut names: Vec<String> = std::fs::read_dir(dir)
+        .expect("a directory")
+        .flatten()
+        .map(|e| e.file_name().to_string_lossy().into_owned())
+        .collect();
     names.sort();
     names
 }
@@ -110,9 +113,8 @@ fn real_jobs_are_the_same_on_every_mount_before_and_after_eviction() {
     }
     let names = tops(&reference);
     same_everywhere(&mut lab, &reference, &drone, &names);
-    let digest = |dir: &Path| {
-        run(Command::new("python3").arg(shared.join("tools/gen.py")).arg("digest").arg(dir))
-    };
+    let digest =
+        |dir: &Path| run(Command::new("python3").arg(shared.join("tools/gen.py")).arg("digest").arg(dir));
     assert_eq!(digest(&drone.mount), digest(&reference), "gen.py digest agrees");
 }
 
@@ -147,7 +149,9 @@ fn nasty_jobs(reference: &Path) {
     match shared() {
         Some(shared) => {
             let mut generate = Command::new("python3");
-            generate.arg(shared.join("tools/gen.py")).args(["gen", "--jobs", "40", "--nasty", "--scale", "0.05"]);
+            generate
+                .arg(shared.join("tools/gen.py"))
+                .args(["gen", "--jobs", "40", "--nasty", "--scale", "0.05"]);
             run(generate.arg("--out").arg(reference));
         }
         None => demo::generate::nasty_job(reference, 1).expect("a job"),
@@ -190,7 +194,12 @@ fn the_same_jobs_again_cost_less_than_a_percent_and_one_login() {
     let sent = || drone.status()["connection"]["bytes_sent"].as_u64().expect("a count");
     play_all(1000);
     let cold = sent();
-    let bytes: u64 = walkdir::WalkDir::new(&source).into_iter().flatten().filter(|e| e.file_type().is_file()).map(|e| e.metadata().expect("a file").len()).sum();
+    let bytes: u64 = walkdir::WalkDir::new(&source)
+        .into_iter()
+        .flatten()
+        .filter(|e| e.file_type().is_file())
+        .map(|e| e.metadata().expect("a file").len())
+        .sum();
     play_all(2000);
     let again = sent() - cold;
     eprintln!("{bytes} bytes: {cold} sent, {again} when they came again");
@@ -209,7 +218,9 @@ fn a_unit_with_a_writer_or_a_running_pidfile_stays() {
     std::fs::write(exec_dir.join(".autoserv_execute"), "1\n").expect("a pidfile");
     let state = |unit: &str| {
         let jobs = drone.json(["jobs", unit]);
-        jobs.iter().find(|j| j["unit"] == unit).map_or("none".to_owned(), |j| j["state"].as_str().unwrap_or("?").to_owned())
+        jobs.iter()
+            .find(|j| j["unit"] == unit)
+            .map_or("none".to_owned(), |j| j["state"].as_str().unwrap_or("?").to_owned())
     };
     wait_for("the loose files of the job", Duration::from_secs(30), || state("5-me/.") == "committed");
     assert_eq!(state("5-me/host1"), "running");

@@ -1,6 +1,6 @@
 //! The main job, end to end: real mounts, a real sshd, a real store, several hosts on one machine.
 
-mod harness;
 mod faults;
+mod harness;
 mod identity;
 mod union;

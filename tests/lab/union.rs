@@ -17,7 +17,8 @@ fn put(dir: &Path, name: &str, content: &str) {
 
 fn append(dir: &Path, name: &str, line: &str) {
     let path = dir.join(name);
-    let mut file = OpenOptions::new().append(true).open(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let mut file =
+        OpenOptions::new().append(true).open(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     file.write_all(line.as_bytes()).expect("appended");
 }
 
@@ -32,7 +33,8 @@ fn read(machine: &Machine, path: &str) -> String {
 }
 
 fn names(machine: &Machine, dir: &str) -> Vec<String> {
-    let entries = fs::read_dir(machine.mount.join(dir)).unwrap_or_else(|e| panic!("{dir} on {}: {e}", machine.name));
+    let entries =
+        fs::read_dir(machine.mount.join(dir)).unwrap_or_else(|e| panic!("{dir} on {}: {e}", machine.name));
     let mut names: Vec<String> =
         entries.map(|e| e.expect("an entry").file_name().to_string_lossy().into_owned()).collect();
     names.sort();
@@ -160,11 +162,16 @@ fn nothing_is_freed_under_an_open_file_and_recall_brings_back() {
     assert_eq!(out.status.code(), Some(3), "in use: {}", text(&out.stderr));
     assert!(a.state.join("spool/10-me/host1/status.log").exists());
     drop(open);
-    wait_for("eviction", Duration::from_secs(10), || a.run(["evict", "10-me/host1"]).status.code() == Some(0));
+    wait_for("eviction", Duration::from_secs(10), || {
+        a.run(["evict", "10-me/host1"]).status.code() == Some(0)
+    });
     assert!(!a.state.join("spool/10-me/host1").exists());
     let out = a.run(["recall", "10-me/host1"]);
     assert!(out.status.success(), "{}", text(&out.stderr));
-    assert_eq!(fs::read_to_string(a.state.join("spool/10-me/host1/status.log")).expect("it is back"), "GOOD\n");
+    assert_eq!(
+        fs::read_to_string(a.state.join("spool/10-me/host1/status.log")).expect("it is back"),
+        "GOOD\n"
+    );
     assert_eq!(read(&a, "10-me/host1/status.log"), "GOOD\n");
 }
 

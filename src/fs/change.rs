@@ -1,0 +1,134 @@
+//! Changes: the journal's part in every one, and attributes.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::fs::{self as sys, AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
+
+use super::{
+    Attr, Entry, Fh, Fs, FsError, FsResult, Kind, Need, NodeId, SetAttr, SetTime,
+    place::{Local, Shown},
+};
+use crate::{
+    ids::{RelPath, UnitId},
+    manifest::Timestamp,
+    spool::{Spool, activity::OperationGuard, proc_path},
+};
+
+/// A path that an operation changes, and whether it is a directory.
+pub(super) type Changed<'a> = (&'a RelPath, bool);
+
+impl Fs {
+    /// Does `act`, which changes these paths: inside an operation of their units, after the journal knows.
+    pub(super) fn change<T>(&self, paths: &[Changed<'_>], act: impl FnOnce() -> FsResult<T>) -> FsResult<T> {
+        let mut units: Vec<_> = paths.iter().filter_map(|(path, is_dir)| self.unit_of(path, *is_dir)).collect();
+        units.sort();
+        units.dedup();
+        let _operations = self.enter(&units)?;
+        units.iter().try_for_each(|unit| self.committed.touch(unit))?;
+        paths.iter().for_each(|(path, is_dir)| self.committed.mark(path, *is_dir));
+        let result = act()?;
+        units.iter().for_each(|unit| self.activity.changed(unit));
+        Ok(result)
+    }
+
+    /// Keeps these units from being freed while the guards live.
+    pub(super) fn enter(&self, units: &[UnitId]) -> FsResult<Vec<OperationGuard>> {
+        units
+            .iter()
+            .map(|unit| self.activity.try_begin(unit).ok_or_else(|| Need::Thaw(unit.clone()).into()))
+            .collect()
+    }
+
+    /// Sets attributes. With a size, `fh` is the handle of ftruncate(2), if it is one.
+    pub fn setattr(&self, node: NodeId, set: SetAttr, fh: Option<Fh>) -> FsResult<Entry> {
+        let local = match self.shown(node)? {
+            Shown::Local(local) => local,
+            Shown::Remote(_) => return Err(Need::CopyUp { node, keep: set.size.unwrap_or(u64::MAX) }.into()),
+        };
+        let is_dir = Kind::of_mode(local.stat.st_mode) == Kind::Dir;
+        let paths = self.nodes.lock().paths(node);
+        let changed: Vec<_> = paths.iter().map(|path| (path, is_dir)).collect();
+        self.change(&changed, || {
+            self.settle_attrs(&local)?;
+            let handle = fh.and_then(|fh| self.writable_file(fh));
+            apply(local.fd.as_fd(), handle.as_ref().map(|fd| fd.as_fd()), &set)
+        })?;
+        self.getattr(node)
+    }
+
+    /// A directory that shows with another host's attributes gets them for its own, before one of them is changed.
+    fn settle_attrs(&self, local: &Local) -> FsResult<()> {
+        let Some(candidate) = &local.attrs else { return Ok(()) };
+        let (uid, gid) = self.committed.owner(candidate)?;
+        let attrs = &candidate.entry.attrs;
+        let mtime = Some(SetTime::To(attrs.mtime));
+        let set = SetAttr {
+            perm: Some(attrs.mode),
+            uid: Some(uid),
+            gid: Some(gid),
+            mtime,
+            ..SetAttr::default()
+        };
+        apply(local.fd.as_fd(), None, &set)
+    }
+}
+
+/// Sets attributes of what `identity`, an `O_PATH` descriptor, names. Owner before mode, since chown(2) clears setuid bits.
+pub(super) fn apply(
+    identity: BorrowedFd<'_>,
+    writable: Option<BorrowedFd<'_>>,
+    set: &SetAttr,
+) -> FsResult<()> {
+    if set.uid.is_some() || set.gid.is_some() {
+        let (uid, gid) = (set.uid.map(Uid::from_raw), set.gid.map(Gid::from_raw));
+        sys::chownat(identity, "", uid, gid, AtFlags::EMPTY_PATH)?;
+    }
+    if let Some(perm) = set.perm {
+        sys::chmod(proc_path(identity).as_c_str(), Mode::from_raw_mode(perm))?;
+    }
+    if let Some(size) = set.size {
+        truncate(identity, writable, size)?;
+    }
+    if set.atime.is_some() || set.mtime.is_some() {
+        set_times(identity, set.atime, set.mtime)?;
+    }
+    Ok(())
+}
+
+fn truncate(identity: BorrowedFd<'_>, writable: Option<BorrowedFd<'_>>, size: u64) -> FsResult<()> {
+    match writable {
+        Some(fd) => sys::ftruncate(fd, size)?,
+        None => sys::ftruncate(Spool::reopen(identity, OFlags::WRONLY | OFlags::NONBLOCK)?, size)?,
+    }
+    Ok(())
+}
+
+/// `None` = leave.
+pub(super) fn set_times(
+    identity: BorrowedFd<'_>,
+    atime: Option<SetTime>,
+    mtime: Option<SetTime>,
+) -> FsResult<()> {
+    let times = Timestamps { last_access: timespec(atime), last_modification: timespec(mtime) };
+    sys::utimensat(identity, "", &times, AtFlags::EMPTY_PATH)?;
+    Ok(())
+}
+
+fn timespec(time: Option<SetTime>) -> Timespec {
+    match time {
+        None => Timespec { tv_sec: 0, tv_nsec: sys::UTIME_OMIT },
+        Some(SetTime::Now) => Timespec { tv_sec: 0, tv_nsec: sys::UTIME_NOW },
+        Some(SetTime::To(Timestamp { secs, nanos })) => Timespec { tv_sec: secs, tv_nsec: nanos.into() },
+    }
+}
+
+/// Whether these attributes are a directory's.
+pub(super) fn is_dir(attr: &Attr) -> bool {
+    attr.kind == Kind::Dir
+}
+
+/// The errno that a thing which would delete or replace another host's entry fails with.
+pub(super) fn not_ours(path: &RelPath) -> FsError {
+    tracing::info!(%path, "refused: another host's entry would be deleted or replaced");
+    FsError::Errno(libc::EPERM)
+}

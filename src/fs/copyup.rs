@@ -1,0 +1,167 @@
+//! Copy-up: what is only committed becomes a file of the spool, so that it can be changed.
+//!
+//! One path at a time: its ancestors with the attributes that show, then itself. A file is written in the directory for such, made
+//! durable (its unit's record says that the spool counts now; after a power cut an empty file in its place would be taken for
+//! a change) and renamed into place. A directory that merely receives it keeps its time.
+
+use std::{
+    ffi::OsStr,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    sync::Arc,
+};
+
+use rustix::{
+    fs::{self as sys, AtFlags, FileType, Mode, OFlags},
+    io as sysio,
+};
+
+use super::{
+    Fs, FsError, FsResult, Kind, Need, NodeId, SetAttr, SetTime,
+    attr::mtime,
+    change::{apply, set_times},
+    committed::Candidate,
+    place::{Shown, kind_of},
+};
+use crate::{ids::RelPath, manifest::Body};
+
+/// Bytes read from the cache at a time.
+const COPY_BYTES: usize = 1 << 20;
+
+impl Fs {
+    /// Fetches, copies or waits, where waiting is allowed. After it, the operation that needed this is tried again.
+    pub fn fulfil(&self, need: &Need) -> FsResult<()> {
+        match need {
+            Need::CopyUp { node, keep } => self.copy_up(*node, *keep),
+            Need::Thaw(unit) => {
+                drop(self.activity.begin(unit));
+                Ok(())
+            }
+            need => self.committed.fulfil(need),
+        }
+    }
+
+    fn copy_up(&self, node: NodeId, keep: u64) -> FsResult<()> {
+        let Shown::Remote(candidate) = self.shown(node)? else { return Ok(()) };
+        let path = self.path_of(node).ok_or(FsError::Errno(libc::ESTALE))?;
+        if candidate.entry.body == Body::Dir {
+            return self.bring_dir(node).map(drop);
+        }
+        let (parent, name) = self.brief(node)?.place.ok_or(FsError::Errno(libc::ESTALE))?;
+        self.change(&[(&path, false)], || {
+            let dir = self.dir_for_change(parent)?;
+            let before = sys::fstat(&*dir)?;
+            self.bring(&path, dir.as_fd(), &name, &candidate, keep)?;
+            set_times(dir.as_fd(), None, Some(SetTime::To(mtime(&before))))?;
+            let (inode, stat) = self.spool.identify(dir.as_fd(), &name)?;
+            if Kind::of_mode(stat.st_mode) == kind_of(&candidate) {
+                self.nodes.lock().set_local(node, inode);
+            }
+            Ok(())
+        })
+    }
+
+    fn bring(
+        &self,
+        path: &RelPath,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+        candidate: &Candidate,
+        keep: u64,
+    ) -> FsResult<()> {
+        let name = OsStr::from_bytes(name);
+        match &candidate.entry.body {
+            Body::File { .. } | Body::Link { .. } => return self.bring_file(path, dir, name, candidate, keep),
+            Body::Symlink { target } => sys::symlinkat(OsStr::from_bytes(target), dir, name)?,
+            Body::Fifo => sys::mknodat(dir, name, FileType::Fifo, Mode::RUSR, 0)?,
+            Body::Dir | Body::Whiteout => return Err(FsError::Errno(libc::ESTALE)),
+        }
+        let made = sys::openat(dir, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+        self.dress(made.as_fd(), candidate)
+    }
+
+    fn bring_file(
+        &self,
+        path: &RelPath,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+        candidate: &Candidate,
+        keep: u64,
+    ) -> FsResult<()> {
+        let tmp_dir = sys::open(&self.tmp_dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let tmp_name = format!("copy-up.{}.{}", std::process::id(), self.next_fh());
+        let how = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let tmp = sys::openat(&tmp_dir, &tmp_name, how, Mode::RUSR | Mode::WUSR)?;
+        let brought = self
+            .fill(path, &tmp, candidate, keep)
+            .and_then(|()| self.dress(tmp.as_fd(), candidate))
+            .and_then(|()| Ok(sys::fsync(&tmp)?))
+            .and_then(|()| Ok(sys::renameat(&tmp_dir, &tmp_name, dir, name)?));
+        if brought.is_err() {
+            let _ = sys::unlinkat(&tmp_dir, &tmp_name, AtFlags::empty());
+        }
+        brought
+    }
+
+    fn fill(&self, path: &RelPath, tmp: &OwnedFd, candidate: &Candidate, keep: u64) -> FsResult<()> {
+        let file @ (size, _) = candidate.file.ok_or(FsError::Errno(libc::EIO))?;
+        let end = size.min(keep);
+        let mut at = 0;
+        while at < end {
+            let len = usize::try_from(end - at).unwrap_or(usize::MAX).min(COPY_BYTES);
+            let bytes = self.committed.read(path, file, at, len)?;
+            if bytes.len() != len {
+                return Err(FsError::Unavailable { path: path.clone(), reason: "cut short".into() });
+            }
+            let mut rest = &bytes[..];
+            while !rest.is_empty() {
+                let count = sysio::pwrite(tmp, rest, at)?;
+                at += count as u64;
+                rest = &rest[count..];
+            }
+        }
+        Ok(())
+    }
+
+    /// Mode, owner and time as they show.
+    fn dress(&self, made: BorrowedFd<'_>, candidate: &Candidate) -> FsResult<()> {
+        let (uid, gid) = self.committed.owner(candidate)?;
+        let attrs = &candidate.entry.attrs;
+        let is_link = matches!(candidate.entry.body, Body::Symlink { .. });
+        let set = SetAttr {
+            perm: (!is_link).then_some(attrs.mode),
+            uid: Some(uid),
+            gid: Some(gid),
+            mtime: Some(SetTime::To(attrs.mtime)),
+            ..SetAttr::default()
+        };
+        apply(made, None, &set)
+    }
+
+    /// A directory of the spool for a node that only others or the store have, and for all above it.
+    pub(super) fn bring_dir(&self, node: NodeId) -> FsResult<Arc<OwnedFd>> {
+        if let Some(dir) = self.dir_fd(node)? {
+            return Ok(dir);
+        }
+        let (parent, name) = self.brief(node)?.place.ok_or(FsError::Errno(libc::ENOENT))?;
+        let Shown::Remote(candidate) = self.shown(node)? else { return Err(FsError::Errno(libc::ESTALE)) };
+        let above = self.bring_dir(parent)?;
+        let path = self.path_of(node).ok_or(FsError::Errno(libc::ENOENT))?;
+        self.change(&[(&path, true)], || {
+            let before = sys::fstat(&*above)?;
+            let name = OsStr::from_bytes(&name);
+            match sys::mkdirat(&above, name, Mode::RWXU) {
+                // Another operation was faster.
+                Ok(()) | Err(sysio::Errno::EXIST) => {}
+                Err(e) => return Err(e.into()),
+            }
+            let how = OFlags::PATH | OFlags::NOFOLLOW | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let made = sys::openat(&above, name, how, Mode::empty())?;
+            self.dress(made.as_fd(), &candidate)?;
+            set_times(above.as_fd(), None, Some(SetTime::To(mtime(&before))))
+        })?;
+        self.dir_fd(node)?.ok_or(FsError::Errno(libc::ESTALE))
+    }
+}

@@ -1,0 +1,368 @@
+//! Open files.
+//!
+//! A handle reads and writes the spool's file through one descriptor without `O_APPEND` (the kernel gives every offset, and a
+//! positioned write on an appending descriptor would go to the end), or reads what is only committed from the cache. A remote
+//! handle goes over to the spool's file once there is one: its content is the same at that moment, and later writes must be seen.
+
+use std::{
+    ffi::OsStr,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use rustix::{
+    fs::{self as sys, FallocateFlags, Mode, OFlags, SeekFrom},
+    io as sysio,
+};
+
+use super::{
+    Caller, Entry, Fh, Fs, FsError, FsResult, Kind, Need, NodeId,
+    committed::Candidate,
+    place::{Shown, Winner},
+};
+use crate::{
+    ids::{RelPath, UnitId},
+    spool::Spool,
+};
+
+/// What was opened.
+#[derive(Debug)]
+pub struct Opened {
+    pub fh: Fh,
+    pub node: NodeId,
+    /// The spool's file, if that is what was opened: for passthrough.
+    pub backing: Option<Arc<OwnedFd>>,
+}
+
+/// One handle.
+pub(super) struct OpenFile {
+    node: NodeId,
+    writable: bool,
+    state: Mutex<State>,
+}
+
+struct State {
+    unit: Option<UnitId>,
+    data: Data,
+}
+
+enum Data {
+    Local(Arc<OwnedFd>),
+    Remote(Box<Candidate>),
+}
+
+impl OpenFile {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no code panics under this lock")
+    }
+}
+
+impl Fs {
+    /// Opens a file with the flags of open(2); of what isn't there nothing is made.
+    pub fn open(&self, node: NodeId, flags: i32) -> FsResult<Opened> {
+        let flags = OFlags::from_bits_retain(flags as u32);
+        let (writable, truncate) = (is_writable(flags), flags.contains(OFlags::TRUNC));
+        let brief = self.brief(node)?;
+        match brief.kind {
+            Kind::File => {}
+            Kind::Dir => return Err(FsError::Errno(libc::EISDIR)),
+            _ => return Err(FsError::Errno(libc::ENXIO)),
+        }
+        let paths = self.nodes.lock().paths(node);
+        match self.shown(node)? {
+            Shown::Remote(_) if writable || truncate => {
+                Err(Need::CopyUp { node, keep: if truncate { 0 } else { u64::MAX } }.into())
+            }
+            Shown::Remote(candidate) => {
+                let unit = self.unit_of_any(&paths);
+                let _operations = self.enter(unit.as_slice())?;
+                Ok(self.register(node, false, unit, Data::Remote(candidate)))
+            }
+            Shown::Local(local) if writable || truncate => {
+                let changed: Vec<_> = paths.iter().map(|p| (p, false)).collect();
+                self.change(&changed, || {
+                    let fd = reopen(&local.fd, flags)?;
+                    if truncate {
+                        sys::ftruncate(&fd, 0)?;
+                    }
+                    Ok(self.register(node, writable, self.unit_of_any(&paths), Data::Local(Arc::new(fd))))
+                })
+            }
+            Shown::Local(local) => {
+                let unit = self.unit_of_any(&paths);
+                let _operations = self.enter(unit.as_slice())?;
+                let fd = Arc::new(reopen(&local.fd, flags)?);
+                Ok(self.register(node, false, unit, Data::Local(fd)))
+            }
+        }
+    }
+
+    /// Makes a file and opens it, or opens it if it is there and `O_EXCL` isn't in the flags.
+    pub fn create(
+        &self,
+        parent: NodeId,
+        name: &[u8],
+        perm: u32,
+        flags: i32,
+        caller: Caller,
+    ) -> FsResult<(Entry, Opened)> {
+        match self.create_new(parent, name, perm, flags, caller) {
+            Err(FsError::Errno(libc::EEXIST)) if flags & libc::O_EXCL == 0 => {
+                let super::names::Lookup::Found(entry) = self.lookup(parent, name)? else {
+                    return Err(FsError::Errno(libc::ESTALE));
+                };
+                let opened = self.open(entry.attr.node, flags);
+                if opened.is_err() {
+                    self.forget(entry.attr.node, 1);
+                }
+                Ok((entry, opened?))
+            }
+            result => result,
+        }
+    }
+
+    fn create_new(
+        &self,
+        parent: NodeId,
+        name: &[u8],
+        perm: u32,
+        flags: i32,
+        caller: Caller,
+    ) -> FsResult<(Entry, Opened)> {
+        let path = self.path_in(parent, name)?;
+        self.must_be_free(parent, name, &path)?;
+        let above = path.parent().unwrap_or_default();
+        let flags = OFlags::from_bits_retain(flags as u32);
+        self.change(&[(&path, false), (&above, true)], || {
+            let dir = self.dir_for_change(parent)?;
+            let how = sync_bits(flags)
+                | OFlags::RDWR
+                | OFlags::CREATE
+                | OFlags::EXCL
+                | OFlags::NOFOLLOW
+                | OFlags::CLOEXEC;
+            let fd = sys::openat(&dir, OsStr::from_bytes(name), how, Mode::from_raw_mode(perm & 0o777))?;
+            let made = self.give_away(dir.as_fd(), name, Kind::File, Some(perm), caller);
+            if made.is_err() {
+                let _ = sys::unlinkat(&dir, OsStr::from_bytes(name), sys::AtFlags::empty());
+            }
+            let (inode, stat) = made?;
+            self.appeared(&path, Kind::File)?;
+            let mut entry = self.local_entry(parent, name, (&inode, &stat), None)?;
+            let unit = self.unit_of(&path, false);
+            let opened =
+                self.register(entry.attr.node, is_writable(flags), unit, Data::Local(Arc::new(fd)));
+            entry.attr_ttl = super::WRITTEN_TTL;
+            Ok((entry, opened))
+        })
+    }
+
+    fn unit_of_any(&self, paths: &[RelPath]) -> Option<UnitId> {
+        paths.last().and_then(|path| self.unit_of(path, false))
+    }
+
+    /// Call it inside an operation of `unit`.
+    fn register(&self, node: NodeId, writable: bool, unit: Option<UnitId>, data: Data) -> Opened {
+        let fh = self.next_fh();
+        let backing = match &data {
+            Data::Local(fd) => Some(fd.clone()),
+            Data::Remote(_) => None,
+        };
+        unit.iter().for_each(|unit| self.activity.opened(unit, writable));
+        let file = OpenFile { node, writable, state: Mutex::new(State { unit, data }) };
+        self.files.write().expect("no code panics under this lock").insert(fh, Arc::new(file));
+        self.nodes.lock().opened(node, fh, writable);
+        Opened { fh, node, backing }
+    }
+
+    fn file(&self, fh: Fh) -> FsResult<Arc<OpenFile>> {
+        let files = self.files.read().expect("no code panics under this lock");
+        files.get(&fh).cloned().ok_or(FsError::Errno(libc::EBADF))
+    }
+
+    /// The spool's descriptor of a handle, if it has one.
+    pub(super) fn local_file(&self, fh: Fh) -> Option<Arc<OwnedFd>> {
+        match &self.file(fh).ok()?.lock().data {
+            Data::Local(fd) => Some(fd.clone()),
+            Data::Remote(_) => None,
+        }
+    }
+
+    /// The same, if the handle may be written through.
+    pub(super) fn writable_file(&self, fh: Fh) -> Option<Arc<OwnedFd>> {
+        let file = self.file(fh).ok()?;
+        file.writable.then(|| self.local_file(fh)).flatten()
+    }
+
+    /// What a remote handle shows.
+    pub(super) fn remote_file(&self, fh: Fh) -> Option<Box<Candidate>> {
+        match &self.file(fh).ok()?.lock().data {
+            Data::Local(_) => None,
+            Data::Remote(candidate) => Some(candidate.clone()),
+        }
+    }
+
+    /// Reads up to `len` bytes; fewer only at the end of the file.
+    pub fn read(&self, fh: Fh, offset: u64, len: usize) -> FsResult<Vec<u8>> {
+        let file = self.file(fh)?;
+        match self.data_of(&file)? {
+            Data::Local(fd) => read_at(&fd, offset, len),
+            Data::Remote(candidate) => {
+                let (size, content) = candidate.file.ok_or(FsError::Errno(libc::EIO))?;
+                let len = len.min(usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX));
+                if len == 0 {
+                    return Ok(Vec::new());
+                }
+                self.committed.read_local((size, content), offset, len).ok_or_else(|| {
+                    let path = self.path_of(file.node).unwrap_or_else(|| candidate.entry.path.clone());
+                    Need::Bytes { path, content, size, offset, len }.into()
+                })
+            }
+        }
+    }
+
+    /// What a handle reads from now: a remote one goes over to the spool when its node is there.
+    fn data_of(&self, file: &OpenFile) -> FsResult<Data> {
+        let candidate = match &file.lock().data {
+            Data::Local(fd) => return Ok(Data::Local(fd.clone())),
+            Data::Remote(candidate) => candidate.clone(),
+        };
+        let is_local = self.nodes.lock().brief(file.node).is_some_and(|b| b.local.is_some());
+        let Some((identity, _)) = is_local.then(|| self.inode_fd(file.node)).transpose()?.flatten() else {
+            return Ok(Data::Remote(candidate));
+        };
+        let fd = Arc::new(Spool::reopen(identity.as_fd(), OFlags::RDONLY)?);
+        file.lock().data = Data::Local(fd.clone());
+        Ok(Data::Local(fd))
+    }
+
+    /// Writes all of `bytes`.
+    pub fn write(&self, fh: Fh, offset: u64, bytes: &[u8]) -> FsResult<()> {
+        let fd = self.writable_file(fh).ok_or(FsError::Errno(libc::EBADF))?;
+        let mut done = 0;
+        while done < bytes.len() {
+            match sysio::pwrite(&fd, &bytes[done..], offset + done as u64) {
+                Ok(0) => return Err(FsError::Errno(libc::EIO)),
+                Ok(count) => done += count,
+                Err(sysio::Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a file durable.
+    pub fn fsync(&self, fh: Fh, only_data: bool) -> FsResult<()> {
+        let Some(fd) = self.local_file(fh) else { return Ok(()) };
+        Ok(if only_data { sys::fdatasync(&fd)? } else { sys::fsync(&fd)? })
+    }
+
+    /// As fallocate(2).
+    pub fn fallocate(&self, fh: Fh, mode: i32, offset: u64, len: u64) -> FsResult<()> {
+        let fd = self.writable_file(fh).ok_or(FsError::Errno(libc::EBADF))?;
+        Ok(sys::fallocate(&fd, FallocateFlags::from_bits_retain(mode as u32), offset, len)?)
+    }
+
+    /// `SEEK_DATA` and `SEEK_HOLE`. What is only committed has no holes.
+    pub fn seek(&self, fh: Fh, offset: u64, whence: i32) -> FsResult<u64> {
+        let position = match whence {
+            libc::SEEK_DATA => SeekFrom::Data(offset),
+            libc::SEEK_HOLE => SeekFrom::Hole(offset),
+            _ => return Err(FsError::Errno(libc::EINVAL)),
+        };
+        let file = self.file(fh)?;
+        match self.data_of(&file)? {
+            Data::Local(fd) => Ok(sys::seek(&fd, position)?),
+            Data::Remote(candidate) => match candidate.file {
+                Some((size, _)) if offset < size => {
+                    Ok(if whence == libc::SEEK_DATA { offset } else { size })
+                }
+                _ => Err(FsError::Errno(libc::ENXIO)),
+            },
+        }
+    }
+
+    /// Copies between two files of the spool; anything else is for the kernel to do by reading and writing (`EXDEV`).
+    pub fn copy_range(&self, from: (Fh, u64), to: (Fh, u64), len: u64) -> FsResult<usize> {
+        let source = self.local_file(from.0).ok_or(FsError::Errno(libc::EXDEV))?;
+        let target = self.writable_file(to.0).ok_or(FsError::Errno(libc::EBADF))?;
+        let (mut source_at, mut target_at) = (from.1, to.1);
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        Ok(sys::copy_file_range(&source, Some(&mut source_at), &target, Some(&mut target_at), len)?)
+    }
+
+    /// Closes a handle for good.
+    pub fn release(&self, fh: Fh) {
+        let file = self.files.write().expect("no code panics under this lock").remove(&fh);
+        let Some(file) = file else { return };
+        self.nodes.lock().closed(file.node, fh, file.writable);
+        if let Some(unit) = file.lock().unit.take() {
+            self.activity.closed(&unit, file.writable);
+        }
+    }
+
+    /// After a rename across units: every handle counts for the unit where its file is now.
+    pub(super) fn rehome_handles(&self) {
+        let files: Vec<_> =
+            self.files.read().expect("no code panics under this lock").values().cloned().collect();
+        for file in files {
+            let Some(path) = self.path_of(file.node) else { continue };
+            let unit = self.unit_of(&path, false);
+            let mut state = file.lock();
+            if state.unit == unit {
+                continue;
+            }
+            unit.iter().for_each(|unit| self.activity.opened(unit, file.writable));
+            if let Some(old) = std::mem::replace(&mut state.unit, unit) {
+                self.activity.closed(&old, file.writable);
+            }
+        }
+    }
+
+    /// Whether the spool has what shows as this node's file; asked of a file that was copied up.
+    pub(super) fn is_local_file(&self, path: &RelPath, node: NodeId) -> FsResult<bool> {
+        let Some((fd, stat)) = self.inode_fd(node)? else { return Ok(false) };
+        Ok(matches!(self.winner(path, Some((fd.as_fd(), &stat)))?, Winner::Spool { .. }))
+    }
+}
+
+fn is_writable(flags: OFlags) -> bool {
+    flags.intersects(OFlags::WRONLY | OFlags::RDWR)
+}
+
+fn sync_bits(flags: OFlags) -> OFlags {
+    flags & (OFlags::SYNC | OFlags::DSYNC)
+}
+
+/// For reading and writing wherever one of them isn't enough: a handle for writing only still has to fill pages. The kernel opens
+/// the file once more for passthrough, with the caller's own flags.
+fn reopen(identity: &OwnedFd, flags: OFlags) -> FsResult<OwnedFd> {
+    if !is_writable(flags) && !flags.contains(OFlags::TRUNC) {
+        return Ok(Spool::reopen(identity.as_fd(), OFlags::RDONLY)?);
+    }
+    let how = sync_bits(flags);
+    match Spool::reopen(identity.as_fd(), how | OFlags::RDWR) {
+        Err(e) if e.raw_os_error() == Some(libc::EACCES) => {
+            Ok(Spool::reopen(identity.as_fd(), how | OFlags::WRONLY)?)
+        }
+        result => Ok(result?),
+    }
+}
+
+fn read_at(fd: &OwnedFd, offset: u64, len: usize) -> FsResult<Vec<u8>> {
+    let mut bytes = vec![0; len];
+    let mut done = 0;
+    while done < len {
+        match sysio::pread(fd, &mut bytes[done..], offset + done as u64) {
+            Ok(0) => break,
+            Ok(count) => done += count,
+            Err(sysio::Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    bytes.truncate(done);
+    Ok(bytes)
+}

@@ -1,0 +1,66 @@
+//! What the kernel must no longer believe, after the catalog or the spool changed without it.
+
+use super::{Fs, Kind, NodeId};
+use crate::ids::{RelPath, Scope, UnitId};
+
+/// One thing to tell the kernel. Never tell it from inside an operation or under a lock: the kernel may be waiting for us.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Invalidation {
+    /// A name of a directory may be something else now.
+    Entry { parent: NodeId, name: Vec<u8> },
+    /// A node's attributes, bytes or listing may be others.
+    Node { node: NodeId },
+}
+
+impl Fs {
+    /// Other hosts' layers of these units have changed: what of them the kernel may know.
+    pub fn remote_changed(&self, units: &[UnitId]) -> Vec<Invalidation> {
+        units.iter().flat_map(|unit| self.below(unit)).collect()
+    }
+
+    /// These units' files have just left the spool (or come back): the table forgets their inodes, and so must the kernel. Call it
+    /// before the unit is thawed.
+    pub fn evicted(&self, units: &[UnitId]) -> Vec<Invalidation> {
+        let known = self.remote_changed(units);
+        for invalidation in &known {
+            if let Invalidation::Node { node } = invalidation {
+                self.unkeep_dir(*node);
+            }
+        }
+        known
+    }
+
+    fn below(&self, unit: &UnitId) -> Vec<Invalidation> {
+        let nodes = self.nodes.lock();
+        let root = match nodes.find(&unit.root) {
+            Ok(root) => root,
+            // The kernel may know the nearest directory's listing, or that the name isn't there.
+            Err((parent, name)) => {
+                return vec![Invalidation::Entry { parent, name }, Invalidation::Node { node: parent }];
+            }
+        };
+        let mut found = vec![Invalidation::Node { node: root }];
+        let mut dirs = vec![root];
+        while let Some(dir) = dirs.pop() {
+            for (name, node) in nodes.children(dir) {
+                let is_dir = nodes.brief(node).is_some_and(|b| b.kind == Kind::Dir);
+                if is_dir && unit.scope == Scope::Loose {
+                    continue;
+                }
+                found.push(Invalidation::Node { node });
+                if is_dir {
+                    // Its name stays: dropping it would make getcwd(2) fail for who works in it.
+                    dirs.push(node);
+                } else {
+                    found.push(Invalidation::Entry { parent: dir, name });
+                }
+            }
+        }
+        found
+    }
+
+    /// The node at `path`, if the kernel knows it.
+    pub fn known(&self, path: &RelPath) -> Option<NodeId> {
+        self.nodes.lock().find(path).ok()
+    }
+}

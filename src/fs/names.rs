@@ -1,0 +1,354 @@
+//! The name space: look-up, creation, deletion, renaming, links.
+
+use std::{
+    ffi::OsStr,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    sync::Arc,
+    time::Duration,
+};
+
+use rustix::fs::{self as sys, AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Stat, Uid};
+
+use super::{
+    ABSENT_TTL, Caller, Entry, Fs, FsError, FsResult, Kind, Need, NodeId,
+    change::not_ours,
+    committed::Resolved,
+    place::{Shown, Winner, is_whiteout},
+};
+use crate::{
+    ids::{RelPath, UnitId},
+    spool::{Inode, proc_path},
+};
+
+/// What a look-up finds.
+#[derive(Debug, Clone, Copy)]
+pub enum Lookup {
+    Found(Entry),
+    /// Nothing; the kernel may believe that so long.
+    Absent { ttl: Duration },
+}
+
+/// A name that is about to be deleted, replaced or moved.
+struct Doomed {
+    path: RelPath,
+    kind: Kind,
+    /// The unit whose partial layer goes on showing the path unless it is recorded as gone.
+    committed_in: Option<UnitId>,
+    is_local: bool,
+}
+
+impl Fs {
+    /// What is at `name` in `parent`. A hit counts as a look-up until it is forgotten.
+    pub fn lookup(&self, parent: NodeId, name: &[u8]) -> FsResult<Lookup> {
+        let path = self.path_in(parent, name)?;
+        let local = self.in_spool(parent, name)?;
+        let absent = if self.committed.relevant(&path) { Duration::ZERO } else { ABSENT_TTL };
+        match (self.winner_of(&path, local.as_ref())?, &local) {
+            (Winner::Spool { attrs }, Some((inode, stat))) => {
+                self.local_entry(parent, name, (inode, stat), attrs.as_deref()).map(Lookup::Found)
+            }
+            (Winner::Remote(candidate), _) => {
+                self.remote_entry(parent, name, &candidate).map(Lookup::Found)
+            }
+            _ => Ok(Lookup::Absent { ttl: absent }),
+        }
+    }
+
+    /// [`Fs::winner`], reaching for the inode only where something committed may win.
+    fn winner_of(&self, path: &RelPath, local: Option<&(Inode, Stat)>) -> FsResult<Winner> {
+        match local {
+            Some((inode, stat)) if self.committed.relevant(path) => {
+                let fd = self.spool.reach(inode)?;
+                self.winner(path, Some((fd.as_fd(), stat)))
+            }
+            Some(_) => Ok(Winner::Spool { attrs: None }),
+            None => self.winner(path, None),
+        }
+    }
+
+    /// Where a link points.
+    pub fn readlink(&self, node: NodeId) -> FsResult<Vec<u8>> {
+        match self.shown(node)? {
+            Shown::Local(local) => Ok(sys::readlinkat(&*local.fd, "", Vec::new())?.into_bytes()),
+            Shown::Remote(candidate) => match candidate.entry.body {
+                crate::manifest::Body::Symlink { target } => Ok(target),
+                _ => Err(FsError::Errno(libc::EINVAL)),
+            },
+        }
+    }
+
+    /// Makes a directory. The caller's umask is already applied to `perm`.
+    pub fn mkdir(&self, parent: NodeId, name: &[u8], perm: u32, caller: Caller) -> FsResult<Entry> {
+        self.make(parent, name, Kind::Dir, Some(perm), caller, |dir| {
+            sys::mkdirat(dir, OsStr::from_bytes(name), Mode::from_raw_mode(perm & 0o777))
+        })
+    }
+
+    /// Makes a symbolic link.
+    pub fn symlink(&self, parent: NodeId, name: &[u8], target: &[u8], caller: Caller) -> FsResult<Entry> {
+        self.make(parent, name, Kind::Symlink, None, caller, |dir| {
+            sys::symlinkat(OsStr::from_bytes(target), dir, OsStr::from_bytes(name))
+        })
+    }
+
+    /// Makes a file, pipe, socket or device, as mknod(2). `rdev` is packed as in a FUSE message.
+    pub fn mknod(&self, parent: NodeId, name: &[u8], mode: u32, rdev: u32, caller: Caller) -> FsResult<Entry> {
+        let perm = mode & 0o7777;
+        let file_type = FileType::from_raw_mode(mode);
+        let dev = sys::makedev(rdev >> 8 & 0xfff, rdev & 0xff | rdev >> 12 & 0xf_ff00);
+        self.make(parent, name, Kind::of_mode(mode), Some(perm), caller, |dir| {
+            sys::mknodat(dir, OsStr::from_bytes(name), file_type, Mode::from_raw_mode(perm & 0o777), dev)
+        })
+    }
+
+    fn make(
+        &self,
+        parent: NodeId,
+        name: &[u8],
+        kind: Kind,
+        perm: Option<u32>,
+        caller: Caller,
+        act: impl FnOnce(BorrowedFd<'_>) -> rustix::io::Result<()>,
+    ) -> FsResult<Entry> {
+        let path = self.path_in(parent, name)?;
+        self.must_be_free(parent, name, &path)?;
+        let above = path.parent().unwrap_or_default();
+        self.change(&[(&path, kind == Kind::Dir), (&above, true)], || {
+            let dir = self.dir_for_change(parent)?;
+            act(dir.as_fd())?;
+            let made = self.give_away(dir.as_fd(), name, kind, perm, caller);
+            if made.is_err() {
+                let flags = if kind == Kind::Dir { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+                let _ = sys::unlinkat(&dir, OsStr::from_bytes(name), flags);
+            }
+            let (inode, stat) = made?;
+            self.appeared(&path, kind)?;
+            self.local_entry(parent, name, (&inode, &stat), None)
+        })
+    }
+
+    /// What was just made becomes the caller's: the daemon has made it. A directory that sets its group's id hands that on.
+    pub(super) fn give_away(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+        kind: Kind,
+        perm: Option<u32>,
+        caller: Caller,
+    ) -> FsResult<(Inode, Stat)> {
+        let (inode, stat) = self.spool.identify(dir, name)?;
+        let above = sys::fstat(dir)?;
+        let hands_on = above.st_mode & libc::S_ISGID != 0;
+        let gid = if hands_on { above.st_gid } else { caller.gid };
+        let name = OsStr::from_bytes(name);
+        let mut is_changed = false;
+        if (stat.st_uid, stat.st_gid) != (caller.uid, gid) {
+            let (uid, gid) = (Some(Uid::from_raw(caller.uid)), Some(Gid::from_raw(gid)));
+            sys::chownat(dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
+            is_changed = true;
+        }
+        if let Some(perm) = perm {
+            let perm = if hands_on && kind == Kind::Dir { perm | libc::S_ISGID } else { perm };
+            if stat.st_mode & 0o7777 != perm || perm & self.umask != 0 || perm & 0o7000 != 0 {
+                sys::chmodat(dir, name, Mode::from_raw_mode(perm), AtFlags::empty())?;
+                is_changed = true;
+            }
+        }
+        let stat = if is_changed { sys::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)? } else { stat };
+        Ok((inode, stat))
+    }
+
+    /// Nothing shows at `path`; what the spool has there, hidden by a newer deletion elsewhere, goes.
+    pub(super) fn must_be_free(&self, parent: NodeId, name: &[u8], path: &RelPath) -> FsResult<()> {
+        if !self.committed.relevant(path) {
+            return Ok(());
+        }
+        let local = self.in_spool(parent, name)?;
+        match self.winner_of(path, local.as_ref())? {
+            Winner::Nobody => {}
+            _ => return Err(FsError::Errno(libc::EEXIST)),
+        }
+        if let (Some(dir), Some((_, stat))) = (self.dir_fd(parent)?, local)
+            && Kind::of_mode(stat.st_mode) != Kind::Dir
+        {
+            sys::unlinkat(&dir, OsStr::from_bytes(name), AtFlags::empty())?;
+        }
+        Ok(())
+    }
+
+    /// The spool's directory for `node`, made if only others or the store have it.
+    pub(super) fn dir_for_change(&self, node: NodeId) -> FsResult<Arc<OwnedFd>> {
+        match self.dir_fd(node)? {
+            Some(dir) => Ok(dir),
+            None => self.bring_dir(node),
+        }
+    }
+
+    /// A path that was deleted from a partial layer is there again.
+    pub(super) fn appeared(&self, path: &RelPath, kind: Kind) -> FsResult<()> {
+        match self.unit_of(path, kind == Kind::Dir) {
+            Some(unit) if self.committed.is_gone(&unit, path) => self.committed.set_gone(&unit, path, false),
+            _ => Ok(()),
+        }
+    }
+
+    /// What is at a name that is to go; refused if another host's entry shows there or would come to show.
+    fn doomed(&self, parent: NodeId, name: &[u8]) -> FsResult<Option<Doomed>> {
+        let path = self.path_in(parent, name)?;
+        let local = self.in_spool(parent, name)?;
+        let stat_kind = local.as_ref().map(|(_, stat)| Kind::of_mode(stat.st_mode));
+        if !self.committed.relevant(&path) {
+            return Ok(stat_kind.map(|kind| Doomed { path, kind, committed_in: None, is_local: true }));
+        }
+        let kind = match (self.winner_of(&path, local.as_ref())?, stat_kind) {
+            (Winner::Spool { .. }, Some(kind)) => kind,
+            (Winner::Remote(candidate), _) => super::place::kind_of(&candidate),
+            _ => return Ok(None),
+        };
+        let Resolved { own, foreign } = self.committed.resolve(&path, true)?.unwrap_or_default();
+        if foreign.is_some_and(|c| !is_whiteout(&c)) {
+            return Err(not_ours(&path));
+        }
+        let committed_in = own
+            .filter(|c| !is_whiteout(c) && self.committed.is_partial(&c.unit))
+            .map(|c| c.unit)
+            .filter(|unit| !self.committed.is_gone(unit, &path));
+        Ok(Some(Doomed { path, kind, committed_in, is_local: local.is_some() }))
+    }
+
+    fn record_gone(&self, doomed: &Doomed) -> FsResult<()> {
+        match &doomed.committed_in {
+            Some(unit) => self.committed.set_gone(unit, &doomed.path, true),
+            None => Ok(()),
+        }
+    }
+
+    /// Removes a name that isn't a directory's.
+    pub fn unlink(&self, parent: NodeId, name: &[u8]) -> FsResult<()> {
+        self.remove(parent, name, AtFlags::empty())
+    }
+
+    /// Removes an empty directory.
+    pub fn rmdir(&self, parent: NodeId, name: &[u8]) -> FsResult<()> {
+        let path = self.path_in(parent, name)?;
+        if self.committed.relevant(&path) && !self.is_empty_dir(parent, name, &path)? {
+            return Err(FsError::Errno(libc::ENOTEMPTY));
+        }
+        self.remove(parent, name, AtFlags::REMOVEDIR)
+    }
+
+    fn remove(&self, parent: NodeId, name: &[u8], flags: AtFlags) -> FsResult<()> {
+        let doomed = self.doomed(parent, name)?.ok_or(FsError::Errno(libc::ENOENT))?;
+        match (doomed.kind == Kind::Dir, flags.contains(AtFlags::REMOVEDIR)) {
+            (true, false) => return Err(FsError::Errno(libc::EISDIR)),
+            (false, true) => return Err(FsError::Errno(libc::ENOTDIR)),
+            _ => {}
+        }
+        let above = doomed.path.parent().unwrap_or_default();
+        self.change(&[(&doomed.path, doomed.kind == Kind::Dir), (&above, true)], || {
+            self.record_gone(&doomed)?;
+            if let (true, Some(dir)) = (doomed.is_local, self.dir_fd(parent)?) {
+                sys::unlinkat(&dir, OsStr::from_bytes(name), flags)?;
+            }
+            let mut nodes = self.nodes.lock();
+            let child = nodes.child(parent, name);
+            nodes.detach(parent, name);
+            drop(nodes);
+            child.iter().for_each(|node| self.unkeep_dir(*node));
+            Ok(())
+        })
+    }
+
+    /// As renameat2(2). A directory of which anything is only committed can't be moved as a whole: `EXDEV`, and mv(1) copies.
+    pub fn rename(&self, from: (NodeId, &[u8]), to: (NodeId, &[u8]), flags: u32) -> FsResult<()> {
+        let flags = RenameFlags::from_bits_retain(flags);
+        if !(RenameFlags::NOREPLACE | RenameFlags::EXCHANGE).contains(flags) {
+            return Err(FsError::Errno(libc::EINVAL));
+        }
+        let source = self.doomed(from.0, from.1)?.ok_or(FsError::Errno(libc::ENOENT))?;
+        if !source.is_local && source.kind != Kind::Dir {
+            return Err(self.need_copy_up(from)?.into());
+        }
+        let target = self.doomed(to.0, to.1)?;
+        let target_path = self.path_in(to.0, to.1)?;
+        let is_merged = |path| source.kind == Kind::Dir && self.committed.relevant(path);
+        if is_merged(&source.path) || is_merged(&target_path) {
+            return Err(FsError::Errno(libc::EXDEV));
+        }
+        if flags.contains(RenameFlags::NOREPLACE) && target.is_some() {
+            return Err(FsError::Errno(libc::EEXIST));
+        }
+        if flags.contains(RenameFlags::EXCHANGE) && !target.as_ref().is_some_and(|t| t.is_local) {
+            return Err(FsError::Errno(libc::EINVAL));
+        }
+        self.move_name((from, &source), (to, &target_path, target), flags)
+    }
+
+    fn move_name(
+        &self,
+        (from, source): ((NodeId, &[u8]), &Doomed),
+        (to, target_path, target): ((NodeId, &[u8]), &RelPath, Option<Doomed>),
+        flags: RenameFlags,
+    ) -> FsResult<()> {
+        let is_dir = source.kind == Kind::Dir;
+        let target_is_dir = target.as_ref().map_or(is_dir, |t| t.kind == Kind::Dir);
+        let (above, below) =
+            (source.path.parent().unwrap_or_default(), target_path.parent().unwrap_or_default());
+        let changed = [
+            (&source.path, is_dir),
+            (&above, true),
+            (target_path, is_dir),
+            (target_path, target_is_dir),
+            (&below, true),
+        ];
+        self.change(&changed, || {
+            let (old_dir, new_dir) = (self.dir_for_change(from.0)?, self.dir_for_change(to.0)?);
+            let (old, new) = (OsStr::from_bytes(from.1), OsStr::from_bytes(to.1));
+            sys::renameat_with(&old_dir, old, &new_dir, new, flags)?;
+            if flags.contains(RenameFlags::EXCHANGE) {
+                self.nodes.lock().exchange(from, to);
+            } else {
+                self.record_gone(source)?;
+                self.nodes.lock().rename(from, to);
+            }
+            self.appeared(target_path, source.kind)?;
+            self.rehome_handles();
+            Ok(())
+        })
+    }
+
+    fn need_copy_up(&self, (parent, name): (NodeId, &[u8])) -> FsResult<Need> {
+        let node = self.nodes.lock().child(parent, name).ok_or(FsError::Errno(libc::ESTALE))?;
+        Ok(Need::CopyUp { node, keep: u64::MAX })
+    }
+
+    /// Gives a node one more name.
+    pub fn link(&self, node: NodeId, parent: NodeId, name: &[u8]) -> FsResult<Entry> {
+        let path = self.path_in(parent, name)?;
+        self.must_be_free(parent, name, &path)?;
+        let local = match self.shown(node)? {
+            Shown::Local(local) => local,
+            Shown::Remote(_) => return Err(Need::CopyUp { node, keep: u64::MAX }.into()),
+        };
+        let above = path.parent().unwrap_or_default();
+        self.change(&[(&path, false), (&above, true)], || {
+            let dir = self.dir_for_change(parent)?;
+            let source = proc_path(local.fd.as_fd());
+            let name_os = OsStr::from_bytes(name);
+            sys::linkat(sys::CWD, source.as_c_str(), &dir, name_os, AtFlags::SYMLINK_FOLLOW)?;
+            self.appeared(&path, Kind::File)?;
+            let (inode, stat) = self.spool.identify(dir.as_fd(), name)?;
+            self.local_entry(parent, name, (&inode, &stat), None)
+        })
+    }
+
+    /// Makes a directory entry of the spool durable.
+    pub fn fsyncdir(&self, node: NodeId) -> FsResult<()> {
+        let Some(dir) = self.dir_fd(node)? else { return Ok(()) };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(sys::fsync(sys::openat(&dir, ".", flags, Mode::empty())?)?)
+    }
+}

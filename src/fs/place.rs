@@ -1,0 +1,333 @@
+//! From a node to its directory, its inode in the spool, and what shows at its path.
+//!
+//! The order of precedence is docs/architecture.md, "The union": what was changed here since it was last committed, then the
+//! newest commit of anybody; an own commit counts only where the spool still has it or the layer is partial.
+
+use std::{
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::Arc,
+};
+
+use rustix::fs::{self as sys, Stat};
+
+use super::{
+    Attr, DIRS_KEPT, Entry, Fs, FsError, FsResult, Kind, NodeId, TTL, WRITTEN_TTL,
+    attr::mtime,
+    committed::{Candidate, Resolved},
+    error::found,
+    nodes::Brief,
+};
+use crate::{
+    ids::{PathError, RelPath},
+    manifest::Body,
+    spool::Inode,
+};
+
+/// What shows at a path or as a node.
+pub(super) enum Shown {
+    /// The spool's.
+    Local(Local),
+    /// What is committed and isn't in the spool, or newer than what is.
+    Remote(Box<Candidate>),
+}
+
+/// An inode of the spool.
+pub(super) struct Local {
+    pub(super) fd: Arc<OwnedFd>,
+    pub(super) stat: Stat,
+    /// Of a directory that others have, too: whose mode, owner and time show.
+    pub(super) attrs: Option<Box<Candidate>>,
+}
+
+/// Who wins at a path.
+pub(super) enum Winner {
+    Spool { attrs: Option<Box<Candidate>> },
+    Remote(Box<Candidate>),
+    Nobody,
+}
+
+impl Fs {
+    pub(super) fn brief(&self, node: NodeId) -> FsResult<Brief> {
+        self.nodes.lock().brief(node).ok_or(FsError::Errno(libc::ESTALE))
+    }
+
+    /// Where a node is; `None` if it has no name any more.
+    pub(super) fn path_of(&self, node: NodeId) -> Option<RelPath> {
+        self.nodes.lock().path(node)
+    }
+
+    /// Where `name` in directory `parent` is.
+    pub(super) fn path_in(&self, parent: NodeId, name: &[u8]) -> FsResult<RelPath> {
+        let parent = self.path_of(parent).ok_or(FsError::Errno(libc::ENOENT))?;
+        parent.join(name).map_err(|e| match e {
+            PathError::TooLong => FsError::Errno(libc::ENAMETOOLONG),
+            _ => FsError::Errno(libc::EINVAL),
+        })
+    }
+
+    /// The spool's directory for a node; `None` if the spool has none there.
+    pub(super) fn dir_fd(&self, node: NodeId) -> FsResult<Option<Arc<OwnedFd>>> {
+        if let Some(fd) = self.kept_dir(node) {
+            return Ok(Some(fd));
+        }
+        let Some((fd, stat)) = self.inode_fd(node)? else { return Ok(None) };
+        if Kind::of_mode(stat.st_mode) != Kind::Dir {
+            return Ok(None);
+        }
+        let mut kept = self.kept_dirs.lock().expect("no code panics under this lock");
+        if kept.len() >= DIRS_KEPT {
+            kept.clear();
+        }
+        kept.insert(node, fd.clone());
+        Ok(Some(fd))
+    }
+
+    /// A kept descriptor, unless its directory was removed meanwhile (by eviction, say).
+    fn kept_dir(&self, node: NodeId) -> Option<Arc<OwnedFd>> {
+        let mut kept = self.kept_dirs.lock().expect("no code panics under this lock");
+        let fd = kept.get(&node)?.clone();
+        if sys::fstat(&*fd).is_ok_and(|stat| stat.st_nlink > 0) {
+            return Some(fd);
+        }
+        kept.remove(&node);
+        None
+    }
+
+    pub(super) fn unkeep_dir(&self, node: NodeId) {
+        self.kept_dirs.lock().expect("no code panics under this lock").remove(&node);
+    }
+
+    /// The spool's inode of a node with its attributes: as the table has it, or, where that is gone, as its path has it.
+    pub(super) fn inode_fd(&self, node: NodeId) -> FsResult<Option<(Arc<OwnedFd>, Stat)>> {
+        let brief = self.brief(node)?;
+        if let Some(inode) = &brief.local
+            && let Some(hit) = self.reach(inode, brief.place.is_some())?
+        {
+            return Ok(Some(hit));
+        }
+        let Some((parent, name)) = &brief.place else { return self.open_fd(&brief) };
+        let Some((inode, stat)) = self.in_spool(*parent, name)? else {
+            self.nodes.lock().clear_local(node);
+            return Ok(None);
+        };
+        if Kind::of_mode(stat.st_mode) != brief.kind {
+            return Ok(None);
+        }
+        let fd = self.spool.reach(&inode)?;
+        // A file may be hidden by a newer commit, and is the node's only when it is looked up.
+        if brief.kind == Kind::Dir {
+            self.nodes.lock().set_local(node, inode);
+        }
+        Ok(Some((fd, stat)))
+    }
+
+    /// `None` if the inode is gone, or has lost its name though it should have one.
+    fn reach(&self, inode: &Inode, has_name: bool) -> FsResult<Option<(Arc<OwnedFd>, Stat)>> {
+        let fd = match self.spool.reach(inode) {
+            Ok(fd) => fd,
+            Err(e) if e.raw_os_error() == Some(libc::ESTALE) => return Ok(None),
+            Err(e) => return Err(e.into()),
+        };
+        let stat = sys::fstat(&*fd)?;
+        Ok((stat.st_nlink > 0 || !has_name).then_some((fd, stat)))
+    }
+
+    /// What an open handle still holds of a node without a name.
+    fn open_fd(&self, brief: &Brief) -> FsResult<Option<(Arc<OwnedFd>, Stat)>> {
+        let Some(fd) = brief.handle.and_then(|fh| self.local_file(fh)) else { return Ok(None) };
+        let stat = sys::fstat(&*fd)?;
+        Ok(Some((fd, stat)))
+    }
+
+    /// What the spool has at `name`, whatever shows there.
+    pub(super) fn in_spool(&self, parent: NodeId, name: &[u8]) -> FsResult<Option<(Inode, Stat)>> {
+        match self.dir_fd(parent)? {
+            Some(dir) => found(self.spool.identify(dir.as_fd(), name)),
+            None => Ok(None),
+        }
+    }
+
+    /// What shows as this node.
+    pub(super) fn shown(&self, node: NodeId) -> FsResult<Shown> {
+        let local = self.inode_fd(node)?;
+        let winner = match self.path_of(node) {
+            Some(path) => self.winner(&path, local.as_ref().map(|(fd, stat)| (fd.as_fd(), stat)))?,
+            None if local.is_some() => Winner::Spool { attrs: None },
+            None => return self.held_remote(node),
+        };
+        match (winner, local) {
+            (Winner::Spool { attrs }, Some((fd, stat))) => Ok(Shown::Local(Local { fd, stat, attrs })),
+            (Winner::Remote(candidate), _) if kind_of(&candidate) == self.brief(node)?.kind => {
+                Ok(Shown::Remote(candidate))
+            }
+            _ => Err(FsError::Errno(libc::ESTALE)),
+        }
+    }
+
+    /// What an open handle still holds of a remote node without a name.
+    fn held_remote(&self, node: NodeId) -> FsResult<Shown> {
+        let handle = self.brief(node)?.handle;
+        let candidate = handle.and_then(|fh| self.remote_file(fh));
+        candidate.map(Shown::Remote).ok_or(FsError::Errno(libc::ESTALE))
+    }
+
+    /// Who wins at `path`, where the spool has `local`.
+    pub(super) fn winner(
+        &self,
+        path: &RelPath,
+        local: Option<(BorrowedFd<'_>, &Stat)>,
+    ) -> FsResult<Winner> {
+        let spool = || if local.is_some() { Winner::Spool { attrs: None } } else { Winner::Nobody };
+        if !self.committed.relevant(path) {
+            return Ok(spool());
+        }
+        match self.committed.resolve(path, local.is_some()) {
+            Ok(Some(resolved)) => Ok(self.choose(path, local, resolved)),
+            Ok(None) => Ok(spool()),
+            Err(e) => Err(e),
+        }
+    }
+
+    pub(super) fn choose(
+        &self,
+        path: &RelPath,
+        local: Option<(BorrowedFd<'_>, &Stat)>,
+        Resolved { own, foreign }: Resolved,
+    ) -> Winner {
+        let Some((fd, stat)) = local else {
+            let own = own.filter(|c| self.outlives_the_spool(path, c));
+            return match own.into_iter().chain(foreign).max_by_key(|c| c.seq) {
+                Some(best) if !is_whiteout(&best) => Winner::Remote(Box::new(best)),
+                _ => Winner::Nobody,
+            };
+        };
+        let newer = match (own, foreign) {
+            (Some(own), Some(foreign)) if foreign.seq > own.seq => {
+                (!self.is_changed(path, fd, stat, &own)).then_some(foreign)
+            }
+            _ => None,
+        };
+        match newer {
+            None => Winner::Spool { attrs: None },
+            Some(c) if is_whiteout(&c) => Winner::Nobody,
+            Some(c) if kind_of(&c) == Kind::Dir && Kind::of_mode(stat.st_mode) == Kind::Dir => {
+                Winner::Spool { attrs: Some(Box::new(c)) }
+            }
+            Some(c) => Winner::Remote(Box::new(c)),
+        }
+    }
+
+    /// Whether an own committed entry counts though the spool doesn't have it.
+    fn outlives_the_spool(&self, path: &RelPath, own: &Candidate) -> bool {
+        is_whiteout(own) || self.committed.is_partial(&own.unit) && !self.committed.is_gone(&own.unit, path)
+    }
+
+    /// Whether the spool's `stat` was changed since `own` was committed.
+    fn is_changed(
+        &self,
+        path: &RelPath,
+        fd: BorrowedFd<'_>,
+        stat: &Stat,
+        own: &Candidate,
+    ) -> bool {
+        let attrs = &own.entry.attrs;
+        let differs = Kind::of_mode(stat.st_mode) != kind_of(own)
+            || (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid) != (attrs.mode, attrs.uid, attrs.gid)
+            || mtime(stat) != attrs.mtime
+            || own.file.is_some_and(|(size, _)| size != stat.st_size as u64);
+        differs || self.committed.is_marked(path) || is_other_link(fd, own)
+    }
+
+    /// An entry for what the spool has at `name`, counted as looked up.
+    pub(super) fn local_entry(
+        &self,
+        parent: NodeId,
+        name: &[u8],
+        (inode, stat): (&Inode, &Stat),
+        attrs: Option<&Candidate>,
+    ) -> FsResult<Entry> {
+        let mut nodes = self.nodes.lock();
+        let node = nodes
+            .look_up_local(parent, name, inode, Kind::of_mode(stat.st_mode))
+            .ok_or(FsError::Errno(libc::ESTALE))?;
+        let is_written = nodes.brief(node).is_some_and(|b| b.is_written);
+        drop(nodes);
+        let attr = self.local_attr(node, stat, attrs);
+        if attr.is_err() {
+            self.forget(node, 1);
+        }
+        Ok(entry(attr?, is_written))
+    }
+
+    /// An entry for what is committed at `name`, counted as looked up.
+    pub(super) fn remote_entry(&self, parent: NodeId, name: &[u8], candidate: &Candidate) -> FsResult<Entry> {
+        let attr = self.remote_attr(0, candidate)?;
+        let node = self.nodes.lock().look_up_remote(parent, name, attr.kind);
+        let node = node.ok_or(FsError::Errno(libc::ESTALE))?;
+        Ok(entry(Attr { node, ..attr }, false))
+    }
+
+    /// A node's attributes and how long they hold.
+    pub fn getattr(&self, node: NodeId) -> FsResult<Entry> {
+        let attr = match self.shown(node)? {
+            Shown::Local(local) => self.local_attr(node, &local.stat, local.attrs.as_deref())?,
+            Shown::Remote(candidate) => self.remote_attr(node, &candidate)?,
+        };
+        Ok(entry(attr, self.brief(node)?.is_written))
+    }
+
+    fn local_attr(&self, node: NodeId, stat: &Stat, attrs: Option<&Candidate>) -> FsResult<Attr> {
+        let attr = Attr::of_stat(node, stat);
+        let Some(candidate) = attrs else { return Ok(attr) };
+        let other = self.remote_attr(node, candidate)?;
+        Ok(Attr { perm: other.perm, uid: other.uid, gid: other.gid, mtime: other.mtime, ..attr })
+    }
+
+    fn remote_attr(&self, node: NodeId, candidate: &Candidate) -> FsResult<Attr> {
+        let (uid, gid) = self.committed.owner(candidate)?;
+        let attrs = &candidate.entry.attrs;
+        let size = match &candidate.entry.body {
+            Body::Symlink { target } => target.len() as u64,
+            _ => candidate.file.map_or(0, |(size, _)| size),
+        };
+        Ok(Attr {
+            node,
+            kind: kind_of(candidate),
+            perm: attrs.mode,
+            nlink: if matches!(candidate.entry.body, Body::Dir) { 2 } else { 1 },
+            uid,
+            gid,
+            rdev: 0,
+            size,
+            blocks: size.div_ceil(512),
+            blksize: 4096,
+            atime: attrs.mtime,
+            mtime: attrs.mtime,
+            ctime: attrs.mtime,
+        })
+    }
+}
+
+/// An answer that the kernel may believe as long as nobody says otherwise.
+fn entry(attr: Attr, is_written: bool) -> Entry {
+    Entry { attr, entry_ttl: TTL, attr_ttl: if is_written { WRITTEN_TTL } else { TTL } }
+}
+
+pub(super) fn is_whiteout(candidate: &Candidate) -> bool {
+    matches!(candidate.entry.body, Body::Whiteout)
+}
+
+/// What an entry of a manifest is; a whiteout is asked before.
+pub(super) fn kind_of(candidate: &Candidate) -> Kind {
+    match candidate.entry.body {
+        Body::Dir => Kind::Dir,
+        Body::Symlink { .. } => Kind::Symlink,
+        Body::Fifo => Kind::Fifo,
+        Body::File { .. } | Body::Link { .. } | Body::Whiteout => Kind::File,
+    }
+}
+
+fn is_other_link(fd: BorrowedFd<'_>, own: &Candidate) -> bool {
+    let Body::Symlink { target } = &own.entry.body else { return false };
+    sys::readlinkat(fd, "", Vec::new()).map_or(true, |text| text.as_bytes() != target)
+}
