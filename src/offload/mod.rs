@@ -13,6 +13,7 @@
 //! Invariants: every step is journaled before the next begins, so that a start goes on where a crash came; nothing is lost by a
 //! failure, only tried again; no lock is held across an await; memory and processor are bounded ([`upload::Bounds`]).
 
+pub mod adapters;
 pub mod completion;
 pub mod counters;
 pub mod engine;
