@@ -79,28 +79,25 @@ const SIDES: [Side; 2] = [Side::Own, Side::Foreign];
 
 /// The highest number of what shows below a path, by side; 0 = nothing does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Alive([Seq; 2]);
+struct Alive([Seq; 2]);
 
 impl Alive {
     /// Nothing but this, of one side.
-    pub fn only(side: Side, seq: Seq) -> Self {
+    fn only(side: Side, seq: Seq) -> Self {
         let mut alive = Self::default();
         alive.raise(side, seq);
         alive
     }
 
-    /// Of one side.
-    pub fn of(&self, side: Side) -> Seq {
+    fn of(&self, side: Side) -> Seq {
         self.0[side as usize]
     }
 
-    /// Of both.
-    pub fn max(&self) -> Seq {
+    fn max(&self) -> Seq {
         self.0[0].max(self.0[1])
     }
 
-    /// Takes in more of what shows.
-    pub fn merge(&mut self, other: Alive) {
+    fn merge(&mut self, other: Alive) {
         SIDES.iter().for_each(|side| self.raise(*side, other.of(*side)));
     }
 
@@ -163,10 +160,11 @@ impl Slot {
         self.others.iter().flatten().map(|r| r.seq).fold(self.floor, Seq::max)
     }
 
-    /// Rules 1 to 3 at the path itself, given all that shows below it.
-    fn pick(&self, side: Side, below: Alive) -> Option<Ref> {
-        let other = self.others[side as usize].filter(|r| r.seq > self.floor && r.seq >= below.max());
-        let dir = self.dirs[side as usize].filter(|r| r.seq > self.floor || below.max() > Seq::default());
+    /// Rules 1 to 3 at the path itself.
+    fn pick(&self, side: Side) -> Option<Ref> {
+        let other = self.others[side as usize].filter(|r| r.seq > self.floor && r.seq >= self.below.max());
+        let dir =
+            self.dirs[side as usize].filter(|r| r.seq > self.floor || self.below.max() > Seq::default());
         [other, dir].into_iter().flatten().max_by_key(|r| r.seq)
     }
 }
@@ -216,11 +214,6 @@ impl Index {
         })
     }
 
-    /// What shows below a path, as far as these layers say.
-    pub fn below(&self, slot: SlotId) -> Alive {
-        self.slot(slot).below
-    }
-
     /// The number below which everything under `path` is hidden.
     pub fn bar(&self, path: &RelPath) -> Seq {
         (0..=path.depth())
@@ -235,22 +228,20 @@ impl Index {
         slot.others.iter().all(Option::is_none) && slot.dirs.iter().flatten().any(|r| r.seq > slot.floor)
     }
 
-    /// What shows at a path, given what other layers show below it.
-    pub fn resolve(&self, slot: SlotId, elsewhere: Alive) -> Resolved {
+    /// What shows at a path.
+    pub fn resolve(&self, slot: SlotId) -> Resolved {
         let slot = self.slot(slot);
-        let mut below = slot.below;
-        below.merge(elsewhere);
-        let [own, foreign] = SIDES.map(|side| match slot.pick(side, below) {
+        let [own, foreign] = SIDES.map(|side| match slot.pick(side) {
             Some(found) => Some(self.candidate(found)),
-            None if below.of(side) > Seq::default() => self
-                .layers
-                .iter()
-                .filter(|l| self.side(l) == side)
-                .min_by_key(|l| l.head.time_ms)
-                .map(synthetic),
+            None if slot.below.of(side) > Seq::default() => self.synthetic(side),
             None => None,
         });
         Resolved { own, foreign }
+    }
+
+    fn synthetic(&self, side: Side) -> Option<Candidate> {
+        let layers = self.layers.iter().filter(|layer| self.side(layer) == side);
+        layers.min_by_key(|layer| layer.head.time_ms).map(|layer| synthetic_dir(&layer.unit, &layer.head))
     }
 
     fn side(&self, layer: &Layer) -> Side {
@@ -274,11 +265,6 @@ impl Index {
             synthetic: false,
         }
     }
-}
-
-/// A directory that no layer describes, above or in `layer`.
-fn synthetic(layer: &Layer) -> Candidate {
-    synthetic_dir(&layer.unit, &layer.head)
 }
 
 /// A directory that no layer describes, above or in a layer.
@@ -415,7 +401,7 @@ impl<'a> Builder<'a> {
     fn shows(&self, slot: &Slot) -> Alive {
         let winner = SIDES
             .into_iter()
-            .filter_map(|side| slot.pick(side, slot.below).map(|r| (side, r)))
+            .filter_map(|side| slot.pick(side).map(|r| (side, r)))
             .max_by_key(|(_, r)| r.seq);
         let mut shows = slot.below;
         let Some((side, found)) = winner else { return shows };
