@@ -124,7 +124,8 @@ fn wait_until(what: &str, done: impl Fn() -> bool) {
     }
 }
 
-/// The first read of a small file brings its neighbours: N files in one block cost one fetch, also after a restart.
+/// The first read of a small file brings its neighbours: N files in one block cost one fetch, also after a
+/// restart.
 #[test]
 fn neighbours_cost_nothing() {
     let mut f = Fixture::new(64 * MIB);
@@ -331,7 +332,8 @@ fn a_recipe_is_checked_and_a_bad_one_is_not_kept() {
     }
 }
 
-/// A recipe that was cached names chunks that the store no longer has under these names: it is asked for again.
+/// A recipe that was cached names chunks that the store no longer has under these names: it is asked for
+/// again.
 #[test]
 fn a_recipe_that_was_overtaken_is_fetched_again() {
     let f = Fixture::new(64 * MIB);

@@ -1,17 +1,23 @@
 //! The union of committed layers: which entries of which layers show at a path?
 //!
-//! The pure part: an [`Index`] is built from the layers of all units that can hold entries along one path, and then answers by
-//! a binary search. It knows nothing of the spool, the journal or the network.
+//! The pure part: an [`Index`] is built from the layers of all units that can hold entries along one path,
+//! and then answers by a binary search. It knows nothing of the spool, the journal or the network.
 //!
-//! The rules (`docs/architecture.md`, "The union"), in the words used here. An entry's sequence number is that under which its path last changed.
-//! 1. At one path the highest sequence number wins. Directories merge: among them it decides only whose attributes show.
-//! 2. A file, link or whiteout (a *non-directory*) hides everything below its path that has no higher sequence number.
-//! 3. A directory is as new as the newest thing that shows below it; a non-directory that is older than that is *stale* and doesn't
-//!    count at its own path. So file against directory: the newer wins as a whole, and nothing shows without its parents.
-//! 4. A directory that something shows in and that no layer describes is *synthetic*: `drwxr-xr-x root root`, oldest commit's time.
+//! The rules (`docs/architecture.md`, "The union"), in the words used here. An entry's sequence number is
+//! that under which its path last changed.
 //!
-//! Own and foreign entries are told apart, since the host may have deleted or changed its own after the commit; whoever asks
-//! takes the one with the higher sequence number, unless the own one no longer counts.
+//! 1. At one path the highest sequence number wins. Directories merge: among them it decides only whose
+//!    attributes show.
+//! 2. A file, link or whiteout (a *non-directory*) hides everything below its path that has no higher
+//!    sequence number.
+//! 3. A directory is as new as the newest thing that shows below it; a non-directory that is older than that is
+//!    *stale* and doesn't count at its own path. So file against directory: the newer wins as a whole, and
+//!    nothing shows without its parents.
+//! 4. A directory that something shows in and that no layer describes is *synthetic*: `drwxr-xr-x root root`,
+//!    oldest commit's time.
+//!
+//! Own and foreign entries are told apart, since the host may have deleted or changed its own after the
+//! commit; whoever asks takes the one with the higher sequence number, unless the own one no longer counts.
 
 use std::sync::Arc;
 
@@ -43,12 +49,13 @@ pub struct Candidate {
     pub manifest: Hash,
     /// Size and content, if it is a regular file or another name of one.
     pub file: Option<(u64, Hash)>,
-    /// No layer describes this directory, or none was looked into; unit, host and manifest are those of a layer below it.
+    /// No layer describes this directory, or none was looked into; unit, host and manifest are those of a
+    /// layer below it.
     pub synthetic: bool,
 }
 
-/// What the committed layers say of a path: the best own entry, and the best of all other hosts'. A whiteout is an entry, too:
-/// who finds one on top treats the path as not there.
+/// What the committed layers say of a path: the best own entry, and the best of all other hosts'. A whiteout
+/// is an entry, too: who finds one on top treats the path as not there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Resolved {
     pub own: Option<Candidate>,
@@ -110,8 +117,8 @@ impl Alive {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlotId(u32);
 
-/// The merged layers of some units, by path from the top of the tree. Slots are in the order of a walk that takes a directory before what is in
-/// it, so that each subtree is one run of them.
+/// The merged layers of some units, by path from the top of the tree. Slots are in the order of a walk that
+/// takes a directory before what is in it, so that each subtree is one run of them.
 #[derive(Debug)]
 pub struct Index {
     own: HostUuid,
@@ -302,7 +309,8 @@ fn slot_path<'a>(layers: &'a [Layer], slot: &Slot) -> impl Iterator<Item = &'a [
     full_path(layers, slot.named_by).take(slot.depth as usize)
 }
 
-/// Whether an entry is one that its unit can have: a loose unit has no directories but its root, and nothing in them.
+/// Whether an entry is one that its unit can have: a loose unit has no directories but its root, and nothing
+/// in them.
 fn belongs(unit: &UnitId, entry: &Entry) -> bool {
     match unit.scope {
         Scope::Tree => true,
@@ -367,11 +375,13 @@ impl<'a> Builder<'a> {
         self.slots.push(Slot::new(place, depth, floor));
     }
 
-    /// Enters an entry at the slot that is open. All entries of a path come before those below it, so its bar is known in time.
+    /// Enters an entry at the slot that is open. All entries of a path come before those below it, so its bar
+    /// is known in time.
     fn offer(&mut self, place: Place) {
         let layer = &self.layers[place.layer as usize];
         let entry = entry_at(self.layers, place);
-        // A manifest that speaks of a generation beyond its commit breaks a rule; its entry is as new as the commit.
+        // A manifest that speaks of a generation beyond its commit breaks a rule; its entry is as new as the
+        // commit.
         let seq = layer.head.seq_of(entry.since).unwrap_or_else(|| layer.head.seq());
         let side = if layer.head.host == self.own { Side::Own } else { Side::Foreign };
         let slot = self.top();

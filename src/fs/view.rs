@@ -1,11 +1,14 @@
-//! The committed part of the results tree: layers from the journal's replica, manifests from the journal or the network, merged by [`union`](super::union).
+//! The committed part of the results tree: layers from the journal's replica, manifests from the journal or
+//! the network, merged by [`union`](super::union).
 //!
-//! A path's *chain* is all units that can hold it or its parents; the merged index of a chain is kept as long as its layers stay what they are.
-//! Nothing here waits for the network but [`View::fetch`]: what needs manifests that aren't on this host says so with [`Need`].
+//! A path's *chain* is all units that can hold it or its parents; the merged index of a chain is kept as long
+//! as its layers stay what they are. Nothing here waits for the network but [`View::fetch`]: what needs
+//! manifests that aren't on this host says so with [`Need`].
 //!
-//! Whether a directory above units shows at all would take the manifests of everything below it, and the top of the tree has hundreds of thousands
-//! of these. So *evidence* is enough where nothing speaks against it: a unit at or below it all of whose layers hold file bytes. For who deletes a
-//! directory deletes what is in it, and leaves a layer without bytes in each unit below.
+//! Whether a directory above units shows at all would take the manifests of everything below it, and the top
+//! of the tree has hundreds of thousands of these. So *evidence* is enough where nothing speaks against it: a
+//! unit at or below it all of whose layers hold file bytes. For who deletes a directory deletes what is in
+//! it, and leaves a layer without bytes in each unit below.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -30,10 +33,12 @@ use crate::{
 
 /// No unit's root is deeper: `hosts/<host>/<task>`.
 const ROOT_DEPTH_MAX: usize = 3;
-/// Paths in merged indexes, about 150 bytes each and as much again for their entries. One index may be beyond it, alone.
+/// Paths in merged indexes, about 150 bytes each and as much again for their entries. One index may be beyond
+/// it, alone.
 const INDEXED_PATHS: u64 = 256 << 10;
-/// Entries of manifests just fetched, should the journal be unable to keep them.
-const FRESH_ENTRIES: u64 = 2 * crate::limits::MANIFEST_ENTRIES as u64;
+/// Entries of manifests that the journal couldn't keep, about 200 bytes each. One manifest may be beyond it,
+/// alone.
+const UNKEPT_ENTRIES: u64 = 200_000;
 /// Manifests on the way at once.
 const FETCHES: usize = 8;
 /// Units looked at for evidence; beyond it what was found must do.
@@ -62,7 +67,7 @@ pub struct View {
     journal: Arc<Journal>,
     cache: Arc<Cache>,
     indexes: Mutex<Lru<Vec<UnitId>, Arc<Index>>>,
-    fresh: Mutex<Lru<Hash, Arc<Manifest>>>,
+    unkept: Mutex<Lru<Hash, Arc<Manifest>>>,
 }
 
 type Heads = Vec<(UnitId, LayerHead)>;
@@ -74,11 +79,12 @@ impl View {
             journal,
             cache,
             indexes: Mutex::new(Lru::new(INDEXED_PATHS)),
-            fresh: Mutex::new(Lru::new(FRESH_ENTRIES)),
+            unkept: Mutex::new(Lru::new(UNKEPT_ENTRIES)),
         }
     }
 
-    /// Whether committed entries can show at or below `path` that this host's spool doesn't hold. Needs no manifest; `true` may be wrong.
+    /// Whether committed entries can show at or below `path` that this host's spool doesn't hold. Needs no
+    /// manifest; `true` may be wrong.
     pub fn relevant(&self, path: &RelPath) -> bool {
         let holds = |unit: &UnitId| unit.holds(path) && self.is_beyond_spool(unit);
         if prefixes(path).flat_map(units_at).any(|unit| holds(&unit)) {
@@ -93,7 +99,8 @@ impl View {
         found.is_break()
     }
 
-    /// Whether a unit has committed entries that the spool may lack: other hosts', or those of an own layer that is partial.
+    /// Whether a unit has committed entries that the spool may lack: other hosts', or those of an own layer
+    /// that is partial.
     fn is_beyond_spool(&self, unit: &UnitId) -> bool {
         self.journal.has_foreign(unit) || self.journal.get(unit).is_some_and(|own| own.partial)
     }
@@ -127,8 +134,8 @@ impl View {
         Resolved { own: resolved.own.or(evidence.own), foreign: evidence.foreign }
     }
 
-    /// What the committed layers say of everything directly in `dir`. A directory at or above units' roots may come as a synthetic one
-    /// though a layer describes it: [`View::lookup`] tells its attributes.
+    /// What the committed layers say of everything directly in `dir`. A directory at or above units' roots
+    /// may come as a synthetic one though a layer describes it: [`View::lookup`] tells its attributes.
     pub fn list(&self, dir: &RelPath) -> Result<BTreeMap<Vec<u8>, Resolved>, Need> {
         let index = self.merged(&self.chain(dir))?;
         let roots = self.child_roots(dir);
@@ -157,7 +164,8 @@ impl View {
         if evidence.is_empty() { self.lookup(path) } else { Ok(evidence) }
     }
 
-    /// Layers of units whose roots are below `path`, with something newer than `bar`: what is older, these can't show or hide.
+    /// Layers of units whose roots are below `path`, with something newer than `bar`: what is older, these
+    /// can't show or hide.
     fn layers_below(&self, path: &RelPath, bar: Seq) -> Heads {
         let mut heads = Vec::new();
         let _ = self.walk(path, &mut |unit| {
@@ -253,8 +261,8 @@ impl View {
     }
 
     fn manifest(&self, hash: &Hash) -> Option<Arc<Manifest>> {
-        let fresh = self.fresh.lock().expect(NO_PANIC).get(hash).cloned();
-        fresh.or_else(|| {
+        let unkept = self.unkept.lock().expect(NO_PANIC).get(hash).cloned();
+        unkept.or_else(|| {
             self.journal.manifest(hash).unwrap_or_else(|error| {
                 warn!(%hash, %error, "a kept manifest can't be read");
                 None
@@ -262,8 +270,8 @@ impl View {
         })
     }
 
-    /// Fetches, checks and keeps the manifests, several at once. Waits for the network. With any error it is worth asking again only
-    /// later; what came meanwhile is kept.
+    /// Fetches, checks and keeps the manifests, several at once. Waits for the network. With any error it is
+    /// worth asking again only later; what came meanwhile is kept.
     pub fn fetch(&self, need: &Need) -> Result<(), FetchError> {
         let next = AtomicUsize::new(0);
         let work = || {
@@ -284,15 +292,12 @@ impl View {
 
     fn fetch_one(&self, hash: &Hash) -> Result<(), FetchError> {
         let encoded = self.cache.get(ObjectKind::Manifest, hash)?;
-        let manifest = match self.journal.keep_manifest(hash, &encoded) {
-            Ok(manifest) => manifest,
-            Err(error) => {
-                warn!(%hash, %error, "a manifest can't be kept");
-                Arc::new(Manifest::decode(&encoded).map_err(|_| FetchError::Damaged)?)
-            }
-        };
-        let weight = manifest.entries().len() as u64 + 1;
-        self.fresh.lock().expect(NO_PANIC).insert(*hash, manifest, weight);
+        if let Err(error) = self.journal.keep_manifest(hash, &encoded) {
+            warn!(%hash, %error, "a manifest can't be kept");
+            let manifest = Arc::new(Manifest::decode(&encoded).map_err(|_| FetchError::Damaged)?);
+            let weight = (manifest.entries().len() as u64).clamp(1, UNKEPT_ENTRIES);
+            self.unkept.lock().expect(NO_PANIC).insert(*hash, manifest, weight);
+        }
         Ok(())
     }
 }
@@ -305,7 +310,8 @@ impl std::fmt::Debug for View {
     }
 }
 
-/// A layer that holds file bytes isn't one that only deletes, and one with more than one entry has a directory at its root.
+/// A layer that holds file bytes isn't one that only deletes, and one with more than one entry has a
+/// directory at its root.
 fn is_solid(layer: &LayerHead) -> bool {
     layer.bytes > 0 && layer.entries > 1
 }
