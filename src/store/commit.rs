@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// A layer to be entered in the catalog.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewCommit {
     pub host: HostUuid,
     pub host_name: String,
