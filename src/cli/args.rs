@@ -105,8 +105,8 @@ pub struct ServeArgs {
     #[arg(long, value_name = "NAME")]
     pub drone: Option<String>,
     /// What the session may do: add, overlay, delete.
-    #[arg(long, value_name = "RIGHTS", value_delimiter = ',', default_value = "add,overlay")]
-    pub allow: Vec<String>,
+    #[arg(long, value_name = "RIGHTS", default_value = "add,overlay")]
+    pub allow: String,
     /// Print the authorized_keys line that lets the key in this file do this, and nothing else.
     #[arg(long, value_name = "KEYFILE", requires = "drone")]
     pub print_authorized_key: Option<PathBuf>,

@@ -8,15 +8,15 @@ use tracing::{info, warn};
 use super::Host;
 use crate::{
     catalog::{Head, Record},
-    fuse::Notifier,
+    fuse::Notices,
     ids::{StoreUuid, UnitId},
     journal::State,
     wire::{Welcome, link::LinkEvent},
 };
 
 /// Takes the connection's events until it ends.
-pub async fn follow(host: Arc<Host>, notifier: Notifier, mut events: mpsc::UnboundedReceiver<LinkEvent>) {
-    let mut follower = Follower { host, notifier, store: None, target: None };
+pub async fn follow(host: Arc<Host>, notices: Notices, mut events: mpsc::UnboundedReceiver<LinkEvent>) {
+    let mut follower = Follower { host, notices, store: None, target: None };
     while let Some(event) = events.recv().await {
         follower.take(event);
     }
@@ -24,7 +24,7 @@ pub async fn follow(host: Arc<Host>, notifier: Notifier, mut events: mpsc::Unbou
 
 struct Follower {
     host: Arc<Host>,
-    notifier: Notifier,
+    notices: Notices,
     store: Option<StoreUuid>,
     /// The head that the store had when this session began: at that point the replica is complete enough to compare.
     target: Option<Head>,
@@ -36,14 +36,16 @@ impl Follower {
             LinkEvent::Up(welcome) => self.up(&welcome),
             LinkEvent::Records(records) => self.records(&records),
             LinkEvent::Resync(head) => self.resync(head),
-            LinkEvent::Down { reason, .. } => info!("connection to the store ended: {reason}"),
+            LinkEvent::Down { reason, .. } => {
+                info!("no connection to the store: {reason}");
+                self.host.engine.link_down();
+            }
         }
     }
 
     fn up(&mut self, welcome: &Welcome) {
         info!("connected to store {} at sequence number {}", welcome.store, welcome.head.seq);
         welcome.differences.iter().for_each(|d| warn!("settings differ from the store's: {d}"));
-        self.host.fs.set_may_delete(welcome.may_delete);
         self.store = Some(welcome.store);
         self.target = Some(welcome.head);
         let known = self.host.journal.head();
@@ -55,6 +57,7 @@ impl Follower {
             _ => self.begin_anew(welcome.store),
         };
         self.host.link.as_ref().expect("events come from the link").follow(from);
+        self.host.engine.link_up(welcome.params);
         self.compare_when_complete();
     }
 
@@ -98,12 +101,12 @@ impl Follower {
         if units.is_empty() {
             return;
         }
-        let (host, notifier) = (self.host.clone(), self.notifier.clone());
+        let (host, notices) = (self.host.clone(), self.notices.clone());
         tokio::task::spawn_blocking(move || {
-            for unit in units.iter().filter(|u| host.journal.get(u).is_some() || host.spool.has(&u.root)) {
-                host.view.fetch_ahead(unit);
+            for unit in units.iter().filter(|u| host.journal.get(u).is_some()) {
+                fetch_ahead(&host, unit);
             }
-            notifier.invalidate(host.fs.remote_changed(&units));
+            notices.tell(host.fs.remote_changed(&units));
         });
     }
 
@@ -134,7 +137,7 @@ impl Follower {
                     if let Err(e) = self.host.journal.unsend(&record.unit) {
                         warn!("{}: {e}", record.unit);
                     }
-                    self.host.activity.changed(&record.unit);
+                    self.host.engine.journal_changed();
                 }
                 State::Evicted => {
                     warn!("the store has lost {} and nothing of it is here any more", record.unit)
@@ -142,5 +145,14 @@ impl Follower {
                 _ => {}
             }
         }
+    }
+}
+
+/// Manifests of a unit with a layer of our own, so that looking into it never needs the network.
+fn fetch_ahead(host: &Host, unit: &UnitId) {
+    if let Err(need) = host.view.list(&unit.root)
+        && let Err(e) = host.view.fetch(&need)
+    {
+        info!("manifests of {unit} can't be fetched ahead: {e}");
     }
 }

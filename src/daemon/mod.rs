@@ -13,7 +13,7 @@ pub mod control;
 mod commands;
 mod follow;
 mod report;
-mod source;
+mod seams;
 
 use std::{
     io,
@@ -32,14 +32,15 @@ use tracing::{error, info, warn};
 
 use crate::{
     cache::Cache,
+    chunk::ChunkParams,
     clock::SystemClock,
     config::{self, Config, ResultsHost},
     fs::{Fs, FsParts, view::View},
     fuse::{self, MountOptions, Mounted, Passthrough},
     journal::{Journal, JournalError},
     layout::{self, LayoutRules},
-    offload::{Engine, EngineParts},
-    spool::{Spool, activity::Activity},
+    offload::{Engine, EngineError, EngineParts, EvictionRules, Settings, SpoolTree, Uplink},
+    spool::{Spool, SpoolError, activity::Activity},
     transport::Target,
     wire::link::{Link, LinkEvent},
 };
@@ -61,6 +62,12 @@ pub enum DaemonError {
     Journal(#[from] JournalError),
     #[error(transparent)]
     Mount(#[from] fuse::MountError),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    #[error("the file system can't start: {0}")]
+    Fs(String),
     #[error("{what} {path}: {source}")]
     Path { what: &'static str, path: PathBuf, source: io::Error },
     #[error("{what}: {source}")]
@@ -74,7 +81,6 @@ impl DaemonError {
             Self::Journal(JournalError::Locked { .. }) => {
                 Some("one state directory serves one mount; `resultsfs status` shows which, or set another state_dir".into())
             }
-            Self::Mount(e) => e.hint(),
             _ => None,
         }
     }
@@ -93,7 +99,6 @@ pub(crate) struct Host {
     rules: LayoutRules,
     link: Option<Link>,
     engine: Engine,
-    data_path: &'static str,
 }
 
 /// Why the daemon ends.
@@ -146,7 +151,7 @@ async fn serve(options: DaemonOptions, ready: impl FnOnce()) -> Result<(), Daemo
     ];
     watch_session(mounted.clone(), stop.clone());
     watch_signals(stop).map_err(|source| DaemonError::Io { what: "can't watch for signals", source })?;
-    info!("{} is mounted, {}", host.mountpoint.display(), host.data_path);
+    info!("{} is mounted", host.mountpoint.display());
     ready();
     match stopped.recv().await {
         Some(End::Signal) => unmount_at_signal(&host, &mounted).await,
@@ -171,59 +176,100 @@ fn start(
         let path = path.to_owned();
         move |source| DaemonError::Path { what, path, source }
     };
-    let journal = Journal::open(&config.state_dir, Arc::new(SystemClock))?;
+    let clock = Arc::new(SystemClock);
+    let journal = Journal::open(&config.state_dir, clock.clone())?;
     let spool = Spool::open(&config.spool_dir)?;
+    let tree = SpoolTree::open(&config.spool_dir)
+        .map_err(path_error("can't open the spool", &config.spool_dir))?;
     let cache_dir = config.state_dir.join("cache");
     let cache = Cache::open(&cache_dir, config.cache_max_mib << 20)
         .map_err(path_error("can't open the cache", &cache_dir))?;
     let view = Arc::new(View::new(journal.clone(), cache.clone()));
     let (activity, touched) = Activity::new();
     let rules = layout_rules(&config);
-    let (link_events, events) = mpsc::unbounded_channel();
-    let link = target(&config).map(|target| {
-        let hello = source::hello(journal.clone(), config.host_name.clone(), config.fingerprint());
-        Link::start(target, hello, link_events)
-    });
-    if let Some(link) = &link {
-        cache.set_source(Arc::new(source::LinkSource::new(link.clone(), Handle::current())));
-    }
-    let fs = Arc::new(Fs::new(FsParts {
+    let (link, events) = start_link(&config, &journal, &cache);
+    let fs = Fs::new(FsParts {
         spool: spool.clone(),
-        journal: journal.clone(),
         activity: activity.clone(),
+        journal: journal.clone(),
         view: view.clone(),
         cache: cache.clone(),
         rules: rules.clone(),
-        state_dir: config.state_dir.clone(),
-    }));
-    let mount_options = MountOptions { source: source(&config), read_only, passthrough };
+        tmp_dir: tmp_dir(&config),
+    })
+    .map_err(|e| DaemonError::Fs(e.to_string()))?;
+    let mount_options = MountOptions {
+        allow_other: rustix::process::geteuid().is_root(),
+        read_only,
+        fs_name: source(&config),
+        passthrough,
+    };
     let mounted = fuse::mount(fs.clone(), &mountpoint, &mount_options)?;
+    let notices = mounted.notifier();
     let engine = Engine::start(EngineParts {
         journal: journal.clone(),
-        spool: spool.clone(),
         activity: activity.clone(),
         touched,
-        link: link.clone(),
-        view: view.clone(),
-        cache: cache.clone(),
-        settings: engine_settings(&config),
+        tree,
+        link: link.clone().map(|link| Arc::new(seams::LinkUp(link)) as Arc<dyn Uplink>),
+        union: Arc::new(seams::Committed(view.clone())),
+        contents: Arc::new(seams::Cached { cache: cache.clone(), params: ChunkParams::default() }),
+        clock,
+        on_evicted: Box::new({
+            let fs = fs.clone();
+            move |unit| notices.tell(fs.evicted(std::slice::from_ref(unit)))
+        }),
+        settings: engine_settings(&config, &rules),
     });
-    let data_path = mounted.data_path();
-    let host = Host {
-        config,
-        mountpoint,
-        journal,
-        spool,
-        activity,
-        cache,
-        view,
-        fs,
-        rules,
-        link,
-        engine,
-        data_path,
+    let engine = match engine {
+        Ok(engine) => engine,
+        Err(e) => {
+            let _ = mounted.unmount(true);
+            return Err(e.into());
+        }
     };
+    let host = Host { config, mountpoint, journal, spool, activity, cache, view, fs, rules, link, engine };
     Ok((Arc::new(host), mounted, events))
+}
+
+/// The connection to the store, where there is one, and its events.
+fn start_link(
+    config: &Config,
+    journal: &Arc<Journal>,
+    cache: &Cache,
+) -> (Option<Link>, mpsc::UnboundedReceiver<LinkEvent>) {
+    let (sender, events) = mpsc::unbounded_channel();
+    let link = target(config).map(|target| {
+        let hello = seams::hello(journal.clone(), config.host_name.clone(), config.fingerprint());
+        Link::start(target, hello, sender)
+    });
+    if let Some(link) = &link {
+        cache.set_source(Arc::new(seams::LinkSource::new(link.clone(), Handle::current())));
+    }
+    (link, events)
+}
+
+/// For files on their way into the spool; beside it, so that they can be renamed into place.
+fn tmp_dir(config: &Config) -> PathBuf {
+    if config.spool_dir.starts_with(&config.state_dir) {
+        config.state_dir.join("tmp")
+    } else {
+        config.spool_dir.with_extension("tmp")
+    }
+}
+
+fn engine_settings(config: &Config, rules: &LayoutRules) -> Settings {
+    Settings {
+        rules: rules.clone(),
+        eviction: EvictionRules {
+            keep_local_ms: config.keep_local_hours * 3_600_000,
+            high_percent: config.spool_high_percent,
+            low_percent: config.spool_low_percent,
+        },
+        max_transfers: usize::try_from(config.max_transfer_processes).unwrap_or(usize::MAX),
+        compression_level: config.compression_level,
+        tmp_dir: tmp_dir(config),
+    }
 }
 
 /// The mount's source in mountinfo: its configuration file, from which `umount` finds the daemon.

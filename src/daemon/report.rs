@@ -1,10 +1,13 @@
 //! What the daemon knows, as JSON objects: `status`, `jobs`, `explain`. The fields are a contract, `docs/cli.md`.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value, json};
 
 use super::Host;
 use crate::{
-    fs::view::Candidate,
+    fs::union::Candidate,
+    fuse::Mounted,
     ids::{RelPath, UnitId},
     journal::{LayerHead, State, UnitRecord},
     layout::{self, Place},
@@ -17,30 +20,34 @@ const VERSION: u32 = 1;
 const LIST_BOUND: usize = 20;
 
 impl Host {
-    /// The unit that a path belongs to on this host.
-    pub(super) fn unit_of(&self, path: &RelPath) -> Option<UnitId> {
-        self.place(path).unit()
-    }
-
+    /// Where a path of the tree belongs.
     fn place(&self, path: &RelPath) -> Place {
-        let is_dir = self.spool.is_dir(path).unwrap_or_else(|| self.shown_as_dir(path));
+        let is_dir = self.in_spool(path).map_or_else(|| self.shown_as_dir(path), |meta| meta.is_dir());
         layout::place(path, is_dir, &self.rules, &|job| self.journal.whole_job(job), &|top| {
             self.journal.adopted(top)
         })
     }
 
-    fn shown_as_dir(&self, path: &RelPath) -> bool {
-        let resolved = self.view.lookup(path).ok();
-        let shown = resolved.and_then(|r| r.foreign.or(r.own));
-        shown.is_none_or(|c| matches!(c.entry.body, Body::Dir))
+    fn in_spool(&self, path: &RelPath) -> Option<std::fs::Metadata> {
+        fs_err::symlink_metadata(path.under(self.spool.path())).ok()
     }
 
-    /// The unit that an unrecognised directory becomes if `complete` is said of it.
-    pub(super) fn adoptable(&self, path: &RelPath) -> Option<UnitId> {
-        match self.place(path) {
-            Place::Unrecognised { top } if top == *path => Some(UnitId::tree(top)),
-            _ => None,
-        }
+    fn shown_as_dir(&self, path: &RelPath) -> bool {
+        let resolved = self.view.lookup(path).unwrap_or_default();
+        resolved.winner().is_none_or(|c| c.entry.body == Body::Dir)
+    }
+
+    /// What a unit waits for, or why it didn't get on.
+    pub(super) fn why(&self, unit: &UnitId) -> Option<String> {
+        let error = self.engine.last_error(unit).map(|e| e.text);
+        error.or_else(|| self.engine.reason(unit).map(|(reason, _)| reason.to_string()))
+    }
+
+    /// This host's units: those with a record, and those that run without one.
+    fn units(&self) -> Vec<UnitId> {
+        let recorded = self.journal.units().into_iter().map(|r| r.unit);
+        let all: BTreeSet<UnitId> = recorded.chain(self.engine.running()).collect();
+        all.into_iter().collect()
     }
 }
 
@@ -50,9 +57,9 @@ pub fn hello(host: &Host) -> Value {
 }
 
 /// `status`.
-pub fn status(host: &Host) -> Value {
+pub fn status(host: &Host, mounted: &Mounted) -> Value {
     let engine = host.engine.status();
-    let warnings: Vec<String> = host.config.warnings.iter().map(ToString::to_string).collect();
+    let texts = |list: Vec<String>| list.into_iter().take(LIST_BOUND).collect::<Vec<_>>();
     json!({
         "v": VERSION,
         "kind": "status",
@@ -60,32 +67,27 @@ pub fn status(host: &Host) -> Value {
         "host_uuid": host.journal.host().to_string(),
         "mountpoint": host.mountpoint.display().to_string(),
         "pid": std::process::id(),
-        "data_path": host.data_path,
+        "data_path": if mounted.is_passthrough() { "passthrough" } else { "ordinary" },
         "connection": connection(host),
         "units": {
             "running": engine.running,
-            "complete": host.journal.counts().of(State::Complete),
-            "sealed": host.journal.counts().of(State::Sealed),
-            "committed": host.journal.counts().of(State::Committed),
-            "evicted": host.journal.counts().of(State::Evicted),
+            "complete": engine.complete,
+            "sealed": engine.sealed,
+            "committed": engine.committed,
+            "evicted": engine.evicted,
         },
-        "queue_units": engine.queue_units,
-        "queue_bytes": engine.queue_bytes,
+        "queue_units": engine.in_transfer_or_ready + engine.awaiting_link,
+        "queue_bytes": engine.queued_bytes,
         "offload": engine.counters,
+        "sent_bytes_per_s": engine.sent_bytes_per_s,
         "spool": spool(host),
         "cache": cache(host),
         "catalog": {"seq": host.journal.head().map_or(0, |(_, head)| head.seq.0)},
         "open_handles": host.activity.open_handles(),
-        "unrecognised": engine.unrecognised.iter().take(LIST_BOUND).map(ToString::to_string).collect::<Vec<_>>(),
-        "warnings": warnings,
-        "errors": errors(host),
+        "unrecognised": texts(engine.unrecognised.iter().map(ToString::to_string).collect()),
+        "warnings": texts(host.config.warnings.iter().map(ToString::to_string).collect()),
+        "errors": texts(engine.errors.iter().map(|e| format!("{}: {}", e.unit, e.text)).collect()),
     })
-}
-
-fn errors(host: &Host) -> Vec<String> {
-    let units = host.journal.units();
-    let failed = units.iter().filter_map(|u| u.last_error.as_ref().map(|e| format!("{}: {e}", u.unit)));
-    failed.take(LIST_BOUND).collect()
 }
 
 fn connection(host: &Host) -> Value {
@@ -121,18 +123,19 @@ fn spool(host: &Host) -> Value {
 fn cache(host: &Host) -> Value {
     let stats = host.cache.stats();
     json!({
-        "bytes": stats.bytes,
+        "bytes": stats.disk_bytes,
         "max_bytes": stats.max_bytes,
-        "blocks": stats.blocks,
-        "hits": stats.hits,
+        "blocks": stats.disk_blocks,
         "fetches": stats.fetches,
+        "fetched_bytes": stats.fetched_bytes,
+        "failed_fetches": stats.failed_fetches,
     })
 }
 
 /// `jobs`: this host's units with their state, then other hosts' layers.
 pub fn jobs(host: &Host, pattern: Option<&str>) -> Vec<Value> {
     let wanted = |unit: &UnitId| pattern.is_none_or(|p| matches(p, &unit.to_string()));
-    let mut own = host.engine.units();
+    let mut own = host.units();
     own.retain(&wanted);
     own.sort();
     let mut lines: Vec<Value> = own.iter().map(|unit| own_line(host, unit)).collect();
@@ -162,7 +165,7 @@ fn own_line(host: &Host, unit: &UnitId) -> Value {
         "lost": record.as_ref().is_some_and(|r| r.lost),
         "bytes": layer.as_ref().map(|l| l.bytes),
         "entries": layer.as_ref().map(|l| l.entries),
-        "note": record.and_then(|r| r.last_error).or_else(|| host.engine.why(unit)),
+        "note": host.why(unit),
     })
 }
 
@@ -207,7 +210,7 @@ pub fn explain(host: &Host, path: &RelPath) -> Value {
     out.insert("kind".into(), json!("path"));
     out.insert("path".into(), json!(path.to_string()));
     out.insert("place".into(), json!(place_text(&place)));
-    out.insert("in_spool".into(), json!(host.spool.is_dir(path).is_some()));
+    out.insert("in_spool".into(), json!(host.in_spool(path).is_some()));
     explain_shown(host, path, &mut out);
     if let Some(unit) = place.unit() {
         explain_unit(host, &unit, &mut out);
@@ -273,7 +276,7 @@ fn explain_unit(host: &Host, unit: &UnitId, out: &mut Map<String, Value>) {
     }
     let layers: Vec<Value> = host.journal.layers(unit).iter().map(|l| remote_line(unit, l)).collect();
     out.insert("layers".into(), json!(layers));
-    out.insert("why".into(), json!(host.engine.why(unit)));
+    out.insert("why".into(), json!(host.why(unit)));
     out.insert("next".into(), json!(next(host, record.as_ref())));
 }
 
@@ -292,7 +295,6 @@ fn explain_record(host: &Host, record: &UnitRecord, out: &mut Map<String, Value>
         out.insert("seq".into(), json!(committed.seq.0));
         out.insert("manifest".into(), json!(committed.manifest.to_string()));
     }
-    out.insert("last_error".into(), json!(record.last_error));
     let hash = record.manifest.or(record.committed.as_ref().map(|c| c.manifest));
     let manifest = hash.and_then(|h| host.journal.manifest(&h).ok().flatten());
     let omitted = manifest.iter().flat_map(|m| m.omitted()).take(LIST_BOUND).map(|o| {

@@ -38,4 +38,9 @@ pub mod upload;
 pub mod window;
 
 pub use engine::{CommandError, Engine, EngineError, EngineParts, Settings, Union};
+pub use evict::{EvictError, EvictionRules};
+pub use recall::{Contents, FetchFailure};
+pub use seal::Before;
 pub use status::Status;
+pub use tree::SpoolTree;
+pub use uplink::{Answer, Uplink, UplinkError};

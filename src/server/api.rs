@@ -2,6 +2,8 @@
 
 use tokio::sync::watch;
 
+pub use crate::store::NewCommit;
+
 use crate::{
     catalog::{Head, Record},
     chunk::{ChunkParams, ObjectKind},
@@ -17,17 +19,6 @@ pub enum StoreFault {
     /// The store can't go on: disk full, I/O error, damage.
     #[error("{0}")]
     Broken(String),
-}
-
-/// A layer to be entered in the catalog, with who commits it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NewCommit {
-    pub host: HostUuid,
-    pub host_name: String,
-    pub unit: UnitId,
-    pub generation: Generation,
-    pub manifest: Hash,
-    pub lost: bool,
 }
 
 /// A store, as sessions see it.

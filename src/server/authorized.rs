@@ -19,7 +19,9 @@ pub enum AuthorizedKeyError {
     #[error("{}: {why}; give the public half of one ssh key, such as ~/.ssh/id_ed25519.pub", path.display())]
     Key { path: PathBuf, why: &'static str },
     /// The name is no host's.
-    #[error("`{0}` can't be a drone's name: only letters, digits, `.`, `_` and `-`, and no `-` to begin with")]
+    #[error(
+        "`{0}` can't be a drone's name: only letters, digits, `.`, `_` and `-`, and no `-` to begin with"
+    )]
     Drone(String),
     /// The program's own words can't be put into the line.
     #[error("`{0}` can't be put into authorized_keys")]

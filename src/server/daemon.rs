@@ -88,6 +88,15 @@ pub enum ServeError {
 /// Serves the store until SIGTERM or SIGINT.
 pub async fn serve(open: OpenStore<'_>, options: ServeOptions) -> Result<(), ServeError> {
     let mut signals = StopSignals::listen()?;
+    serve_until(open, options, signals.stop()).await
+}
+
+/// [`serve`] until `stop`.
+pub(super) async fn serve_until(
+    open: OpenStore<'_>,
+    options: ServeOptions,
+    stop: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
     let store = open_alone(open, &options.socket).await?;
     let listener = Listener::open(&options.socket).await?;
     let server = Server::new(store, options.settings);
@@ -98,7 +107,7 @@ pub async fn serve(open: OpenStore<'_>, options: ServeOptions) -> Result<(), Ser
     let mut sessions = Sessions::new(&server, options.local_rights);
     tokio::select! {
         () = sessions.accept(&listener) => {}
-        () = signals.stop() => {}
+        () = stop => {}
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     drop(listener);

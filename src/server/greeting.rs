@@ -65,8 +65,11 @@ fn parse(frame: &Frame) -> Result<Hello, SessionEnd> {
 
 fn check_name(hello: &Hello, who: &Identity) -> Result<(), SessionEnd> {
     let name = &hello.host_name;
-    if name.is_empty() || name.len() > limits::TEXT_BYTES || name.chars().any(|c| c.is_control() || c == '/') {
-        return Err(identity("the host's name is empty, too long, or has characters that no name has".to_owned()));
+    if name.is_empty() || name.len() > limits::TEXT_BYTES || name.chars().any(|c| c.is_control() || c == '/')
+    {
+        return Err(identity(
+            "the host's name is empty, too long, or has characters that no name has".to_owned(),
+        ));
     }
     match &who.pinned_name {
         Some(pinned) if pinned != name => {
@@ -84,9 +87,10 @@ async fn check_history(server: &Arc<Server>, hello: &Hello, who: &Identity) -> R
     let (host, for_history) = (hello.host, Arc::clone(server));
     let named = on_store(&server.store, move |store| for_history.history.name_of(store, host)).await;
     match named.map_err(|fault| SessionEnd::Refused(RefusalCode::Store, fault.to_string()))? {
-        Some(name) if name != hello.host_name => {
-            Err(identity(format!("the UUID {host} belongs to the host `{name}`, not to `{}`", hello.host_name)))
-        }
+        Some(name) if name != hello.host_name => Err(identity(format!(
+            "the UUID {host} belongs to the host `{name}`, not to `{}`",
+            hello.host_name
+        ))),
         _ => Ok(()),
     }
 }
@@ -125,7 +129,8 @@ mod tests {
     #[test]
     fn a_difference_is_told_by_name_and_an_unknown_setting_is_none() {
         let lines = |text: &str| text.split(' ').map(String::from).collect::<Vec<_>>();
-        let told = differences(&lines("complete_on=archiver a=1 new=3"), &lines("complete_on=parser a=1 old=3"));
+        let told =
+            differences(&lines("complete_on=archiver a=1 new=3"), &lines("complete_on=parser a=1 old=3"));
         assert_eq!(told, ["`complete_on` is `archiver` on this host and `parser` on the results host"]);
     }
 }

@@ -84,7 +84,12 @@ impl History {
     }
 
     /// Whether another host has a layer where `unit` has its paths. Blocks.
-    pub(super) fn is_others(&self, store: &dyn StoreApi, host: HostUuid, unit: &UnitId) -> Result<bool, StoreFault> {
+    pub(super) fn is_others(
+        &self,
+        store: &dyn StoreApi,
+        host: HostUuid,
+        unit: &UnitId,
+    ) -> Result<bool, StoreFault> {
         let read = self.read(store)?;
         let others = |unit: UnitId| read.owners.get(&unit).is_some_and(|owner| owner.is_other_than(host));
         Ok(others(UnitId::loose(unit.root.clone()))

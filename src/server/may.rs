@@ -23,10 +23,16 @@ pub(super) fn check(
         return no("this host may only read: it has no right `add`".to_owned());
     }
     if !rights.overlay && history.is_others(store, commit.host, &commit.unit)? {
-        return no(format!("other hosts have layers of {}, and this host has no right `overlay`", commit.unit));
+        return no(format!(
+            "other hosts have layers of {}, and this host has no right `overlay`",
+            commit.unit
+        ));
     }
     if !rights.delete && has_whiteout(store, &commit.manifest)? {
-        return no(format!("{} deletes other hosts' entries, and this host has no right `delete`", commit.unit));
+        return no(format!(
+            "{} deletes other hosts' entries, and this host has no right `delete`",
+            commit.unit
+        ));
     }
     Ok(())
 }

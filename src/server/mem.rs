@@ -122,8 +122,16 @@ impl StoreApi for MemStore {
         }
         let head = *self.heads.borrow();
         let NewCommit { host, host_name, unit, generation, manifest, lost } = c;
-        let body =
-            RecordBody::Commit(Commit { host, host_name, unit, generation, manifest, lost, bytes: 0, entries: 0 });
+        let body = RecordBody::Commit(Commit {
+            host,
+            host_name,
+            unit,
+            generation,
+            manifest,
+            lost,
+            bytes: 0,
+            entries: 0,
+        });
         let record = Record { seq: head.seq.next(), prev: head.chain, time_ms: 0, body };
         inner.committed.insert(manifest);
         inner.records.push(record.clone());

@@ -10,6 +10,7 @@ mod daemon;
 mod greeting;
 mod hosts;
 mod may;
+mod opened;
 mod outbox;
 mod session;
 mod socket;
@@ -36,6 +37,7 @@ use crate::{
 pub use api::{NewCommit, StoreApi, StoreFault};
 pub use authorized::{AuthorizedKeyError, print_authorized_key};
 pub use daemon::{OpenStore, OpenStoreError, ServeError, ServeOptions, serve};
+pub use opened::open_store;
 pub use session::SessionEnd;
 pub use stdio::serve_stdio;
 

@@ -83,7 +83,10 @@ impl Outlet {
     }
 
     /// Writes one frame, flushing before it waits for one. `false` = that was the last.
-    async fn step<W: AsyncWrite + Unpin>(&mut self, writer: &mut FrameWriter<W>) -> Result<bool, StreamError> {
+    async fn step<W: AsyncWrite + Unpin>(
+        &mut self,
+        writer: &mut FrameWriter<W>,
+    ) -> Result<bool, StreamError> {
         if self.urgent.is_empty() && self.bulk.is_empty() {
             writer.flush().await?;
         }

@@ -33,7 +33,8 @@ use crate::{
     ids::{Hash, HostUuid, Seq},
     limits,
     wire::{
-        CommitRequest, FETCHES_OPEN, FOLLOW_WINDOW, FromStore, QUESTIONS_OPEN, RefusalCode, RequestId, ToStore, charge,
+        CommitRequest, FETCHES_OPEN, FOLLOW_WINDOW, FromStore, QUESTIONS_OPEN, RefusalCode, RequestId,
+        ToStore, charge,
         frame::{Bounds, Frame, FrameReader, FrameWriter, StreamError},
         rights::Rights,
     },
@@ -286,7 +287,8 @@ impl Session {
             }
             ToStore::Ping => {
                 let told = self.outbox.try_message(FromStore::Pong);
-                told.then_some(()).ok_or_else(|| SessionEnd::Broken("the host doesn't read its answers".to_owned()))
+                told.then_some(())
+                    .ok_or_else(|| SessionEnd::Broken("the host doesn't read its answers".to_owned()))
             }
         }
     }
@@ -300,7 +302,12 @@ impl Session {
         Ok(())
     }
 
-    fn missing(self: &Arc<Self>, id: RequestId, kind: ObjectKind, hashes: Vec<Hash>) -> Result<(), SessionEnd> {
+    fn missing(
+        self: &Arc<Self>,
+        id: RequestId,
+        kind: ObjectKind,
+        hashes: Vec<Hash>,
+    ) -> Result<(), SessionEnd> {
         let permit = open(&self.questions, QUESTIONS_OPEN, "questions")?;
         self.beside(permit, async move |session| {
             let missing = on_store(&session.server.store, move |s| s.missing(kind, &hashes)).await;

@@ -22,7 +22,8 @@ const LISTEN_FDS_START: RawFd = 3;
 pub(super) struct Listener {
     inner: UnixListener,
     owner_uid: u32,
-    made: Option<Made>,
+    /// Kept for its drop.
+    _made: Option<Made>,
 }
 
 /// The file that was made: only this one is removed, not one that another daemon put in its place.
@@ -48,7 +49,9 @@ impl Listener {
     /// The socket that systemd passed, or a fresh one at `path`.
     pub(super) async fn open(path: &Path) -> Result<Self, ServeError> {
         match passed_by_systemd() {
-            Some(fd) => Self::adopt(fd).map_err(|source| ServeError::Socket { path: path.to_owned(), source }),
+            Some(fd) => {
+                Self::adopt(fd).map_err(|source| ServeError::Socket { path: path.to_owned(), source })
+            }
             None => Self::bind(path).await,
         }
     }
@@ -57,7 +60,7 @@ impl Listener {
         // SAFETY: systemd passes this descriptor to this very process (LISTEN_PID was compared), and nothing else here takes it.
         let listener = unsafe { std::os::unix::net::UnixListener::from_raw_fd(fd) };
         listener.set_nonblocking(true)?;
-        Ok(Self { inner: UnixListener::from_std(listener)?, owner_uid: my_uid(), made: None })
+        Ok(Self { inner: UnixListener::from_std(listener)?, owner_uid: my_uid(), _made: None })
     }
 
     /// Makes the socket and its directory. A stale one is replaced; a live one is somebody's, and an error.
@@ -72,7 +75,7 @@ impl Listener {
         fs::set_permissions(path, PermissionsExt::from_mode(0o600)).map_err(fail)?;
         let made = fs::symlink_metadata(path).map_err(fail)?;
         let made = Made { path: path.to_owned(), device: made.dev(), inode: made.ino() };
-        Ok(Self { inner, owner_uid: my_uid(), made: Some(made) })
+        Ok(Self { inner, owner_uid: my_uid(), _made: Some(made) })
     }
 
     /// The next stream from somebody who may connect: root, or the owner of the socket.
@@ -90,7 +93,7 @@ impl Listener {
     /// Whether its path was made here.
     #[cfg(test)]
     pub(super) fn is_made(&self) -> bool {
-        self.made.is_some()
+        self._made.is_some()
     }
 }
 
@@ -144,7 +147,7 @@ mod tests {
         assert!(first.is_made());
         assert_eq!(path.metadata().expect("is there").permissions().mode() & 0o777, 0o600);
         assert!(matches!(Listener::bind(&path).await, Err(ServeError::Served { .. })));
-        std::mem::forget(first.made);
+        std::mem::forget(first._made);
         drop(first.inner);
         assert!(path.exists(), "a killed daemon leaves its socket");
         let second = Listener::bind(&path).await.expect("replaces it");
@@ -153,5 +156,19 @@ mod tests {
         fs::write(&path, "precious").expect("writes");
         assert!(matches!(Listener::bind(&path).await, Err(ServeError::Socket { .. })));
         assert_eq!(fs::read(&path).expect("is there"), b"precious");
+    }
+
+    #[tokio::test]
+    async fn a_socket_from_systemd_is_served_and_left_in_place() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("serve.sock");
+        let passed = std::os::unix::net::UnixListener::bind(&path).expect("binds");
+        let listener = Listener::adopt(std::os::fd::IntoRawFd::into_raw_fd(passed)).expect("adopts");
+        let (connected, accepted) = tokio::join!(connect(&path), listener.accept());
+        connected.expect("connects");
+        accepted.expect("accepts");
+        assert!(!listener.is_made());
+        drop(listener);
+        assert!(path.exists(), "systemd's socket is systemd's");
     }
 }

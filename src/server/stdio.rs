@@ -35,7 +35,11 @@ const JOIN_PAUSE: Duration = Duration::from_millis(50);
 const COPY_BYTES: usize = 256 << 10;
 
 /// Serves the session on the standard streams, as `identity`.
-pub async fn serve_stdio(open: OpenStore<'_>, options: ServeOptions, identity: Identity) -> Result<(), ServeError> {
+pub async fn serve_stdio(
+    open: OpenStore<'_>,
+    options: ServeOptions,
+    identity: Identity,
+) -> Result<(), ServeError> {
     let (stdin, stdout) = standard_streams().map_err(ServeError::Stdio)?;
     serve_streams(stdin, stdout, open, options, identity, JOIN_WAIT).await
 }

@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::{
-    daemon::Sessions,
+    daemon::{Sessions, serve_until},
     mem::MemStore,
     socket::Listener,
     stdio::serve_streams,
@@ -32,7 +32,8 @@ use crate::{
     manifest::{Attrs, Body, Entry, Manifest, Timestamp},
     transport::Target,
     wire::{
-        CommitRequest, FETCHES_OPEN, FromStore, Hello, Join, PROTOCOL_VERSION, QUESTIONS_OPEN, RefusalCode, ToStore,
+        CommitRequest, FETCHES_OPEN, FromStore, Hello, Join, PROTOCOL_VERSION, QUESTIONS_OPEN, RefusalCode,
+        ToStore,
         frame::Frame,
         link::{Link, LinkError, LinkEvent, Timing},
         message_frame,
@@ -233,7 +234,8 @@ async fn a_rejected_commit_leaves_the_session_standing() {
     let lab = Lab::new().await;
     let host = lab.host("drone1");
     host.wait_up().await;
-    let error = host.link.commit(request("1-me/host1", Hash::of(b"never sent"))).await.expect_err("is refused");
+    let error =
+        host.link.commit(request("1-me/host1", Hash::of(b"never sent"))).await.expect_err("is refused");
     assert!(matches!(error, LinkError::Rejected(_)), "{error}");
     host.add("1-me/host1", &manifest("a", Body::Dir)).await.expect("the next one commits");
 }
@@ -282,7 +284,9 @@ async fn uploads_wait_for_credit_and_a_fetch_overtakes_a_hundred_blocks() {
     let counted = Arc::clone(&sent);
     let upload = tokio::spawn(async move {
         for i in 0..100 {
-            link.send_block(block(ObjectKind::Chunk, &noise(i, 256 << 10))).await.expect("is queued in the end");
+            link.send_block(block(ObjectKind::Chunk, &noise(i, 256 << 10)))
+                .await
+                .expect("is queued in the end");
             counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         }
     });
@@ -347,7 +351,8 @@ async fn a_long_catalog_comes_no_faster_than_it_is_taken() {
     lab.store.put(&block(ObjectKind::Manifest, &layer.encode()));
     let total = crate::wire::FOLLOW_WINDOW + 2000;
     for i in 0..total {
-        let CommitRequest { unit, generation, manifest, lost } = request(&format!("{i}-a/h"), Hash::of(&layer.encode()));
+        let CommitRequest { unit, generation, manifest, lost } =
+            request(&format!("{i}-a/h"), Hash::of(&layer.encode()));
         let (host, host_name) = (HostUuid([7; 16]), "drone7".to_owned());
         lab.store.commit(NewCommit { host, host_name, unit, generation, manifest, lost }).expect("commits");
     }
@@ -530,9 +535,17 @@ async fn hostile_frames_are_refused() {
         ("a reply", Frame::Reply(1, good.clone()).encode(), RefusalCode::Protocol),
         ("garbage", Frame::Message(b"GET / HTTP/1.1".to_vec()).encode(), RefusalCode::Protocol),
         ("a second Hello", message_frame(&ToStore::Hello(hello("x"))).encode(), RefusalCode::Protocol),
-        ("too many hashes", message_frame(&ToStore::Missing(1, ObjectKind::Chunk, hashes)).encode(), RefusalCode::Protocol),
+        (
+            "too many hashes",
+            message_frame(&ToStore::Missing(1, ObjectKind::Chunk, hashes)).encode(),
+            RefusalCode::Protocol,
+        ),
         ("a damaged block", Frame::Upload(damaged).encode(), RefusalCode::Block),
-        ("a join", Join { version: 1, pinned_name: None, rights: Rights::default() }.frame().encode(), RefusalCode::Protocol),
+        (
+            "a join",
+            Join { version: 1, pinned_name: None, rights: Rights::default() }.frame().encode(),
+            RefusalCode::Protocol,
+        ),
     ] {
         let mut raw = Raw::welcome(&store).await;
         raw.send(&bytes).await;
@@ -573,7 +586,10 @@ async fn a_host_that_reads_nothing_is_held_in_bounded_memory() {
     let drain = async { while raw.stream.read_u8().await.is_ok() {} };
     let (end, ()) = tokio::join!(end, drain);
     let end = end.expect("in time").expect("no panic");
-    assert!(matches!(&end, SessionEnd::Refused(RefusalCode::Protocol, why) if why.contains("fetches")), "{end:?}");
+    assert!(
+        matches!(&end, SessionEnd::Refused(RefusalCode::Protocol, why) if why.contains("fetches")),
+        "{end:?}"
+    );
 }
 
 #[tokio::test]
@@ -646,7 +662,8 @@ async fn what_a_lying_store_says_ends_the_session() {
         Frame::Message(b"what?".to_vec()).encode(),
     ] {
         let dir = tempfile::tempdir().expect("a directory");
-        let mut host = Host::connect(Target::Unix(lying_store(dir.path(), vec![lie.clone()]).await), hello("drone1"));
+        let mut host =
+            Host::connect(Target::Unix(lying_store(dir.path(), vec![lie.clone()]).await), hello("drone1"));
         host.up().await;
         let (reason, _) = host.down().await;
         assert!(reason.contains("broke the protocol"), "{:?}: {reason}", &lie[..lie.len().min(20)]);
@@ -657,11 +674,8 @@ async fn what_a_lying_store_says_ends_the_session() {
 async fn a_silent_store_is_given_up_and_a_slow_fetch_times_out() {
     let dir = tempfile::tempdir().expect("a directory");
     let target = Target::Unix(lying_store(dir.path(), vec![]).await);
-    let timing = Timing {
-        silence: Duration::from_millis(300),
-        fetch: Duration::from_millis(50),
-        ..Timing::default()
-    };
+    let timing =
+        Timing { silence: Duration::from_millis(300), fetch: Duration::from_millis(50), ..Timing::default() };
     let mut host = Host::connect_with(target, hello("drone1"), timing);
     host.up().await;
     assert_eq!(host.link.fetch(ObjectKind::Chunk, Hash::of(b"x")).await, Err(LinkError::Timeout));
@@ -752,6 +766,32 @@ async fn a_store_that_is_locked_and_not_served_is_said_to_be_so() {
     let dir = tempfile::tempdir().expect("a directory");
     let lock = Arc::new(std::sync::atomic::AtomicBool::new(true));
     let (_near, process) = stdio_process(dir.path().join("s"), MemStore::new(), lock, Identity::default());
-    let error = timeout(PATIENCE, process).await.expect("in time").expect("no panic").expect_err("can't serve");
+    let error =
+        timeout(PATIENCE, process).await.expect("in time").expect("no panic").expect_err("can't serve");
     assert!(matches!(error, ServeError::Locked { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn the_daemon_serves_until_it_is_told_to_stop_and_a_second_one_is_refused() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let socket = dir.path().join("run/serve.sock");
+    let store = MemStore::new();
+    let options = ServeOptions { socket: socket.clone(), settings: vec![], local_rights: Rights::default() };
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let (first, opened) = (options.clone(), Arc::clone(&store));
+    let daemon = tokio::spawn(async move {
+        let open = || Ok(Arc::clone(&opened) as Arc<dyn StoreApi>);
+        serve_until(&open, first, async { stopped.await.expect("is told") }).await
+    });
+    let mut host = Host::connect(Target::Unix(socket.clone()), hello("drone1"));
+    host.up().await;
+    host.add("1-me/host1", &manifest("a", Body::Dir)).await.expect("commits");
+    let second = serve_until(&|| Err(OpenStoreError::Locked), options, std::future::pending()).await;
+    assert!(matches!(second, Err(ServeError::Served { .. })), "{second:?}");
+    stop.send(()).expect("it runs");
+    timeout(PATIENCE, daemon).await.expect("in time").expect("no panic").expect("ends well");
+    host.down().await;
+    assert!(!socket.exists());
+    drop(host);
+    until("the store's last user", || Arc::strong_count(&store) == 1).await;
 }

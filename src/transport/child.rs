@@ -128,7 +128,10 @@ mod tests {
         let Connection { mut reader, writer, guard } = shell("exec sleep 1000");
         drop(guard);
         let mut out = Vec::new();
-        timeout(Duration::from_secs(10), reader.read_to_end(&mut out)).await.expect("it was killed").expect("reads");
+        timeout(Duration::from_secs(10), reader.read_to_end(&mut out))
+            .await
+            .expect("it was killed")
+            .expect("reads");
         drop(writer);
     }
 

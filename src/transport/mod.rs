@@ -134,8 +134,10 @@ mod tests {
 
     #[test]
     fn ssh_gets_exactly_these_words() {
-        let argv = ssh_argv(&words("ssh -p 2222"), Some("offloader"), "dumpster", &words("/opt/resultsfs -v"));
-        let expected = "ssh -p 2222 -o BatchMode=yes -l offloader -- dumpster /opt/resultsfs -v serve --stdio";
+        let argv =
+            ssh_argv(&words("ssh -p 2222"), Some("offloader"), "dumpster", &words("/opt/resultsfs -v"));
+        let expected =
+            "ssh -p 2222 -o BatchMode=yes -l offloader -- dumpster /opt/resultsfs -v serve --stdio";
         assert_eq!(argv.expect("good names").join(" "), expected);
     }
 

@@ -20,15 +20,19 @@ use crate::{
     spool::{Spool, activity::Activity},
 };
 
-/// Checks these units, or all of them if none are named.
-pub fn check(journal: &Journal, spool: &Spool, activity: &Activity, units: &[UnitId], read_data: bool) -> Report {
+/// Checks the units at or below these paths, or holding them; all, if none are named.
+pub fn check(journal: &Journal, spool: &Spool, activity: &Activity, paths: &[RelPath], read_data: bool) -> Report {
     let mut check = Check { journal, spool, activity, read_data, report: Report::default() };
     let mut records = journal.units();
     records.sort_by(|a, b| a.unit.cmp(&b.unit));
-    for record in records.iter().filter(|r| units.is_empty() || units.contains(&r.unit)) {
+    for record in records.iter().filter(|r| is_named(&r.unit, paths)) {
         check.unit(record);
     }
     check.report
+}
+
+fn is_named(unit: &UnitId, paths: &[RelPath]) -> bool {
+    paths.is_empty() || paths.iter().any(|path| unit.root.is_below(path) || unit.holds(path))
 }
 
 struct Check<'a> {

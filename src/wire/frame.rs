@@ -360,7 +360,10 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
         self.moving(AsyncWriteExt::shutdown).await
     }
 
-    async fn moving<'a, F, T>(&'a mut self, step: impl FnOnce(&'a mut BufWriter<W>) -> F) -> Result<T, StreamError>
+    async fn moving<'a, F, T>(
+        &'a mut self,
+        step: impl FnOnce(&'a mut BufWriter<W>) -> F,
+    ) -> Result<T, StreamError>
     where
         F: Future<Output = io::Result<T>>,
     {
@@ -392,7 +395,11 @@ mod tests {
     }
 
     fn run<T>(future: impl Future<Output = T>) -> T {
-        tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime").block_on(future)
+        tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .expect("a runtime")
+            .block_on(future)
     }
 
     proptest! {

@@ -224,7 +224,8 @@ impl Link {
         let mut missing = Vec::with_capacity(hashes.len());
         for part in hashes.chunks(limits::HASHES_PER_ASK) {
             let question = |id| ToStore::Missing(id, kind, part.to_vec());
-            let Answer::Wanted(bits) = self.ask(&live, Ask::Missing { count: part.len() }, question).await? else {
+            let Answer::Wanted(bits) = self.ask(&live, Ask::Missing { count: part.len() }, question).await?
+            else {
                 return Err(unfit());
             };
             missing.extend((0..part.len()).map(|i| bits[i / 8] >> (i % 8) & 1 == 1));
@@ -356,4 +357,3 @@ impl Shared {
         self.tell(LinkEvent::Down { reason, refused });
     }
 }
-

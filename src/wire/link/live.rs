@@ -107,7 +107,11 @@ impl Live {
     }
 
     /// Asks and waits for the answer, the session's end, or being dropped.
-    pub(super) async fn ask(&self, ask: Ask, question: impl FnOnce(RequestId) -> Frame) -> Result<Answer, LinkError> {
+    pub(super) async fn ask(
+        &self,
+        ask: Ask,
+        question: impl FnOnce(RequestId) -> Frame,
+    ) -> Result<Answer, LinkError> {
         let slots = if matches!(ask, Ask::Fetch) { &self.fetches } else { &self.questions };
         let slot = Arc::clone(slots).acquire_owned().await.map_err(|_| self.down())?;
         let (tell, answer) = oneshot::channel();
@@ -172,7 +176,8 @@ impl Live {
             | (Ask::Fetch, Answer::NotFound | Answer::Rejected(_) | Answer::Block(_)) => true,
             (Ask::Missing { count }, Answer::Wanted(bits)) => {
                 let spare = bits.len() * 8 - count.min(&(bits.len() * 8));
-                bits.len() == count.div_ceil(8) && bits.last().is_none_or(|b| b.leading_zeros() as usize >= spare)
+                bits.len() == count.div_ceil(8)
+                    && bits.last().is_none_or(|b| b.leading_zeros() as usize >= spare)
             }
             (Ask::Commit(asked), Answer::Committed(record)) => {
                 let commit = record.commit();

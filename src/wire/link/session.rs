@@ -172,12 +172,13 @@ async fn greet(
     reader: &mut FrameReader<BoxRead>,
     writer: &mut FrameWriter<BoxWrite>,
 ) -> Result<Welcome, End> {
-    writer.write(&message_frame(&ToStore::Hello(hello))).await?;
-    writer.flush().await?;
-    let frame = match reader.next().await {
-        Ok(frame) => frame.ok_or_else(closed)?,
-        Err(StreamError::Frame(error)) => return Err(not_a_store(&error)),
-        Err(error) => return Err(error.into()),
+    let sent = say_hello(hello, writer).await;
+    // Where ours could not be sent, the other end has mostly said why before it went.
+    let frame = match (reader.next().await, sent) {
+        (Ok(Some(frame)), _) => frame,
+        (Err(StreamError::Frame(error)), _) => return Err(not_a_store(&error)),
+        (_, Err(error)) | (Err(error), Ok(())) => return Err(error.into()),
+        (Ok(None), Ok(())) => return Err(closed()),
     };
     let Frame::Message(bytes) = frame else { return Err(End::Broken("no message to begin with".to_owned())) };
     match FromStore::decode(&bytes) {
@@ -190,6 +191,11 @@ async fn greet(
         Ok(_) => Err(End::Broken("no greeting to begin with".to_owned())),
         Err(error) => Err(End::Broken(error.to_string())),
     }
+}
+
+async fn say_hello(hello: Hello, writer: &mut FrameWriter<BoxWrite>) -> Result<(), StreamError> {
+    writer.write(&message_frame(&ToStore::Hello(hello))).await?;
+    writer.flush().await
 }
 
 fn not_a_store(error: &FrameError) -> End {
