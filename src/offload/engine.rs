@@ -45,6 +45,10 @@ pub trait Union: Send + Sync {
     fn before(&self, path: &RelPath) -> Before;
 }
 
+/// Called when a layer's files have left the spool or come back, while the unit is still frozen, so that whoever knows inodes forgets
+/// them. It must not wait for the kernel, which may be waiting for the thaw.
+pub type OnEvicted = Box<dyn Fn(&UnitId) + Send + Sync>;
+
 /// What the configuration says about the engine.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -54,6 +58,8 @@ pub struct Settings {
     pub max_transfers: usize,
     /// zstd's.
     pub compression_level: i32,
+    /// 0 = unlimited.
+    pub bandwidth_bytes_per_s: u64,
     /// For recalls; on the spool's file system.
     pub tmp_dir: PathBuf,
 }
@@ -70,8 +76,7 @@ pub struct EngineParts {
     pub union: Arc<dyn Union>,
     pub contents: Arc<dyn Contents>,
     pub clock: Arc<dyn Clock>,
-    /// Called after a layer's files were deleted, for the kernel's caches.
-    pub on_evicted: Box<dyn Fn(&UnitId) + Send + Sync>,
+    pub on_evicted: OnEvicted,
     pub settings: Settings,
 }
 
@@ -95,7 +100,7 @@ pub struct Shared {
     pub names: OwnerNames,
     pub bounds: Bounds,
     pub counters: Arc<Counters>,
-    pub on_evicted: Box<dyn Fn(&UnitId) + Send + Sync>,
+    pub on_evicted: OnEvicted,
     link: Option<Arc<dyn Uplink>>,
     /// The store's parameters while it can be reached.
     link_up: watch::Sender<Option<ChunkParams>>,
@@ -166,9 +171,9 @@ impl Engine {
             contents: parts.contents,
             clock: parts.clock,
             rules: parts.settings.rules.clone(),
-            settings: parts.settings,
             names: OwnerNames::default(),
-            bounds: Bounds::default(),
+            bounds: Bounds::new(parts.settings.bandwidth_bytes_per_s),
+            settings: parts.settings,
             counters: Arc::default(),
             on_evicted: parts.on_evicted,
             link: parts.link,
@@ -413,6 +418,14 @@ impl Shared {
         notes.sent.note(self.counters.bytes_sent.get());
     }
 
+    /// It is committed and nobody has changed it since: the tables needn't know it any more.
+    pub fn forget_activity(&self, unit: &UnitId) {
+        if !self.is_changed_since_judged(unit) {
+            self.notes().judged.remove(unit);
+            self.activity.forget_idle(unit);
+        }
+    }
+
     pub fn note_unrecognised(&self, tops: Vec<RelPath>) {
         self.notes().unrecognised = tops;
     }
@@ -549,8 +562,7 @@ impl Shared {
 
     /// Frees a committed layer; says how many file bytes that were.
     pub fn evict(&self, unit: &UnitId) -> Result<u64, EvictError> {
-        let bytes = self.evictor().evict(unit)?;
-        (self.on_evicted)(unit);
+        let bytes = self.evictor().evict(unit, &self.on_evicted)?;
         self.counters.layers_evicted.one();
         self.counters.bytes_evicted.add(bytes);
         self.notes().judged.remove(unit);
@@ -567,7 +579,7 @@ impl Shared {
             contents: &*self.contents,
             tmp_dir: &self.settings.tmp_dir,
         };
-        let bytes = recaller.recall(unit)?;
+        let bytes = recaller.recall(unit, &self.on_evicted)?;
         self.counters.layers_recalled.one();
         self.counters.bytes_recalled.add(bytes);
         tracing::info!(%unit, bytes, "recalled");

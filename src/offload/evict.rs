@@ -10,6 +10,7 @@ use fs_err as fs;
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_OMIT};
 
 use super::{
+    engine::OnEvicted,
     observe,
     tree::{self, SpoolTree},
 };
@@ -74,9 +75,16 @@ pub fn plan(mut committed: Vec<UnitRecord>, rules: &EvictionRules, now_ms: u64) 
     Plan { units: committed.into_iter().map(|record| record.unit).collect(), old }
 }
 
+/// Bytes that must go for the disk to be at the low mark; 0 unless it is beyond the high one.
+pub fn surplus_bytes(spool: &SpoolTree, rules: &EvictionRules) -> io::Result<u64> {
+    let (used, usable) = spool.usage()?;
+    let share = |percent: u8| u64::try_from(u128::from(usable) * u128::from(percent) / 100).unwrap_or(usable);
+    Ok(if used > share(rules.high_percent) { used.saturating_sub(share(rules.low_percent)) } else { 0 })
+}
+
 impl Evictor<'_> {
     /// Frees a layer; says how many file bytes that were.
-    pub fn evict(&self, unit: &UnitId) -> Result<u64, EvictError> {
+    pub fn evict(&self, unit: &UnitId, on_evicted: &OnEvicted) -> Result<u64, EvictError> {
         let manifest = self.committed_manifest(unit)?;
         let busy = || EvictError::Busy { unit: unit.clone() };
         let _frozen = self.activity.try_freeze(unit).ok_or_else(busy)?;
@@ -88,6 +96,7 @@ impl Evictor<'_> {
         self.journal.evict(unit)?;
         let bytes = self.journal.manifest(&manifest)?.map_or(0, |manifest| manifest.bytes());
         self.delete(unit).map_err(|source| EvictError::Io { unit: unit.clone(), source })?;
+        on_evicted(unit);
         Ok(bytes)
     }
 

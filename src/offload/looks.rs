@@ -124,7 +124,7 @@ mod tests {
         let (a, b) = (unit("1-me/a"), unit("1-me/b"));
         looks.changed(&a, Duration::ZERO);
         looks.changed(&b, Duration::from_secs(3600));
-        assert_eq!(looks.take_due(10), [a.clone()]);
+        assert_eq!(looks.take_due(10), std::slice::from_ref(&a));
         assert_eq!(looks.take_due(10), []);
         assert_eq!(looks.len(), 2);
         // A later change doesn't put off a look that is due.

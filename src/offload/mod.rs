@@ -37,8 +37,9 @@ pub mod uplink;
 pub mod upload;
 pub mod window;
 
-pub use engine::{CommandError, Engine, EngineError, EngineParts, Settings, Union};
-pub use evict::{EvictError, EvictionRules};
+pub use adapters::CachedContents;
+pub use engine::{CommandError, Engine, EngineError, EngineParts, OnEvicted, Settings, Union};
+pub use evict::EvictionRules;
 pub use recall::{Contents, FetchFailure};
 pub use seal::Before;
 pub use status::Status;

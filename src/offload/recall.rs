@@ -23,6 +23,7 @@ use fs_err as fs;
 use rustix::fs::{CWD, FileType, RenameFlags};
 
 use super::{
+    engine::OnEvicted,
     evict::{keep_times, set_mtime},
     names,
     tree::SpoolTree,
@@ -90,7 +91,7 @@ pub enum RecallError {
 
 impl Recaller<'_> {
     /// Brings a layer back; says how many file bytes came.
-    pub fn recall(&self, unit: &UnitId) -> Result<u64, RecallError> {
+    pub fn recall(&self, unit: &UnitId, on_evicted: &OnEvicted) -> Result<u64, RecallError> {
         let record = self.journal.get(unit).filter(|record| record.partial && record.committed.is_some());
         let record = record.ok_or_else(|| RecallError::Whole { unit: unit.clone() })?;
         let manifest = self.manifest(&record)?;
@@ -99,7 +100,7 @@ impl Recaller<'_> {
         let copy = Copy { manifest: &manifest, gone: &gone, contents: self.contents, dir: &scratch.tree() };
         let bytes = copy.build()?;
         self.spool.sync().map_err(|e| at(&unit.root, e))?;
-        self.move_in(&record, &scratch.tree())?;
+        self.move_in(&record, &scratch.tree(), on_evicted)?;
         Ok(bytes)
     }
 
@@ -117,7 +118,7 @@ impl Recaller<'_> {
     }
 
     /// Renames what was built into the spool, where nothing stands, and tells the journal.
-    fn move_in(&self, record: &UnitRecord, built: &Path) -> Result<(), RecallError> {
+    fn move_in(&self, record: &UnitRecord, built: &Path, on_evicted: &OnEvicted) -> Result<(), RecallError> {
         let unit = &record.unit;
         let busy = || RecallError::Busy { unit: unit.clone() };
         let _frozen = self.activity.try_freeze(unit).ok_or_else(busy)?;
@@ -127,7 +128,9 @@ impl Recaller<'_> {
         }
         self.put(unit, built).map_err(|e| at(&unit.root, e))?;
         self.spool.sync().map_err(|e| at(&unit.root, e))?;
-        Ok(self.journal.recalled(unit)?)
+        self.journal.recalled(unit)?;
+        on_evicted(unit);
+        Ok(())
     }
 
     fn put(&self, unit: &UnitId, built: &Path) -> io::Result<()> {

@@ -190,7 +190,10 @@ impl Scheduler {
         let shared = &self.shared;
         shared.dequeue(&unit);
         match outcome {
-            Outcome::Done => shared.note_settled(&unit),
+            Outcome::Done => {
+                shared.note_settled(&unit);
+                shared.forget_activity(&unit);
+            }
             Outcome::Changed => {
                 shared.note_settled(&unit);
                 let settle = Duration::from_millis(shared.rules.settle_ms);
@@ -227,28 +230,29 @@ fn evict_what_may_go(shared: &Shared) {
     let rules = &shared.settings.eviction;
     let plan = evict::plan(shared.journal.by_state(State::Committed), rules, shared.clock.now_ms());
     let (old, young) = plan.units.split_at(plan.old);
-    old.iter().for_each(|unit| try_evict(shared, unit));
-    let used = || match shared.tree.used_percent() {
-        Ok(percent) => percent,
+    for unit in old {
+        try_evict(shared, unit);
+    }
+    let mut surplus = match evict::surplus_bytes(&shared.tree, rules) {
+        Ok(surplus) => surplus,
         Err(error) => {
             tracing::warn!(%error, "the spool's use can't be told");
             0
         }
     };
-    if used() <= rules.high_percent {
-        return;
-    }
+    // By what was freed and not by what the file system says, which may free later.
     for unit in young {
-        if used() <= rules.low_percent {
+        if surplus == 0 {
             return;
         }
-        try_evict(shared, unit);
+        surplus = surplus.saturating_sub(try_evict(shared, unit));
     }
 }
 
-fn try_evict(shared: &Shared, unit: &UnitId) {
+/// Says how many file bytes were freed.
+fn try_evict(shared: &Shared, unit: &UnitId) -> u64 {
     match shared.evict(unit) {
-        Ok(_bytes) => {}
+        Ok(bytes) => return bytes,
         // It is tried again in the next round.
         Err(EvictError::Busy { .. } | EvictError::NotCommitted { .. }) => {}
         Err(error) => {
@@ -256,4 +260,5 @@ fn try_evict(shared: &Shared, unit: &UnitId) {
             shared.note_error(unit, &error.to_string());
         }
     }
+    0
 }

@@ -60,6 +60,7 @@ impl Lab {
             eviction: EvictionRules { keep_local_ms: u64::MAX, high_percent: 100, low_percent: 100 },
             max_transfers: 4,
             compression_level: 1,
+            bandwidth_bytes_per_s: 0,
             tmp_dir: state.path().join("tmp"),
         };
         let (activity, _) = Activity::new();
@@ -212,7 +213,7 @@ async fn offload_now_takes_no_running_job() {
             break round;
         }
     };
-    assert_eq!(round.completed, [done.clone()]);
+    assert_eq!(round.completed, std::slice::from_ref(&done));
     lab.reaches(&done, State::Committed, 1).await;
     assert_eq!(lab.state_of(&running), None);
     assert!(engine.why(&running).is_some_and(|why| why.contains("alive")));

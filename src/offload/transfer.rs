@@ -6,7 +6,7 @@ use super::{
     engine::Shared,
     seal::{self, Before, Described, SealError, Subject},
     uplink::UplinkError,
-    upload::{Layer, UploadError, Uploader},
+    upload::{self, Layer, UploadError, Uploader},
 };
 use crate::{
     ids::{Generation, RelPath, Seq, UnitId},
@@ -67,13 +67,10 @@ async fn advance(shared: &Arc<Shared>, unit: &UnitId) -> Result<Outcome, Transfe
 async fn seal_layer(shared: &Arc<Shared>, record: UnitRecord) -> Result<(), TransferError> {
     let (unit, generation) = (record.unit.clone(), record.generation);
     let worker = shared.clone();
-    let work = move || -> Result<(), TransferError> {
-        let described = describe(&worker, &record)?;
-        worker.journal.seal(&record.unit, record.generation, &described.manifest)?;
-        count_sealed(&worker, &described);
-        Ok(())
-    };
-    shared.bounds.run(work).await??;
+    let described = shared.bounds.run(move || describe(&worker, &record)).await??;
+    count_sealed(shared, &described);
+    let (journal, sealed) = (shared.journal.clone(), unit.clone());
+    upload::blocking(move || journal.seal(&sealed, generation, &described.manifest)).await??;
     tracing::debug!(%unit, %generation, "sealed");
     Ok(())
 }
@@ -124,7 +121,7 @@ async fn send_layer(
 ) -> Result<(), TransferError> {
     let hash = record.manifest.ok_or(TransferError::NoManifest)?;
     let journal = shared.journal.clone();
-    let manifest = shared.bounds.run(move || journal.manifest(&hash)).await??;
+    let manifest = upload::blocking(move || journal.manifest(&hash)).await??;
     let manifest = manifest.ok_or(TransferError::NoManifest)?;
     shared.note_queued(&record.unit, manifest.bytes());
     let layer =
@@ -133,7 +130,7 @@ async fn send_layer(
     let journal = shared.journal.clone();
     let (unit, generation, seq) = (layer.unit.clone(), layer.generation, answer.seq);
     let keep = move || journal.committed(&layer.unit, layer.generation, &answer);
-    shared.bounds.run(keep).await??;
+    upload::blocking(keep).await??;
     tracing::info!(%unit, %generation, %seq, "committed");
     Ok(())
 }
@@ -167,7 +164,7 @@ async fn reopen(shared: &Arc<Shared>, unit: &UnitId, why: &TransferError) -> Out
     if !is_running {
         tracing::warn!(%unit, %why, "changed though nobody said so; described again");
         let (journal, unit) = (shared.journal.clone(), unit.clone());
-        let touched = shared.bounds.run(move || journal.touch(&unit)).await;
+        let touched = upload::blocking(move || journal.touch(&unit)).await;
         if let Ok(Err(error)) = touched {
             return Outcome::Failed(error.to_string());
         }

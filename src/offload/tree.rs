@@ -41,12 +41,12 @@ impl SpoolTree {
         Ok(rustix::fs::syncfs(&self.root)?)
     }
 
-    /// How full its file system is, as df(1) counts: percent of what others than root may use.
-    pub fn used_percent(&self) -> io::Result<u8> {
+    /// How full its file system is, as df(1) counts: bytes used, and how many others than root could use in all.
+    pub fn usage(&self) -> io::Result<(u64, u64)> {
         let found = rustix::fs::fstatvfs(&self.root)?;
         let used = found.f_blocks.saturating_sub(found.f_bfree);
-        let usable = used.saturating_add(found.f_bavail).max(1);
-        Ok(u8::try_from(used.saturating_mul(100).div_ceil(usable)).unwrap_or(100))
+        let usable = used.saturating_add(found.f_bavail);
+        Ok((used.saturating_mul(found.f_frsize), usable.saturating_mul(found.f_frsize)))
     }
 
     /// Where it is.

@@ -14,8 +14,9 @@ use std::{
     collections::{HashMap, HashSet, VecDeque},
     fs::File,
     io::{self, Read},
-    sync::Arc,
+    sync::{Arc, Mutex},
     thread,
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -41,6 +42,8 @@ use crate::{
 
 /// Layers that may cut large files at the same time; each holds two windows and one buffer of the cutter.
 const LAYERS_CUTTING: usize = 4;
+/// Layers that may read and pack at the same time; each holds a few blocks. Others ask and wait for commits meanwhile.
+const LAYERS_PACKING: usize = 8;
 /// Chunks remembered as settled within one layer, before they are forgotten and asked about again.
 const SETTLED_CHUNKS: usize = 1 << 20;
 
@@ -88,21 +91,48 @@ pub enum UploadError {
 #[derive(Debug, Clone)]
 pub struct Bounds {
     cpu: Arc<Semaphore>,
+    packing: Arc<Semaphore>,
     cutting: Arc<Semaphore>,
+    pace: Arc<Pace>,
 }
 
-impl Default for Bounds {
-    /// One thread a core that hashes, cuts or compresses; at least two, since one of them may wait for the disk.
-    fn default() -> Self {
-        let cores = thread::available_parallelism().map_or(1, usize::from);
-        Self {
-            cpu: Arc::new(Semaphore::new(cores.max(2))),
-            cutting: Arc::new(Semaphore::new(LAYERS_CUTTING)),
+/// When the next block may go, where the bandwidth is limited.
+#[derive(Debug)]
+struct Pace {
+    /// 0 = unlimited.
+    bytes_per_s: u64,
+    next: Mutex<Instant>,
+}
+
+impl Pace {
+    /// Waits until a block of `bytes` may go.
+    async fn wait(&self, bytes: u64) {
+        if self.bytes_per_s == 0 {
+            return;
         }
+        let turn = {
+            let mut next = self.next.lock().expect("no code panics under this lock");
+            let turn = (*next).max(Instant::now());
+            *next = turn + Duration::from_secs_f64(bytes as f64 / self.bytes_per_s as f64);
+            turn
+        };
+        tokio::time::sleep_until(turn.into()).await;
     }
 }
 
 impl Bounds {
+    /// One thread a core that hashes, cuts or compresses; at least two, since one of them may wait for the disk.
+    /// Blocks leave at no more than `bytes_per_s`; 0 = unlimited.
+    pub fn new(bytes_per_s: u64) -> Self {
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            cpu: Arc::new(Semaphore::new(cores.max(2))),
+            packing: Arc::new(Semaphore::new(LAYERS_PACKING)),
+            cutting: Arc::new(Semaphore::new(LAYERS_CUTTING)),
+            pace: Arc::new(Pace { bytes_per_s, next: Mutex::new(Instant::now()) }),
+        }
+    }
+
     /// Runs `work` on the blocking pool when a core is free for it.
     pub async fn run<T: Send + 'static>(
         &self,
@@ -115,6 +145,13 @@ impl Bounds {
         };
         join(tokio::task::spawn_blocking(work)).await
     }
+}
+
+/// Runs `work`, which waits for the disk more than it computes, on the blocking pool.
+pub async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, UploadError> {
+    join(tokio::task::spawn_blocking(work)).await
 }
 
 /// Waits for a task; its panic goes on here.
@@ -216,12 +253,13 @@ impl Uploader {
 
     /// Reads everything that the store lacks into blocks.
     async fn pack(&self, layer: &Layer, mut packer: Packer) -> Result<(), UploadError> {
+        let _turn = self.bounds.packing.acquire().await.map_err(|_| UploadError::Stopped)?;
         let manifest = layer.manifest.clone();
         let source = Arc::new(Source { tree: self.tree.clone(), root: layer.unit.root.clone(), manifest });
         let (small, large) = distinct(&layer.manifest, &self.params);
-        let small = self.wanted(ObjectKind::Chunk, small).await?;
+        let (small, large) =
+            tokio::try_join!(self.wanted(ObjectKind::Chunk, small), self.wanted(ObjectKind::Recipe, large))?;
         self.pack_small(&source, small, &mut packer).await?;
-        let large = self.wanted(ObjectKind::Recipe, large).await?;
         self.pack_large(&source, large, &mut packer).await?;
         let encoded = layer.manifest.encode();
         if encoded.len() > limits::MANIFEST_BYTES {
@@ -350,6 +388,7 @@ impl Uploader {
         while let Some(packing) = blocks.recv().await {
             let block = join(packing.block).await?.map_err(UploadError::Compress)?;
             let bytes = block.len() as u64;
+            self.bounds.pace.wait(bytes).await;
             self.link.send_block(block).await?;
             self.counters.blocks_sent.one();
             self.counters.bytes_packed.add(packing.raw_bytes);
@@ -410,7 +449,7 @@ mod tests {
                 tree: Arc::new(SpoolTree::open(spool.tree.path()).expect("opens")),
                 params: ChunkParams::default(),
                 level: 3,
-                bounds: Bounds::default(),
+                bounds: Bounds::new(0),
                 counters: Arc::default(),
             };
             Self { spool, store, uploader }
