@@ -32,14 +32,13 @@ use tracing::{error, info, warn};
 
 use crate::{
     cache::Cache,
-    chunk::ChunkParams,
     clock::SystemClock,
     config::{self, Config, ResultsHost},
     fs::{Fs, FsParts, view::View},
     fuse::{self, MountOptions, Mounted, Passthrough},
     journal::{Journal, JournalError},
     layout::{self, LayoutRules},
-    offload::{Engine, EngineError, EngineParts, EvictionRules, Settings, SpoolTree, Uplink},
+    offload::{CachedContents, Engine, EngineError, EngineParts, EvictionRules, Settings, SpoolTree, Uplink},
     spool::{Spool, SpoolError, activity::Activity},
     transport::Target,
     wire::link::{Link, LinkEvent},
@@ -194,6 +193,7 @@ fn start(
         journal: journal.clone(),
         view: view.clone(),
         cache: cache.clone(),
+        may_delete: false,
         rules: rules.clone(),
         tmp_dir: tmp_dir(&config),
     })
@@ -211,9 +211,9 @@ fn start(
         activity: activity.clone(),
         touched,
         tree,
-        link: link.clone().map(|link| Arc::new(seams::LinkUp(link)) as Arc<dyn Uplink>),
-        union: Arc::new(seams::Committed(view.clone())),
-        contents: Arc::new(seams::Cached { cache: cache.clone(), params: ChunkParams::default() }),
+        link: link.clone().map(|link| Arc::new(link) as Arc<dyn Uplink>),
+        union: view.clone(),
+        contents: Arc::new(CachedContents::new(cache.clone(), link.clone())),
         clock,
         on_evicted: Box::new({
             let fs = fs.clone();

@@ -72,7 +72,9 @@ pub fn by_hand(shared: &Arc<Shared>, units: &[UnitId]) -> Round {
     let mut candidates = Vec::new();
     for unit in &running(shared, units) {
         let activity = observe::work_of(&shared.tree, &shared.activity, unit);
-        if activity.writers > 0 {
+        if let Ok(None) = shared.tree.stat(&unit.root) {
+            round.failed.push((unit.clone(), "nothing of it is on this host".to_owned()));
+        } else if activity.writers > 0 {
             round.not_yet.push((unit.clone(), Reason::Writers { writers: activity.writers }));
         } else {
             let how = CompleteHow { lost: false, by_hand: true };

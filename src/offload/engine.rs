@@ -26,7 +26,6 @@ use super::{
     scheduler,
     seal::Before,
     status::{Rate, Status, UnitError},
-    survey,
     tree::SpoolTree,
     uplink::Uplink,
     upload::{Bounds, Uploader},
@@ -36,8 +35,8 @@ use crate::{
     clock::Clock,
     ids::{RelPath, UnitId},
     journal::{Journal, JournalError, State},
-    layout::{LayoutRules, Place, Reason},
-    spool::activity::Activity,
+    layout::{LayoutRules, Reason},
+    spool::{Spool, activity::Activity},
 };
 
 /// What the union of committed layers shows; the engine asks it for the base of a change.
@@ -65,7 +64,7 @@ pub struct EngineParts {
     pub activity: Arc<Activity>,
     /// From [`Activity::new`].
     pub touched: mpsc::UnboundedReceiver<UnitId>,
-    pub tree: SpoolTree,
+    pub spool: Arc<Spool>,
     /// None: layers are completed, and nothing is sent.
     pub link: Option<Arc<dyn Uplink>>,
     pub union: Arc<dyn Union>,
@@ -136,46 +135,33 @@ struct Notes {
     sent: Rate,
 }
 
-/// What a command did with one unit.
-#[derive(Debug)]
-pub struct Done<E> {
-    pub unit: UnitId,
-    /// File bytes moved or freed.
-    pub result: Result<u64, E>,
-}
-
-/// A path that a command can't be said of.
+/// Why a command didn't do it.
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
-    /// Stays on this host by its name.
-    #[error("{path}: is local only")]
-    LocalOnly { path: RelPath },
-    /// No unit is there.
-    #[error("{path}: no unit is there")]
-    NoUnit { path: RelPath },
-    /// Only directories become units.
-    #[error("{path}: isn't a directory")]
-    NotADirectory { path: RelPath },
-    #[error("{path}: {source}")]
-    Io { path: RelPath, source: io::Error },
+    /// Files are open.
+    #[error("{unit}: {reason}")]
+    NotYet { unit: UnitId, reason: Reason },
+    /// It can't be looked at or journaled.
+    #[error("{unit}: {why}")]
+    Failed { unit: UnitId, why: String },
+    #[error(transparent)]
+    Evict(EvictError),
+    #[error(transparent)]
+    Recall(RecallError),
     /// The engine is stopping.
     #[error("the engine is stopping")]
     Stopping,
 }
 
-/// Units that weren't committed in time.
-#[derive(Debug, thiserror::Error)]
-#[error("{} units are not committed", .0.len())]
-pub struct NotInTime(pub Vec<UnitId>);
-
 impl Engine {
     /// Starts on the current runtime. The spool is surveyed before it returns, so that it knows every unit that is there.
     pub fn start(parts: EngineParts) -> Result<Self, EngineError> {
         let touched = parts.touched;
+        let tree = SpoolTree::open(parts.spool.path()).map_err(EngineError::Spool)?;
         let shared = Arc::new(Shared {
             journal: parts.journal,
             activity: parts.activity,
-            tree: Arc::new(parts.tree),
+            tree: Arc::new(tree),
             union: parts.union,
             contents: parts.contents,
             clock: parts.clock,
@@ -215,72 +201,58 @@ impl Engine {
         scheduler::enqueue_journaled(&self.shared);
     }
 
-    /// Offloads now, without waiting for units to settle; those whose pidfiles aren't done stay running. No paths: all.
-    pub async fn offload_now(&self, paths: &[RelPath]) -> Result<Round, CommandError> {
+    /// Offloads these units now, or all, without waiting for them to settle; those whose pidfiles aren't done stay running. What
+    /// failed before is tried again at once.
+    pub async fn offload_now(&self, units: &[UnitId]) -> Result<Round, CommandError> {
         let rules = LayoutRules { settle_ms: 0, ..self.shared.rules.clone() };
-        let units: Vec<UnitId> = if paths.is_empty() {
-            self.shared.looks().at(&RelPath::ROOT)
-        } else {
-            paths.iter().flat_map(|path| self.shared.looks().at(path)).collect()
-        };
+        let all = if units.is_empty() { self.running() } else { units.to_vec() };
         self.shared.unpause();
-        self.work(move |shared| completion::run(shared, &units, &rules)).await
+        self.work(move |shared| completion::run(shared, &all, &rules)).await
     }
 
-    /// Completes by hand what is at or below `paths`, whatever its pidfiles say.
-    pub async fn complete(&self, paths: &[RelPath]) -> Result<Round, CommandError> {
-        let paths = paths.to_vec();
-        self.work(move |shared| {
-            let mut units = Vec::new();
-            for path in &paths {
-                units.extend(shared.units_to_complete(path)?);
-            }
-            Ok(completion::by_hand(shared, &units))
-        })
-        .await?
+    /// Completes a running unit because somebody says so, whatever its pidfiles say. An unrecognised directory becomes a unit by this.
+    pub async fn complete(&self, unit: &UnitId) -> Result<(), CommandError> {
+        let wanted = unit.clone();
+        let round = self.work(move |shared| completion::by_hand(shared, &[wanted])).await?;
+        let unit = unit.clone();
+        if let Some((_, reason)) = round.not_yet.into_iter().next() {
+            return Err(CommandError::NotYet { unit, reason });
+        }
+        match round.failed.into_iter().next() {
+            Some((_, why)) => Err(CommandError::Failed { unit, why }),
+            None => Ok(()),
+        }
     }
 
-    /// Frees committed layers at or below `paths` now.
-    pub async fn evict(&self, paths: &[RelPath]) -> Result<Vec<Done<EvictError>>, CommandError> {
-        let paths = paths.to_vec();
-        self.work(move |shared| {
-            let units = shared.journaled_at(&paths, |state| state != State::Evicted)?;
-            Ok(units.into_iter().map(|unit| Done { result: shared.evict(&unit), unit }).collect())
-        })
-        .await?
+    /// Frees a committed layer now.
+    pub async fn evict(&self, unit: &UnitId) -> Result<(), CommandError> {
+        let unit = unit.clone();
+        self.work(move |shared| shared.evict(&unit).map(drop)).await?.map_err(CommandError::Evict)
     }
 
-    /// Brings evicted layers at or below `paths` back.
-    pub async fn recall(&self, paths: &[RelPath]) -> Result<Vec<Done<RecallError>>, CommandError> {
-        let paths = paths.to_vec();
-        self.work(move |shared| {
-            let units = shared.journaled_at(&paths, |_| true)?;
-            let is_partial = |unit: &UnitId| shared.journal.get(unit).is_some_and(|record| record.partial);
-            let units = units.into_iter().filter(is_partial);
-            Ok(units.map(|unit| Done { result: shared.recall(&unit), unit }).collect())
-        })
-        .await?
+    /// Brings an evicted layer back.
+    pub async fn recall(&self, unit: &UnitId) -> Result<(), CommandError> {
+        let unit = unit.clone();
+        self.work(move |shared| shared.recall(&unit).map(drop)).await?.map_err(CommandError::Recall)
     }
 
-    /// Waits until all complete units are committed; with paths, all units at or below them, also those that still run. Without a
-    /// results host nothing ever is, and it doesn't wait.
-    pub async fn wait(&self, paths: &[RelPath], timeout: Option<Duration>) -> Result<(), NotInTime> {
+    /// Waits until all complete units are committed; or these units, also those of them that still run. Says which aren't after
+    /// `timeout`. Without a results host nothing ever is, and it doesn't wait.
+    pub async fn wait(&self, units: &[UnitId], timeout: Duration) -> Vec<UnitId> {
         let mut progress = self.shared.progress.subscribe();
         let done = async {
             loop {
                 progress.borrow_and_update();
-                if self.shared.uncommitted(paths).is_empty() || progress.changed().await.is_err() {
+                if self.shared.uncommitted(units).is_empty() || progress.changed().await.is_err() {
                     return;
                 }
             }
         };
-        match timeout {
-            _ if self.shared.link.is_none() => {}
-            Some(limit) => drop(tokio::time::timeout(limit, done).await),
-            None => done.await,
+        if self.shared.link.is_some() {
+            // Whether it was in time shows in what is left.
+            let _ = tokio::time::timeout(timeout, done).await;
         }
-        let left = self.shared.uncommitted(paths);
-        if left.is_empty() { Ok(()) } else { Err(NotInTime(left)) }
+        self.shared.uncommitted(units)
     }
 
     /// Everything in figures.
@@ -288,9 +260,22 @@ impl Engine {
         self.shared.status()
     }
 
-    /// What a running unit waits for, and how long until it is looked at again.
-    pub fn reason(&self, unit: &UnitId) -> Option<(Reason, Option<Duration>)> {
-        self.shared.looks().reason(unit)
+    /// What a running unit waits for.
+    pub fn why(&self, unit: &UnitId) -> Option<String> {
+        let (reason, next) = self.shared.looks().reason(unit)?;
+        Some(match next {
+            Some(next) => format!("{reason}; looked at again in {} s", next.as_secs() + 1),
+            None => reason.to_string(),
+        })
+    }
+
+    /// All own units: those that run, and those with a record.
+    pub fn units(&self) -> Vec<UnitId> {
+        let journaled = self.shared.journal.units().into_iter().map(|record| record.unit);
+        let mut units: Vec<UnitId> = journaled.chain(self.running()).collect();
+        units.sort();
+        units.dedup();
+        units
     }
 
     /// Why the last attempt to bring a unit further failed.
@@ -300,7 +285,7 @@ impl Engine {
 
     /// Units that run, whether they have a record or not.
     pub fn running(&self) -> Vec<UnitId> {
-        self.shared.looks().at(&RelPath::ROOT)
+        self.shared.looks().units()
     }
 
     /// Stops: what is on the way is dropped and begins again with the next start. A panic of the engine goes on here.
@@ -434,9 +419,10 @@ impl Shared {
 
     fn status(&self) -> Status {
         let counts = self.journal.counts();
-        let (running, queued, parked) = {
+        let running = self.looks().len();
+        let (queued, ready, parked) = {
             let queue = self.queue();
-            (self.looks().len(), queue.known.len(), queue.parked.len())
+            (queue.known.len(), queue.ready.len(), queue.parked.len())
         };
         let mut notes = self.notes();
         notes.sent.note(self.counters.bytes_sent.get());
@@ -448,9 +434,10 @@ impl Shared {
             sealed: counts.of(State::Sealed),
             committed: counts.of(State::Committed),
             evicted: counts.of(State::Evicted),
-            in_transfer_or_ready: queued,
+            queue_units: counts.of(State::Complete) + counts.of(State::Sealed),
+            in_transfer: queued - ready,
             awaiting_link: parked,
-            queued_bytes: notes.queued_bytes.values().sum(),
+            queue_bytes: notes.queued_bytes.values().sum(),
             sent_bytes_per_s: notes.sent.per_second(),
             is_connected: self.link_up.borrow().is_some(),
             has_link: self.link.is_some(),
@@ -527,54 +514,9 @@ impl Shared {
 
 /// What the commands work on.
 impl Shared {
-    /// The units that "complete" of `path` means. An unrecognised directory becomes one.
-    fn units_to_complete(&self, path: &RelPath) -> Result<Vec<UnitId>, CommandError> {
-        let fail = |source| CommandError::Io { path: path.clone(), source };
-        let found = self.tree.stat(path).map_err(fail)?;
-        let (is_there, is_dir) = (found.is_some(), found.is_some_and(|found| found.is_dir()));
-        match survey::place(path, is_dir, &self.tree, &self.journal, &self.rules) {
-            Place::LocalOnly => Err(CommandError::LocalOnly { path: path.clone() }),
-            Place::Unrecognised { top } if &top == path && is_dir => Ok(vec![UnitId::tree(top)]),
-            Place::Unrecognised { .. } if !is_dir => Err(CommandError::NotADirectory { path: path.clone() }),
-            Place::Unrecognised { .. } => Err(CommandError::NoUnit { path: path.clone() }),
-            Place::Unit { .. } if !is_there => Err(CommandError::NoUnit { path: path.clone() }),
-            Place::Unit { unit } => Ok(vec![unit]),
-            Place::Root | Place::Container { .. } => {
-                let units = self.looks().at(path);
-                if units.is_empty() { Err(CommandError::NoUnit { path: path.clone() }) } else { Ok(units) }
-            }
-        }
-    }
-
-    /// Journaled units at or below `paths`, or that hold them.
-    fn journaled_at(
-        &self,
-        paths: &[RelPath],
-        wanted: impl Fn(State) -> bool,
-    ) -> Result<Vec<UnitId>, CommandError> {
-        let mut units = Vec::new();
-        for path in paths {
-            let found: Vec<UnitId> =
-                self.records_at(path).into_iter().filter(|r| wanted(r.1)).map(|r| r.0).collect();
-            if found.is_empty() {
-                return Err(CommandError::NoUnit { path: path.clone() });
-            }
-            units.extend(found);
-        }
-        units.sort();
-        units.dedup();
-        Ok(units)
-    }
-
-    fn records_at(&self, path: &RelPath) -> Vec<(UnitId, State)> {
-        let top = path.first(path.depth().min(1));
-        let near = self.journal.units_below(&top).into_iter();
-        near.filter(|r| r.unit.root.is_below(path) || r.unit.holds(path)).map(|r| (r.unit, r.state)).collect()
-    }
-
-    fn uncommitted(&self, paths: &[RelPath]) -> Vec<UnitId> {
-        let waits = |state| matches!(state, State::Complete | State::Sealed);
-        if paths.is_empty() {
+    /// Of `units`, those that aren't committed; of all, those that are complete and aren't.
+    fn uncommitted(&self, units: &[UnitId]) -> Vec<UnitId> {
+        if units.is_empty() {
             let counts = self.journal.counts();
             if counts.of(State::Complete) + counts.of(State::Sealed) == 0 {
                 return Vec::new();
@@ -582,25 +524,23 @@ impl Shared {
             let states = [State::Complete, State::Sealed].into_iter();
             return states.flat_map(|state| self.journal.by_state(state)).map(|r| r.unit).collect();
         }
-        let mut units: Vec<UnitId> = Vec::new();
-        for path in paths {
-            let records = self.records_at(path);
-            units.extend(records.into_iter().filter(|r| waits(r.1) || r.1 == State::Running).map(|r| r.0));
-            units.extend(self.looks().at(path));
-        }
-        units.sort();
-        units.dedup();
-        units
+        let is_committed = |unit: &UnitId| match self.journal.get(unit) {
+            Some(record) => matches!(record.state, State::Committed | State::Evicted),
+            // Never heard of, or forgotten because nothing is left of it.
+            None => !self.looks().contains(unit),
+        };
+        units.iter().filter(|unit| !is_committed(unit)).cloned().collect()
     }
 
     fn evictor(&self) -> Evictor<'_> {
         Evictor { spool: &self.tree, journal: &self.journal, activity: &self.activity }
     }
 
-    /// Deletes what an eviction that was cut off has left.
+    /// Deletes what an eviction that was cut off has left, unless somebody is in there already; then the next start does.
     pub fn finish_eviction(&self, unit: &UnitId) -> io::Result<()> {
         let evictor = self.evictor();
-        if evictor.has_leftovers(unit)? {
+        let frozen = self.activity.try_freeze(unit);
+        if frozen.is_some() && evictor.has_leftovers(unit)? {
             tracing::info!(%unit, "eviction goes on where it was cut off");
             evictor.delete(unit)?;
         }

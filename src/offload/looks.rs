@@ -8,10 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{
-    ids::{RelPath, UnitId},
-    layout::Reason,
-};
+use crate::{ids::UnitId, layout::Reason};
 
 /// The running units.
 #[derive(Debug, Default)]
@@ -85,9 +82,9 @@ impl Looks {
         self.due.first().map(|(at, _)| *at)
     }
 
-    /// Running units at or below `dir`, or of which `dir` may be an entry.
-    pub fn at(&self, dir: &RelPath) -> Vec<UnitId> {
-        self.units.keys().filter(|unit| unit.root.is_below(dir) || unit.holds(dir)).cloned().collect()
+    /// All running units.
+    pub fn units(&self) -> Vec<UnitId> {
+        self.units.keys().cloned().collect()
     }
 
     /// How many units run.

@@ -13,6 +13,7 @@
 //! Invariants: every step is journaled before the next begins, so that a start goes on where a crash came; nothing is lost by a
 //! failure, only tried again; no lock is held across an await; memory and processor are bounded ([`upload::Bounds`]).
 
+pub mod adapters;
 pub mod completion;
 pub mod counters;
 pub mod engine;
@@ -28,16 +29,17 @@ pub mod status;
 pub mod survey;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 pub mod transfer;
 pub mod tree;
 pub mod uplink;
 pub mod upload;
 pub mod window;
 
-pub use engine::{CommandError, Done, Engine, EngineError, EngineParts, NotInTime, Settings, Union};
-pub use evict::{EvictError, EvictionRules};
-pub use recall::{Contents, FetchFailure};
-pub use seal::Before;
+pub use engine::{CommandError, Engine, EngineError, EngineParts, Settings, Union};
+pub use adapters::CachedContents;
+pub use evict::EvictionRules;
 pub use status::Status;
 pub use tree::SpoolTree;
 pub use uplink::{Answer, Uplink, UplinkError};

@@ -39,6 +39,9 @@ const READ_BYTES: usize = 1 << 20;
 /// Zeros of this size and place become a hole.
 const PAGE_BYTES: usize = 4096;
 
+/// Names of the directories in which trees are built begin with this.
+const SCRATCH_PREFIX: &str = "recall-";
+
 /// Why something can't be fetched.
 pub type FetchFailure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -163,7 +166,7 @@ struct Scratch(PathBuf);
 impl Scratch {
     fn new(tmp_dir: &Path) -> io::Result<Self> {
         fs::create_dir_all(tmp_dir)?;
-        let dir = tmp_dir.join(format!("recall-{}", crate::ids::HostUuid::random()));
+        let dir = tmp_dir.join(format!("{SCRATCH_PREFIX}{}", crate::ids::HostUuid::random()));
         fs::create_dir(&dir)?;
         let scratch = Self(dir);
         fs::set_permissions(&scratch.0, Permissions::from_mode(0o700))?;
@@ -180,6 +183,17 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         // Nothing is lost with what stays: the name is nobody else's, and the next start clears the directory.
         let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Removes what recalls that were cut off by a crash have left.
+pub fn clear_scratch(tmp_dir: &Path) {
+    let Ok(entries) = std::fs::read_dir(tmp_dir) else { return };
+    for entry in entries.flatten() {
+        if entry.file_name().as_bytes().starts_with(SCRATCH_PREFIX.as_bytes()) {
+            // What can't be removed only takes room.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use super::{
     completion,
     engine::{EngineError, Shared},
     evict::{self, EvictError},
-    survey,
+    recall, survey,
     transfer::{self, Outcome},
 };
 use crate::{ids::UnitId, journal::State};
@@ -40,10 +40,9 @@ enum Done {
     Transfer(UnitId, Outcome),
 }
 
-/// Takes up everything where the last run left it. Blocking; nobody is in the tree yet.
+/// Takes up everything where the last run left it. Blocking.
 pub fn resume(shared: &Shared) -> Result<(), EngineError> {
-    // What recalls that were cut off have left. Nothing else lives there.
-    let _ = std::fs::remove_dir_all(&shared.settings.tmp_dir);
+    recall::clear_scratch(&shared.settings.tmp_dir);
     for record in shared.journal.by_state(State::Evicted) {
         shared.finish_eviction(&record.unit).map_err(EngineError::Spool)?;
     }

@@ -22,12 +22,14 @@ pub struct Status {
     pub sealed: usize,
     pub committed: usize,
     pub evicted: usize,
-    /// Units in transfer, or next for it.
-    pub in_transfer_or_ready: usize,
+    /// Complete and sealed units.
+    pub queue_units: usize,
+    /// Units in transfer.
+    pub in_transfer: usize,
     /// Units that wait until the store can be reached.
     pub awaiting_link: usize,
     /// File bytes of sealed layers that aren't committed.
-    pub queued_bytes: u64,
+    pub queue_bytes: u64,
     /// Over the last half minute, compressed.
     pub sent_bytes_per_s: u64,
     pub is_connected: bool,

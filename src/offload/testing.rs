@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     names::OwnerNames,
+    recall::{Contents, FetchFailure},
     seal::{self, Before, Subject},
     tree::SpoolTree,
     uplink::{Answer, Uplink, UplinkError},
@@ -80,6 +81,8 @@ struct Inner {
     records: Vec<Record>,
     calls: Vec<&'static str>,
     blocks_until_failure: Option<usize>,
+    host: Option<HostUuid>,
+    rejections: usize,
 }
 
 impl MemoryStore {
@@ -103,6 +106,16 @@ impl MemoryStore {
     /// Ends the session instead of taking block number `blocks` + 1, once.
     pub fn fail_after_blocks(&self, blocks: usize) {
         self.lock().blocks_until_failure = Some(blocks);
+    }
+
+    /// Layers are committed as this host's.
+    pub fn set_host(&self, host: HostUuid) {
+        self.lock().host = Some(host);
+    }
+
+    /// Refuses the next commit.
+    pub fn reject_once(&self) {
+        self.lock().rejections += 1;
     }
 
     /// A file's bytes by its content.
@@ -146,10 +159,14 @@ impl Inner {
             let bytes = self.file(&content).expect("the content came");
             assert_eq!((bytes.len() as u64, Hash::of(&bytes)), (size, content));
         }
+        if self.rejections > 0 {
+            self.rejections -= 1;
+            return Err(UplinkError::Rejected("not today".into()));
+        }
         self.committed.insert(request.manifest);
         let head = self.records.last().map_or(Head::genesis(StoreUuid([7; 16])), Record::link);
         let commit = Commit {
-            host: HostUuid([1; 16]),
+            host: self.host.unwrap_or(HostUuid([1; 16])),
             host_name: "drone1".into(),
             unit: request.unit,
             generation: request.generation,
@@ -192,5 +209,18 @@ impl Uplink for MemoryStore {
         let mut inner = self.lock();
         inner.calls.push("commit");
         answer(inner.enter(request))
+    }
+}
+
+impl Contents for MemoryStore {
+    fn read(&self, content: &Hash, size: u64, offset: u64, len: usize) -> Result<Vec<u8>, FetchFailure> {
+        let bytes = self.file(content).ok_or("not in the store")?;
+        assert_eq!(bytes.len() as u64, size);
+        let start = offset as usize;
+        Ok(bytes[start..bytes.len().min(start + len)].to_vec())
+    }
+
+    fn manifest(&self, hash: &Hash) -> Result<Vec<u8>, FetchFailure> {
+        Ok(self.lock().objects.get(&(ObjectKind::Manifest, *hash)).ok_or("not in the store")?.clone())
     }
 }
