@@ -198,7 +198,8 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     let mut rest = field;
     while let Some((first, after)) = rest.split_first() {
         let octal = (*first == b'\\').then(|| after.get(..3)).flatten();
-        let code = octal.and_then(|d| std::str::from_utf8(d).ok()).and_then(|d| u8::from_str_radix(d, 8).ok());
+        let code =
+            octal.and_then(|d| std::str::from_utf8(d).ok()).and_then(|d| u8::from_str_radix(d, 8).ok());
         plain.push(code.unwrap_or(*first));
         rest = if code.is_some() { &after[3..] } else { after };
     }

@@ -1,1 +1,328 @@
 //! The host's durable record of its units, and its replica of the catalog.
+//!
+//! The journal answers "where does this unit's own layer stand" across crashes: one record a unit, one durable transaction
+//! a transition ([`record`]). A running unit of the first generation has no record; it is found by walking the spool. The
+//! replica answers "who committed what", as far as this host has heard of it ([`replica`]).
+//!
+//! In the state directory, of which the journal takes hold by a lock:
+//!
+//! | file | holds | if it is lost |
+//! |---|---|---|
+//! | `host` | the host's UUID | comes back from the journal; without that, the host is a new one and its old layers are another's |
+//! | `journal.redb` | records, deleted paths of partial layers, manifests of own layers | records of committed layers come back from the replica, partial; the rest is found in the spool |
+//! | `replica.redb` | layers of all hosts, other hosts' manifests | comes back from the store |
+//!
+//! Invariants: memory is changed after the transaction that says the same has become durable, under one writer's lock, so
+//! that a look never shows what a crash could take back; looks take no other lock than a short read lock and never touch the
+//! disk (but for manifests); after a failed write nothing more is written until the daemon starts anew.
+//!
+//! It knows nothing of files: whoever says "complete" has synced the spool before, and keeps writers out of the unit meanwhile.
+
+mod db;
+mod error;
+mod identity;
+mod manifests;
+mod memory;
+mod record;
+mod replica;
+#[cfg(test)]
+mod tests;
+mod transitions;
+
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard},
+};
+
+use redb::{Durability, TableDefinition};
+
+use crate::{
+    catalog::{Head, Record},
+    clock::Clock,
+    ids::{Generation, Hash, HostUuid, RelPath, Seq, StoreUuid, UnitId},
+    manifest::Manifest,
+};
+use db::{Bytes, Db, MANIFESTS, META, UNITS};
+use memory::Memory;
+use replica::Replica;
+
+pub use error::{JournalError, ReplicaError};
+pub use memory::Counts;
+pub use record::{Committed, CompleteHow, State, UnitRecord};
+pub use replica::LayerHead;
+
+/// Deleted paths of partial layers; the values are empty.
+const GONE: Bytes = TableDefinition::new("gone");
+
+/// Memory for the database's pages: records are in memory anyhow.
+const CACHE_BYTES: usize = 8 << 20;
+
+/// The journal with its replica. One a process and state directory.
+#[derive(Debug)]
+pub struct Journal {
+    host: HostUuid,
+    was_created: bool,
+    clock: Arc<dyn Clock>,
+    memory: RwLock<Memory>,
+    /// Held over a transaction and the change of the memory that goes with it.
+    writer: Mutex<()>,
+    decoded: Mutex<manifests::Decoded>,
+    db: Db,
+    replica: Replica,
+    /// Last, so that the databases are closed before somebody else may open them.
+    _lock: File,
+}
+
+impl Journal {
+    /// Opens the journal in `state_dir`, and creates what isn't there.
+    pub fn open(state_dir: &Path, clock: Arc<dyn Clock>) -> Result<Arc<Self>, JournalError> {
+        let lock = identity::lock(state_dir)?;
+        let db = Db::open(&state_dir.join("journal.redb"), CACHE_BYTES, &[META, UNITS, GONE, MANIFESTS])?;
+        let (host, was_created) = find_host(state_dir, &db)?;
+        let memory = RwLock::new(Memory::load(&db)?);
+        let replica = Replica::open(&state_dir.join("replica.redb"))?;
+        identity::sync_dir(state_dir)?;
+        let (writer, decoded) = Default::default();
+        let journal = Self { host, was_created, clock, memory, writer, decoded, db, replica, _lock: lock };
+        journal.rebuild_from_replica()?;
+        Ok(Arc::new(journal))
+    }
+
+    /// This host.
+    pub fn host(&self) -> HostUuid {
+        self.host
+    }
+
+    /// Whether this start made the host's UUID.
+    pub fn was_created(&self) -> bool {
+        self.was_created
+    }
+
+    /// The store that this host commits to, once it has met one.
+    pub fn store(&self) -> Option<StoreUuid> {
+        self.memory().store
+    }
+
+    /// The record of `unit`; a running unit of the first generation has none.
+    pub fn get(&self, unit: &UnitId) -> Option<UnitRecord> {
+        self.memory().records.get(unit).cloned()
+    }
+
+    /// All records.
+    pub fn units(&self) -> Vec<UnitRecord> {
+        self.memory().records.values().cloned().collect()
+    }
+
+    /// The records of units in this state.
+    pub fn by_state(&self, state: State) -> Vec<UnitRecord> {
+        self.memory().records.values().filter(|record| record.state == state).cloned().collect()
+    }
+
+    /// The records of units at or below `dir`.
+    pub fn units_below(&self, dir: &RelPath) -> Vec<UnitRecord> {
+        self.memory().below(dir).cloned().collect()
+    }
+
+    /// How many units have a record, by state.
+    pub fn counts(&self) -> Counts {
+        self.memory().counts
+    }
+
+    /// Paths below the unit's root that were deleted from a partial layer since its last commit.
+    pub fn gone(&self, unit: &UnitId) -> Vec<RelPath> {
+        self.memory().gone.get(unit).map_or_else(Vec::new, |paths| paths.iter().cloned().collect())
+    }
+
+    /// Whether this very path is among them.
+    pub fn is_gone(&self, unit: &UnitId, path: &RelPath) -> bool {
+        self.memory().gone.get(unit).is_some_and(|paths| paths.contains(path))
+    }
+
+    /// Whether the job dir `job` is one unit as a whole: by this host's records, else as other hosts committed it.
+    pub fn whole_job(&self, job: &RelPath) -> bool {
+        let whole = UnitId::tree(job.clone());
+        let memory = self.memory();
+        let is_here = memory.below(job).next().is_some();
+        if is_here { memory.records.contains_key(&whole) } else { self.replica.contains(&whole) }
+    }
+
+    /// Whether `complete` was said of the unrecognised directory `top`, here or on another host.
+    pub fn adopted(&self, top: &RelPath) -> bool {
+        let unit = UnitId::tree(top.clone());
+        self.memory().records.contains_key(&unit) || self.replica.contains(&unit)
+    }
+
+    /// A manifest, if it is here: from memory, else of an own layer, else one that was kept.
+    pub fn manifest(&self, hash: &Hash) -> Result<Option<Arc<Manifest>>, JournalError> {
+        if let Some(manifest) = self.decoded().get(hash) {
+            return Ok(Some(manifest));
+        }
+        let manifest = match self.db.get(MANIFESTS, &hash.0)? {
+            Some(packed) => Some(manifests::unpack(hash, &packed).map_err(|why| self.db.damaged(why))?),
+            None => self.replica.manifest(hash)?,
+        };
+        let manifest = manifest.map(Arc::new);
+        if let Some(manifest) = &manifest {
+            self.decoded().put(*hash, manifest.clone());
+        }
+        Ok(manifest)
+    }
+
+    /// Keeps a manifest that came from the store, after a check: durably if an own record names it, else as long as there is
+    /// room.
+    pub fn keep_manifest(&self, hash: &Hash, encoding: &[u8]) -> Result<Arc<Manifest>, JournalError> {
+        let actual = Hash::of(encoding);
+        if actual != *hash {
+            return Err(JournalError::OtherManifest { hash: *hash, actual });
+        }
+        let manifest = Manifest::decode(encoding)
+            .map(Arc::new)
+            .map_err(|source| JournalError::Manifest { hash: *hash, source })?;
+        let packed = manifests::pack(encoding);
+        let _writer = self.writer();
+        if self.memory().names_manifest(hash) {
+            self.db.write(Durability::Immediate, |txn| {
+                txn.open_table(MANIFESTS)?.insert(&hash.0[..], &packed[..])?;
+                Ok(())
+            })?;
+        } else {
+            self.replica.keep_manifest(hash, &packed)?;
+        }
+        self.decoded().put(*hash, manifest.clone());
+        Ok(manifest)
+    }
+
+    fn memory(&self) -> RwLockReadGuard<'_, Memory> {
+        self.memory.read().expect("no code panics under this lock")
+    }
+
+    fn memory_mut(&self) -> RwLockWriteGuard<'_, Memory> {
+        self.memory.write().expect("no code panics under this lock")
+    }
+
+    fn writer(&self) -> MutexGuard<'_, ()> {
+        self.writer.lock().expect("a panic while writing must stop all writing")
+    }
+
+    fn decoded(&self) -> MutexGuard<'_, manifests::Decoded> {
+        self.decoded.lock().expect("no code panics under this lock")
+    }
+}
+
+/// The replica of the store's catalog. All looks are in memory.
+impl Journal {
+    /// How far the replica has followed which store.
+    pub fn head(&self) -> Option<(StoreUuid, Head)> {
+        self.replica.head()
+    }
+
+    /// Takes records that follow the head, all or none; those below it are passed over. Not durable: what a crash takes back is
+    /// asked for again. Own layers that the journal doesn't know (it was lost) get their records back.
+    pub fn follow(&self, store: StoreUuid, records: &[Record]) -> Result<(), ReplicaError> {
+        if let Some(have) = self.store().filter(|have| *have != store) {
+            return Err(ReplicaError::OtherStore { have, got: store });
+        }
+        self.set_store(store)?;
+        self.replica.follow(store, records)?;
+        let own = records.iter().map(Record::commit).filter(|commit| commit.host == self.host);
+        self.adopt(own.map(|commit| commit.unit.clone()).collect())?;
+        Ok(())
+    }
+
+    /// Forgets the replica and begins anew with `store`, which from now on is the one that this host commits to.
+    pub fn reset_replica(&self, store: StoreUuid) -> Result<(), JournalError> {
+        self.set_store(store)?;
+        self.replica.reset(store)
+    }
+
+    /// All hosts' layers of `unit`, own included.
+    pub fn layers(&self, unit: &UnitId) -> Vec<LayerHead> {
+        self.replica.layers(unit)
+    }
+
+    /// Whether another host committed a layer of `unit`.
+    pub fn has_foreign(&self, unit: &UnitId) -> bool {
+        self.replica.has_other_than(self.host, unit)
+    }
+
+    /// The sequence number of the first commit of `host`'s layer with a generation of `since` or later. An own commit
+    /// that the store has answered counts, even if the replica hasn't heard of it yet.
+    pub fn seq_of(&self, host: HostUuid, unit: &UnitId, since: Generation) -> Option<Seq> {
+        let known = self.replica.layer_of(host, unit).and_then(|layer| layer.seq_of(since));
+        known.or_else(|| {
+            let committed = self.get(unit).filter(|_| host == self.host)?.committed?;
+            (committed.generation >= since).then_some(committed.seq)
+        })
+    }
+
+    /// Units in the replica of which `path` may be an entry, by its place alone.
+    pub fn units_holding(&self, path: &RelPath) -> Vec<UnitId> {
+        self.replica.units_holding(path)
+    }
+
+    /// Units in the replica whose root is `dir`, above it (if `dir` may be an entry of them), or below it.
+    pub fn units_at(&self, dir: &RelPath) -> Vec<UnitId> {
+        let mut units = self.replica.units_holding(dir);
+        units.extend(self.replica.units_below(dir));
+        units.sort();
+        units.dedup();
+        units
+    }
+
+    /// Names directly in `dir` at or below which units in the replica lie.
+    pub fn child_roots(&self, dir: &RelPath) -> BTreeSet<Vec<u8>> {
+        self.replica.child_roots(dir)
+    }
+
+    /// All units in the replica.
+    pub fn replica_units(&self) -> Vec<UnitId> {
+        self.replica.units()
+    }
+
+    /// How many units are in the replica.
+    pub fn replica_unit_count(&self) -> usize {
+        self.replica.unit_count()
+    }
+
+    fn set_store(&self, store: StoreUuid) -> Result<(), JournalError> {
+        let _writer = self.writer();
+        if self.memory().store == Some(store) {
+            return Ok(());
+        }
+        self.db.write(Durability::Immediate, |txn| {
+            txn.open_table(META)?.insert(&b"store"[..], &db::encode(&store)[..])?;
+            Ok(())
+        })?;
+        self.memory_mut().store = Some(store);
+        Ok(())
+    }
+}
+
+/// The host's UUID from its file, from the journal, or made now; and whether it was made now. Afterwards both have it.
+fn find_host(state_dir: &Path, db: &Db) -> Result<(HostUuid, bool), JournalError> {
+    let file = identity::read_host(state_dir)?;
+    let value = db.get(META, b"host")?;
+    let journal: Option<HostUuid> = match value {
+        Some(value) => Some(minicbor::decode(&value).map_err(|e| db.damaged(e))?),
+        None => None,
+    };
+    if let (Some(file), Some(journal)) = (file, journal)
+        && file != journal
+    {
+        return Err(JournalError::OtherHost { path: state_dir.join("host"), file, journal });
+    }
+    let host = file.or(journal).unwrap_or_else(HostUuid::random);
+    // The file first: a journal without it is put right here, but a journal with another UUID could not be.
+    if file.is_none() {
+        identity::write_host(state_dir, host)?;
+    }
+    if journal.is_none() {
+        db.write(Durability::Immediate, |txn| {
+            txn.open_table(META)?.insert(&b"host"[..], &db::encode(&host)[..])?;
+            Ok(())
+        })?;
+    }
+    Ok((host, file.is_none() && journal.is_none()))
+}

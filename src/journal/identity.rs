@@ -1,0 +1,68 @@
+//! The state directory: whose it is, and that only one process uses it.
+
+use std::{
+    fs::File,
+    io::{self, Write as _},
+    os::unix::fs::DirBuilderExt,
+    path::Path,
+};
+
+use fs_err::{self as fs, os::unix::fs::OpenOptionsExt as _};
+use rustix::fs::{FlockOperation, flock};
+
+use super::error::JournalError;
+use crate::ids::HostUuid;
+
+/// Creates `dir` if need be and takes it for this process, as long as the file is open.
+pub(super) fn lock(dir: &Path) -> Result<File, JournalError> {
+    create_durably(dir)?;
+    let path = dir.join("lock");
+    let file = fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path)?;
+    let file = file.into_parts().0;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(JournalError::Locked { dir: dir.to_owned() }),
+        Err(e) => Err(io::Error::new(io::Error::from(e).kind(), format!("{}: {e}", path.display())).into()),
+    }
+}
+
+/// Makes `dir` and what is missing above it, so that a power cut can't take it away with all that was written below.
+fn create_durably(dir: &Path) -> Result<(), JournalError> {
+    let missing: Vec<&Path> = dir.ancestors().take_while(|dir| !dir.exists()).collect();
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", dir.display())))?;
+    let parents = missing.iter().filter_map(|dir| dir.parent());
+    parents.map(|dir| if dir.as_os_str().is_empty() { Path::new(".") } else { dir }).try_for_each(sync_dir)
+}
+
+/// The UUID in `dir/host`, if the file is there.
+pub(super) fn read_host(dir: &Path) -> Result<Option<HostUuid>, JournalError> {
+    let path = dir.join("host");
+    match fs::read(&path) {
+        Ok(bytes) => match std::str::from_utf8(&bytes).ok().and_then(|text| text.trim().parse().ok()) {
+            Some(host) => Ok(Some(host)),
+            None => Err(JournalError::Damaged { path, why: "it holds no UUID".into() }),
+        },
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Writes `dir/host`: temporary, fsync, rename, fsync of the directory.
+pub(super) fn write_host(dir: &Path, host: HostUuid) -> Result<(), JournalError> {
+    let temporary = dir.join("host.new");
+    let mut file =
+        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    file.write_all(format!("{host}\n").as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&temporary, dir.join("host"))?;
+    sync_dir(dir)
+}
+
+/// Makes the names in `dir` durable.
+pub(super) fn sync_dir(dir: &Path) -> Result<(), JournalError> {
+    Ok(fs::File::open(dir)?.sync_all()?)
+}

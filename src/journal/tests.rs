@@ -1,0 +1,741 @@
+//! The journal's promises, over real files.
+
+use std::{fs, path::Path};
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::{
+    catalog::{Commit, RecordBody},
+    clock::ManualClock,
+    manifest::{Attrs, Body, Entry, Timestamp},
+};
+
+const BY_ITSELF: CompleteHow = CompleteHow { lost: false, by_hand: false };
+
+fn path(text: &str) -> RelPath {
+    text.parse().expect("a path")
+}
+
+fn exec() -> UnitId {
+    UnitId::tree(path("12-me/host1"))
+}
+
+fn open(dir: &Path) -> Arc<Journal> {
+    Journal::open(dir, Arc::new(ManualClock::at(1_000))).expect("the journal opens")
+}
+
+fn fresh() -> (TempDir, Arc<Journal>) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let journal = open(dir.path());
+    (dir, journal)
+}
+
+fn manifest(generation: u32) -> Manifest {
+    let attrs = Attrs { mode: 0o755, uid: 0, gid: 0, mtime: Timestamp { secs: generation.into(), nanos: 0 } };
+    let entry =
+        Entry { path: RelPath::ROOT, attrs, body: Body::Dir, since: Generation(generation), base: Seq(0) };
+    Manifest::new(vec![entry], Vec::new(), Vec::new(), Vec::new()).expect("a manifest of one directory")
+}
+
+/// A store's catalog.
+struct Catalog {
+    store: StoreUuid,
+    head: Head,
+    records: Vec<Record>,
+}
+
+impl Catalog {
+    fn new() -> Self {
+        let store = StoreUuid::random();
+        Self { store, head: Head::genesis(store), records: Vec::new() }
+    }
+
+    fn commit(&mut self, host: HostUuid, unit: &UnitId, generation: u32, manifest: Hash) -> Record {
+        let body = RecordBody::Commit(Commit {
+            host,
+            host_name: "drone".into(),
+            unit: unit.clone(),
+            generation: Generation(generation),
+            manifest,
+            lost: false,
+            bytes: 7,
+            entries: 1,
+        });
+        let record = Record { seq: self.head.seq.next(), prev: self.head.chain, time_ms: 5_000, body };
+        self.head = self.head.follow(&record).expect("it follows");
+        self.records.push(record.clone());
+        record
+    }
+}
+
+/// Takes the unit from where it is to Committed.
+fn commit(journal: &Journal, catalog: &mut Catalog, unit: &UnitId) -> Record {
+    if journal.get(unit).is_none_or(|r| r.state == State::Running) {
+        journal.complete(&[(unit.clone(), BY_ITSELF)]).expect("running");
+    }
+    let generation = journal.get(unit).expect("complete").generation;
+    let hash = journal.seal(unit, generation, &manifest(generation.0)).expect("complete");
+    let record = catalog.commit(journal.host(), unit, generation.0, hash);
+    journal.committed(unit, generation, &record).expect("sealed");
+    record
+}
+
+fn state(journal: &Journal, unit: &UnitId) -> (State, u32) {
+    let record = journal.get(unit).expect("a record");
+    (record.state, record.generation.0)
+}
+
+fn copy_state(from: &Path) -> TempDir {
+    let to = tempfile::tempdir().expect("a temporary directory");
+    for name in ["host", "journal.redb", "replica.redb"] {
+        fs::copy(from.join(name), to.path().join(name)).expect("a copy");
+    }
+    to
+}
+
+#[test]
+fn a_layer_goes_through_its_life() {
+    let (_dir, journal) = fresh();
+    let mut catalog = Catalog::new();
+    assert_eq!(journal.get(&exec()), None);
+    assert_eq!(journal.touch(&exec()).expect("free"), Generation::FIRST);
+    assert_eq!(journal.get(&exec()), None, "a running unit of the first generation has no record");
+
+    journal.complete(&[(exec(), CompleteHow { lost: true, by_hand: true })]).expect("running");
+    let record = journal.get(&exec()).expect("a record");
+    assert_eq!((record.state, record.generation), (State::Complete, Generation::FIRST));
+    assert!(record.lost && record.by_hand && !record.partial);
+    assert_eq!((record.complete_ms, record.manifest), (Some(1_000), None));
+
+    let hash = journal.seal(&exec(), Generation::FIRST, &manifest(1)).expect("complete");
+    assert_eq!(journal.get(&exec()).expect("a record").manifest, Some(hash));
+    assert_eq!(*journal.manifest(&hash).expect("readable").expect("kept"), manifest(1));
+
+    let ack = catalog.commit(journal.host(), &exec(), 1, hash);
+    journal.committed(&exec(), Generation::FIRST, &ack).expect("sealed");
+    let record = journal.get(&exec()).expect("a record");
+    let committed = Committed { generation: Generation(1), manifest: hash, seq: Seq(1), time_ms: 5_000 };
+    assert_eq!((record.state, record.committed), (State::Committed, Some(committed)));
+    assert!(record.lost, "how it came to be complete is kept");
+
+    journal.evict(&exec()).expect("committed");
+    let record = journal.get(&exec()).expect("a record");
+    assert_eq!((record.state, record.partial), (State::Evicted, true));
+    journal.recalled(&exec()).expect("evicted");
+    let record = journal.get(&exec()).expect("a record");
+    assert_eq!((record.state, record.partial, record.evicted_ms), (State::Committed, false, None));
+
+    assert_eq!(journal.touch(&exec()).expect("writes"), Generation(2));
+    let record = journal.get(&exec()).expect("a record");
+    assert_eq!((record.state, record.manifest, record.committed), (State::Running, None, Some(committed)));
+    assert!(!record.lost && !record.by_hand);
+    assert_eq!(journal.touch(&exec()).expect("free"), Generation(2));
+}
+
+/// P6: a write after completion opens the next generation, from whatever state.
+#[test]
+fn a_touch_opens_the_next_generation_from_every_state() {
+    for (steps, partial) in [(1, false), (2, false), (3, false), (4, true)] {
+        let (dir, journal) = fresh();
+        let mut catalog = Catalog::new();
+        journal.complete(&[(exec(), BY_ITSELF)]).expect("running");
+        if steps == 2 {
+            journal.seal(&exec(), Generation::FIRST, &manifest(1)).expect("complete");
+        } else if steps > 2 {
+            commit(&journal, &mut catalog, &exec());
+        }
+        if steps == 4 {
+            journal.evict(&exec()).expect("committed");
+        }
+        assert_eq!(journal.get(&exec()).expect("a record").state, State::ALL[steps]);
+        assert_eq!(journal.touch(&exec()).expect("writes"), Generation(2));
+        assert_eq!(state(&journal, &exec()), (State::Running, 2));
+        assert_eq!(journal.get(&exec()).expect("a record").partial, partial);
+        let copy = copy_state(dir.path());
+        assert_eq!(state(&open(copy.path()), &exec()), (State::Running, 2), "durable before it returns");
+    }
+}
+
+#[test]
+fn transitions_out_of_turn_are_refused_and_change_nothing() {
+    let (_dir, journal) = fresh();
+    let mut catalog = Catalog::new();
+    let unit = exec();
+    let is_illegal = |result: Result<(), JournalError>| matches!(result, Err(JournalError::Illegal { .. }));
+    let seal = |g| journal.seal(&unit, Generation(g), &manifest(g)).map(drop);
+    // No record.
+    assert!(is_illegal(seal(1)));
+    assert!(is_illegal(journal.evict(&unit)));
+    assert!(is_illegal(journal.unsend(&unit)));
+    assert!(is_illegal(journal.recalled(&unit)));
+    journal.forget(&unit).expect("nothing to forget");
+    // Complete.
+    journal.complete(&[(unit.clone(), BY_ITSELF)]).expect("running");
+    assert!(is_illegal(journal.complete(&[(unit.clone(), BY_ITSELF)])));
+    assert!(is_illegal(journal.forget(&unit)));
+    assert!(is_illegal(journal.recalled(&unit)));
+    assert!(matches!(journal.evict(&unit), Err(JournalError::Stale { .. })));
+    assert!(matches!(seal(2), Err(JournalError::Stale { .. })));
+    assert_eq!(state(&journal, &unit), (State::Complete, 1));
+    // One that can't be completed: none is.
+    let other = UnitId::loose(path("12-me"));
+    assert!(is_illegal(journal.complete(&[(other.clone(), BY_ITSELF), (unit.clone(), BY_ITSELF)])));
+    assert_eq!(journal.get(&other), None);
+    // Sealed, and an answer that is about something else.
+    seal(1).expect("complete");
+    let wrong = catalog.commit(journal.host(), &other, 1, Hash::of(b"m"));
+    assert!(matches!(
+        journal.committed(&unit, Generation(1), &wrong),
+        Err(JournalError::OtherRecord { what: "unit", .. })
+    ));
+    let wrong = catalog.commit(HostUuid::random(), &unit, 1, Hash::of(b"m"));
+    assert!(matches!(
+        journal.committed(&unit, Generation(1), &wrong),
+        Err(JournalError::OtherRecord { what: "host", .. })
+    ));
+    let wrong = catalog.commit(journal.host(), &unit, 1, Hash::of(b"m"));
+    assert!(matches!(
+        journal.committed(&unit, Generation(1), &wrong),
+        Err(JournalError::OtherRecord { what: "manifest", .. })
+    ));
+    assert!(matches!(
+        journal.committed(&unit, Generation(2), &wrong),
+        Err(JournalError::OtherRecord { what: "generation", .. })
+    ));
+    assert_eq!(state(&journal, &unit), (State::Sealed, 1));
+}
+
+#[test]
+fn a_seal_of_what_was_changed_meanwhile_is_stale() {
+    let (_dir, journal) = fresh();
+    journal.complete(&[(exec(), BY_ITSELF)]).expect("running");
+    journal.touch(&exec()).expect("writes");
+    let result = journal.seal(&exec(), Generation(1), &manifest(1));
+    assert!(matches!(result, Err(JournalError::Stale { now: Generation(2), state: State::Running, .. })));
+    journal.complete(&[(exec(), BY_ITSELF)]).expect("running");
+    let result = journal.seal(&exec(), Generation(1), &manifest(1));
+    assert!(matches!(result, Err(JournalError::Stale { now: Generation(2), state: State::Complete, .. })));
+    journal.seal(&exec(), Generation(2), &manifest(2)).expect("the current one");
+}
+
+#[test]
+fn an_answer_that_comes_late_only_says_what_is_committed() {
+    let (_dir, journal) = fresh();
+    let mut catalog = Catalog::new();
+    journal.complete(&[(exec(), BY_ITSELF)]).expect("running");
+    let hash = journal.seal(&exec(), Generation(1), &manifest(1)).expect("complete");
+    let ack = catalog.commit(journal.host(), &exec(), 1, hash);
+    journal.touch(&exec()).expect("writes");
+    for _ in 0..2 {
+        journal.committed(&exec(), Generation(1), &ack).expect("taken");
+        assert_eq!(state(&journal, &exec()), (State::Running, 2));
+        let committed = journal.get(&exec()).expect("a record").committed.expect("known now");
+        assert_eq!((committed.generation, committed.manifest), (Generation(1), hash));
+    }
+    // An older answer doesn't put it back.
+    commit(&journal, &mut catalog, &exec());
+    journal.touch(&exec()).expect("writes");
+    journal.committed(&exec(), Generation(1), &ack).expect("taken");
+    let committed = journal.get(&exec()).expect("a record").committed.expect("known");
+    assert_eq!(committed.generation, Generation(2));
+}
+
+#[test]
+fn what_the_store_lost_is_sealed_again_while_its_bytes_are_here() {
+    let (_dir, journal) = fresh();
+    let mut catalog = Catalog::new();
+    let ack = commit(&journal, &mut catalog, &exec());
+    journal.unsend(&exec()).expect("whole");
+    assert_eq!(state(&journal, &exec()), (State::Sealed, 1));
+    let record = journal.get(&exec()).expect("a record");
+    assert_eq!((record.committed, record.manifest), (None, Some(ack.commit().manifest)));
+    journal.committed(&exec(), Generation(1), &ack).expect("sealed");
+    journal.evict(&exec()).expect("committed");
+    assert!(matches!(journal.unsend(&exec()), Err(JournalError::Illegal { .. })), "its bytes aren't here");
+    assert_eq!(state(&journal, &exec()), (State::Evicted, 1));
+}
+
+#[test]
+fn only_what_was_never_committed_is_forgotten() {
+    let (dir, journal) = fresh();
+    let mut catalog = Catalog::new();
+    journal.complete(&[(exec(), BY_ITSELF)]).expect("running");
+    journal.touch(&exec()).expect("writes");
+    journal.forget(&exec()).expect("running, never committed");
+    assert_eq!((journal.get(&exec()), journal.counts().total()), (None, 0));
+    commit(&journal, &mut catalog, &exec());
+    journal.touch(&exec()).expect("writes");
+    assert!(matches!(journal.forget(&exec()), Err(JournalError::Illegal { .. })));
+    drop(journal);
+    assert_eq!(state(&open(dir.path()), &exec()), (State::Running, 2));
+}
+
+#[test]
+fn deleted_paths_of_a_partial_layer_are_kept_until_its_next_commit() {
+    let (dir, journal) = fresh();
+    let mut catalog = Catalog::new();
+    let (a, b) = (path("debug/a"), path("debug/b"));
+    commit(&journal, &mut catalog, &exec());
+    journal.set_gone(&exec(), &a, true).expect("nothing to do");
+    assert!(journal.gone(&exec()).is_empty(), "a layer that isn't partial needs no record of it");
+
+    journal.evict(&exec()).expect("committed");
+    journal.touch(&exec()).expect("writes");
+    journal.set_all_gone(&exec(), &[a.clone(), b.clone()], true).expect("partial");
+    journal.set_gone(&exec(), &b, false).expect("partial");
+    drop(journal);
+    let journal = open(dir.path());
+    assert_eq!(journal.gone(&exec()), std::slice::from_ref(&a));
+    assert!(journal.is_gone(&exec(), &a) && !journal.is_gone(&exec(), &b));
+
+    // Sealed, then touched: what is deleted after the seal isn't lost with the answer to it.
+    journal.complete(&[(exec(), BY_ITSELF)]).expect("running");
+    let hash = journal.seal(&exec(), Generation(2), &manifest(2)).expect("complete");
+    let ack = catalog.commit(journal.host(), &exec(), 2, hash);
+    journal.touch(&exec()).expect("writes");
+    journal.set_gone(&exec(), &b, true).expect("partial");
+    journal.committed(&exec(), Generation(2), &ack).expect("taken");
+    assert_eq!(journal.gone(&exec()), [a, b]);
+
+    commit(&journal, &mut catalog, &exec());
+    assert!(journal.gone(&exec()).is_empty());
+    drop(journal);
+    assert!(open(dir.path()).gone(&exec()).is_empty());
+}
+
+#[test]
+fn manifests_are_kept_as_long_as_a_record_names_them() {
+    let (_dir, journal) = fresh();
+    let mut catalog = Catalog::new();
+    let first = commit(&journal, &mut catalog, &exec()).commit().manifest;
+    let other = UnitId::tree(path("13-me/host1"));
+    commit(&journal, &mut catalog, &other);
+    let is_kept = |hash: &Hash| journal.db.get(MANIFESTS, &hash.0).expect("readable").is_some();
+    journal.touch(&exec()).expect("writes");
+    let second = commit(&journal, &mut catalog, &exec()).commit().manifest;
+    assert!(is_kept(&first) && is_kept(&second), "the other unit is of the first manifest, too");
+    journal.touch(&other).expect("writes");
+    assert!(is_kept(&first), "still the other's committed one");
+    commit(&journal, &mut catalog, &other);
+    assert!(!is_kept(&first) && is_kept(&second));
+}
+
+#[test]
+fn manifests_from_the_store_are_checked_and_kept() {
+    let (dir, journal) = fresh();
+    let encoding = manifest(3).encode();
+    let hash = Hash::of(&encoding);
+    assert!(journal.manifest(&hash).expect("readable").is_none());
+    assert!(matches!(
+        journal.keep_manifest(&Hash::of(b"x"), &encoding),
+        Err(JournalError::OtherManifest { .. })
+    ));
+    assert!(matches!(journal.keep_manifest(&Hash::of(b"x"), b"x"), Err(JournalError::Manifest { .. })));
+    journal.keep_manifest(&hash, &encoding).expect("good");
+    drop(journal);
+    assert_eq!(*open(dir.path()).manifest(&hash).expect("readable").expect("kept"), manifest(3));
+}
+
+/// P7: a kill at any instant keeps the last transition that returned, and the whole of it.
+#[test]
+fn a_crash_after_any_transition_keeps_it() {
+    let (dir, journal) = fresh();
+    let mut catalog = Catalog::new();
+    let others = [UnitId::loose(path("12-me")), UnitId::tree(path("12-me/host2"))];
+    let check = |what: &str| {
+        let copy = copy_state(dir.path());
+        let reopened = open(copy.path());
+        let sorted = |journal: &Journal| {
+            let mut units = journal.units();
+            units.sort_by(|a, b| a.unit.cmp(&b.unit));
+            units
+        };
+        assert_eq!(sorted(&reopened), sorted(&journal), "after {what}");
+        assert_eq!(reopened.gone(&exec()), journal.gone(&exec()), "after {what}");
+        assert_eq!((reopened.host(), reopened.store()), (journal.host(), journal.store()), "after {what}");
+        assert!(!reopened.was_created());
+        for record in reopened.units() {
+            for hash in record.manifests() {
+                assert!(reopened.manifest(&hash).expect("readable").is_some(), "manifest after {what}");
+            }
+        }
+    };
+    check("creation");
+    journal
+        .complete(&[(exec(), BY_ITSELF), (others[0].clone(), BY_ITSELF), (others[1].clone(), BY_ITSELF)])
+        .expect("running");
+    check("complete");
+    let hash = journal.seal(&exec(), Generation(1), &manifest(1)).expect("complete");
+    check("seal");
+    let ack = catalog.commit(journal.host(), &exec(), 1, hash);
+    journal.committed(&exec(), Generation(1), &ack).expect("sealed");
+    check("committed");
+    journal.evict(&exec()).expect("committed");
+    check("evict");
+    journal.touch(&exec()).expect("writes");
+    check("touch");
+    journal.set_gone(&exec(), &path("x"), true).expect("partial");
+    check("set_gone");
+    journal.recalled(&exec()).expect("partial");
+    check("recalled");
+    commit(&journal, &mut catalog, &exec());
+    check("the second commit");
+    journal.unsend(&exec()).expect("whole");
+    check("unsend");
+    journal.touch(&others[0]).expect("writes");
+    journal.forget(&others[0]).expect("never committed");
+    check("forget");
+    journal.reset_replica(catalog.store).expect("writes");
+    check("reset_replica");
+}
+
+/// A crash may take back a tail of the replica, but never leaves records without the head that goes with them.
+#[test]
+fn a_crash_leaves_a_replica_that_agrees_with_itself() {
+    let (dir, journal) = fresh();
+    let mut catalog = Catalog::new();
+    journal.reset_replica(catalog.store).expect("writes");
+    let foreign = HostUuid::random();
+    for i in 0..40u32 {
+        let unit = UnitId::tree(path(&format!("{i}-me/host1")));
+        let record = catalog.commit(foreign, &unit, 1, Hash::of(&i.to_le_bytes()));
+        journal.follow(catalog.store, &[record]).expect("it follows");
+        if i % 10 == 5 {
+            // Manifests and records share the file; neither may take the other along.
+            let encoding = manifest(i).encode();
+            journal.keep_manifest(&Hash::of(&encoding), &encoding).expect("good");
+        }
+        let copy = copy_state(dir.path());
+        let reopened = open(copy.path());
+        let (_, head) = reopened.head().expect("reset was durable");
+        assert_eq!(reopened.replica_unit_count() as u64, head.seq.0);
+        let missing = &catalog.records[usize::try_from(head.seq.0).expect("small")..];
+        reopened.follow(catalog.store, missing).expect("the tail follows");
+        assert_eq!(reopened.head(), Some((catalog.store, catalog.head)));
+    }
+    drop(journal);
+    let journal = open(dir.path());
+    assert_eq!(journal.head(), Some((catalog.store, catalog.head)), "an orderly stop loses nothing");
+    assert_eq!(journal.replica_units().len(), 40);
+}
+
+#[test]
+fn the_replica_takes_only_what_follows() {
+    let (_dir, journal) = fresh();
+    let mut catalog = Catalog::new();
+    let foreign = HostUuid::random();
+    for generation in [1, 3] {
+        catalog.commit(foreign, &exec(), generation, Hash::of(&generation.to_le_bytes()));
+    }
+    let (store, records) = (catalog.store, catalog.records.clone());
+    let gap = journal.follow(store, &records[1..]);
+    assert!(matches!(gap, Err(ReplicaError::Gap { have: Seq(0), got: Seq(2) })));
+    let mut forged = records.clone();
+    forged[1].prev = Hash::of(b"another past");
+    assert!(matches!(journal.follow(store, &forged), Err(ReplicaError::Gap { .. })));
+    assert_eq!(journal.replica_unit_count(), 0, "all or none");
+    journal.follow(store, &records).expect("it follows");
+    journal.follow(store, &records).expect("known ones are passed over");
+    let other = journal.follow(StoreUuid::random(), &records);
+    assert!(matches!(other, Err(ReplicaError::OtherStore { .. })));
+    let again = catalog.commit(foreign, &exec(), 3, Hash::of(b"m"));
+    assert!(matches!(journal.follow(store, &[again]), Err(ReplicaError::Generation { .. })));
+
+    let layers = journal.layers(&exec());
+    assert_eq!(layers.len(), 1);
+    assert_eq!(layers[0].commits, [(Generation(1), Seq(1)), (Generation(3), Seq(2))]);
+    assert_eq!((layers[0].generation, layers[0].host_name.as_str()), (Generation(3), "drone"));
+    assert_eq!((layers[0].bytes, layers[0].entries, layers[0].time_ms), (7, 1, 5_000));
+    for (since, seq) in [(1, Some(1)), (2, Some(2)), (3, Some(2)), (4, None)] {
+        assert_eq!(journal.seq_of(foreign, &exec(), Generation(since)), seq.map(Seq), "since {since}");
+    }
+    assert_eq!(journal.seq_of(HostUuid::random(), &exec(), Generation(1)), None);
+
+    let another = Catalog::new();
+    journal.reset_replica(another.store).expect("writes");
+    assert_eq!(journal.head(), Some((another.store, another.head)));
+    assert_eq!((journal.store(), journal.replica_unit_count()), (Some(another.store), 0));
+    assert!(journal.layers(&exec()).is_empty());
+}
+
+#[test]
+fn own_answers_count_before_the_replica_has_heard_of_them() {
+    let (_dir, journal) = fresh();
+    let mut catalog = Catalog::new();
+    commit(&journal, &mut catalog, &exec());
+    assert_eq!(journal.seq_of(journal.host(), &exec(), Generation(1)), Some(Seq(1)));
+    assert_eq!(journal.seq_of(journal.host(), &exec(), Generation(2)), None);
+    journal.follow(catalog.store, &catalog.records).expect("it follows");
+    assert_eq!(journal.layers(&exec()).len(), 1, "own layers are in the replica");
+    assert_eq!(state(&journal, &exec()), (State::Committed, 1));
+    assert!(!journal.has_foreign(&exec()));
+    let record = catalog.commit(HostUuid::random(), &exec(), 1, Hash::of(b"m"));
+    journal.follow(catalog.store, &[record]).expect("it follows");
+    assert!(journal.has_foreign(&exec()));
+    assert!(!journal.has_foreign(&UnitId::tree(path("99-x/h"))));
+}
+
+#[test]
+fn units_are_found_by_the_paths_that_they_hold() {
+    let (_dir, journal) = fresh();
+    let mut catalog = Catalog::new();
+    let foreign = HostUuid::random();
+    let tree = |text: &str| UnitId::tree(path(text));
+    let loose = |text: &str| UnitId::loose(path(text));
+    for unit in [
+        tree("12-me/host1"),
+        tree("12-me/host1.x"),
+        loose("12-me"),
+        tree("12-me-too/h"),
+        tree("7-whole"),
+        loose("hosts"),
+        loose("hosts/h"),
+        tree("hosts/h/3-verify"),
+        tree("12-me/\u{1}odd"),
+    ] {
+        catalog.commit(foreign, &unit, 1, Hash::of(b"m"));
+    }
+    journal.follow(catalog.store, &catalog.records).expect("they follow");
+    let holding = |text: &str| {
+        let mut units: Vec<_> = journal.units_holding(&path(text)).iter().map(ToString::to_string).collect();
+        units.sort();
+        units.join(" ")
+    };
+    for (text, units) in [
+        ("12-me", "12-me/."),
+        ("12-me/keyval", "12-me/."),
+        ("12-me/host1", "12-me/. 12-me/host1"),
+        ("12-me/host1/debug/x", "12-me/host1"),
+        ("12-me/host2/debug/x", ""),
+        ("7-whole", "7-whole"),
+        ("7-whole/a/b/c/d", "7-whole"),
+        ("hosts", "hosts/."),
+        ("hosts/h", "hosts/. hosts/h/."),
+        ("hosts/h/3-verify", "hosts/h/. hosts/h/3-verify"),
+        ("hosts/h/3-verify/debug/x", "hosts/h/3-verify"),
+        ("", ""),
+    ] {
+        assert_eq!(holding(text), units, "{text}");
+    }
+    let children = |text: &str| {
+        let names = journal.child_roots(&path(text));
+        names.iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(children(""), ["12-me", "12-me-too", "7-whole", "hosts"]);
+    assert_eq!(children("12-me"), ["\u{1}odd", "host1", "host1.x"]);
+    assert_eq!(children("hosts"), ["h"]);
+    assert_eq!(children("hosts/h"), ["3-verify"]);
+    assert!(children("7-whole").is_empty() && children("12-me/host1").is_empty());
+    assert_eq!(journal.units_at(&path("hosts/h")).len(), 3);
+    assert_eq!(journal.units_at(&RelPath::ROOT).len(), 9);
+}
+
+#[test]
+fn boundaries_are_as_first_recorded_and_own_records_come_first() {
+    let (_dir, journal) = fresh();
+    let mut catalog = Catalog::new();
+    let job = path("7-whole");
+    assert!(!journal.whole_job(&job) && !journal.adopted(&path("default")));
+    catalog.commit(HostUuid::random(), &UnitId::tree(job.clone()), 1, Hash::of(b"m"));
+    catalog.commit(HostUuid::random(), &UnitId::tree(path("default")), 1, Hash::of(b"m"));
+    journal.follow(catalog.store, &catalog.records).expect("they follow");
+    assert!(journal.whole_job(&job) && journal.adopted(&path("default")));
+    journal.complete(&[(UnitId::tree(path("7-whole/host1")), BY_ITSELF)]).expect("running");
+    assert!(!journal.whole_job(&job), "here it is in parts");
+    journal.complete(&[(UnitId::tree(path("8-whole")), BY_ITSELF)]).expect("running");
+    assert!(journal.whole_job(&path("8-whole")) && !journal.whole_job(&path("8-who")));
+}
+
+#[test]
+fn counts_and_states_agree() {
+    let (_dir, journal) = fresh();
+    let mut catalog = Catalog::new();
+    let units: Vec<_> = (0..4).map(|i| UnitId::tree(path(&format!("{i}-me/h")))).collect();
+    journal.complete(&units.iter().map(|u| (u.clone(), BY_ITSELF)).collect::<Vec<_>>()).expect("running");
+    commit(&journal, &mut catalog, &units[1]);
+    commit(&journal, &mut catalog, &units[2]);
+    journal.evict(&units[2]).expect("committed");
+    journal.touch(&units[3]).expect("writes");
+    let counts = journal.counts();
+    assert_eq!(State::ALL.map(|state| counts.of(state)), [1, 1, 0, 1, 1]);
+    for state in State::ALL {
+        assert_eq!(journal.by_state(state).len(), counts.of(state), "{}", state.name());
+    }
+    assert_eq!(counts.total(), journal.units().len());
+    journal.note_error(&units[0], Some("store is full".into()));
+    assert_eq!(journal.get(&units[0]).expect("a record").last_error.as_deref(), Some("store is full"));
+    assert_eq!(journal.units_below(&path("1-me")).len(), 1);
+}
+
+#[test]
+fn one_process_at_a_time() {
+    let (dir, journal) = fresh();
+    open(&dir.path().join("a/new/one"));
+    let second = Journal::open(dir.path(), Arc::new(ManualClock::at(0)));
+    assert!(matches!(second, Err(JournalError::Locked { .. })));
+    drop(journal);
+    open(dir.path());
+}
+
+#[test]
+fn the_identity_outlives_either_of_its_two_places() {
+    let (dir, journal) = fresh();
+    assert!(journal.was_created());
+    let host = journal.host();
+    drop(journal);
+    for lost in ["journal.redb", "host", "replica.redb", "lock"] {
+        fs::remove_file(dir.path().join(lost)).expect("it was there");
+        let journal = open(dir.path());
+        assert_eq!((journal.host(), journal.was_created()), (host, false), "without {lost}");
+    }
+    fs::write(dir.path().join("host"), format!("{}\n", HostUuid::random())).expect("written");
+    let other = Journal::open(dir.path(), Arc::new(ManualClock::at(0)));
+    assert!(matches!(other, Err(JournalError::OtherHost { .. })));
+    fs::write(dir.path().join("host"), "nobody").expect("written");
+    let none = Journal::open(dir.path(), Arc::new(ManualClock::at(0)));
+    assert!(matches!(none, Err(JournalError::Damaged { .. })));
+}
+
+/// The replica is derived: without its file, nothing but time is lost.
+#[test]
+fn the_replica_can_be_deleted() {
+    let (dir, journal) = fresh();
+    let mut catalog = Catalog::new();
+    commit(&journal, &mut catalog, &exec());
+    catalog.commit(HostUuid::random(), &UnitId::tree(path("1-x/h")), 1, Hash::of(b"m"));
+    journal.follow(catalog.store, &catalog.records).expect("they follow");
+    let before = (journal.units(), journal.replica_units(), journal.head());
+    drop(journal);
+    for damage in [true, false] {
+        let file = dir.path().join("replica.redb");
+        if damage {
+            fs::write(&file, [7; 9000]).expect("written")
+        } else {
+            fs::remove_file(&file).expect("there")
+        }
+        let journal = open(dir.path());
+        assert_eq!((journal.head(), journal.store()), (None, Some(catalog.store)));
+        journal.follow(catalog.store, &catalog.records).expect("from the beginning");
+        assert_eq!((journal.units(), journal.replica_units(), journal.head()), before);
+    }
+}
+
+/// The journal's loss costs nothing that was committed, and nothing is taken for deleted.
+#[test]
+fn a_lost_journal_comes_back_from_the_replica() {
+    let (dir, journal) = fresh();
+    let mut catalog = Catalog::new();
+    commit(&journal, &mut catalog, &exec());
+    journal.touch(&exec()).expect("writes");
+    let ack = commit(&journal, &mut catalog, &exec());
+    let foreign = UnitId::tree(path("1-x/h"));
+    catalog.commit(HostUuid::random(), &foreign, 1, Hash::of(b"m"));
+    journal.follow(catalog.store, &catalog.records).expect("they follow");
+    drop(journal);
+
+    let check = |journal: &Journal| {
+        let record = journal.get(&exec()).expect("rebuilt");
+        assert_eq!((record.state, record.generation), (State::Committed, Generation(2)));
+        assert_eq!(record.committed, Some(Committed::of(&ack)));
+        assert!(record.partial, "what isn't in the spool isn't deleted");
+        assert_eq!(journal.get(&foreign), None, "another host's layer is no record here");
+        assert_eq!(journal.touch(&exec()).expect("writes"), Generation(3), "the numbers go on");
+    };
+    fs::remove_file(dir.path().join("journal.redb")).expect("there");
+    check(&open(dir.path()));
+
+    // Without the replica too, from the store; even if the unit was completed before the store was heard.
+    for is_completed in [false, true] {
+        fs::remove_file(dir.path().join("journal.redb")).expect("there");
+        fs::remove_file(dir.path().join("replica.redb")).expect("there");
+        let journal = open(dir.path());
+        assert_eq!(journal.touch(&exec()).expect("free"), Generation::FIRST);
+        if is_completed {
+            journal.complete(&[(exec(), BY_ITSELF)]).expect("running");
+        }
+        journal.follow(catalog.store, &catalog.records).expect("they follow");
+        if is_completed {
+            let record = journal.get(&exec()).expect("rebuilt");
+            assert_eq!((record.state, record.generation), (State::Running, Generation(3)));
+            assert!(record.partial && record.committed == Some(Committed::of(&ack)));
+        } else {
+            check(&journal);
+        }
+        assert_eq!(journal.rebuild_from_replica().expect("harmless"), 0);
+    }
+
+    // Without `host` as well, this is a new host.
+    for file in ["journal.redb", "host"] {
+        fs::remove_file(dir.path().join(file)).expect("there");
+    }
+    let journal = open(dir.path());
+    assert!(journal.was_created() && journal.units().is_empty() && journal.has_foreign(&exec()));
+}
+
+#[test]
+fn a_damaged_journal_is_named_with_its_mend() {
+    let (dir, journal) = fresh();
+    let mut catalog = Catalog::new();
+    commit(&journal, &mut catalog, &exec());
+    drop(journal);
+    let file = dir.path().join("journal.redb");
+    let good = fs::read(&file).expect("there");
+    let mut flipped = good.clone();
+    flipped[64..320].fill(0xff);
+    for bad in [vec![7; 9000], b"short".to_vec(), good[..4096].to_vec(), flipped] {
+        fs::write(&file, &bad).expect("written");
+        let error = Journal::open(dir.path(), Arc::new(ManualClock::at(0))).expect_err("damaged");
+        assert!(matches!(error, JournalError::Damaged { .. }), "{error:?}");
+        let text = error.to_string();
+        assert!(text.contains("journal.redb") && text.contains("Move the file away"), "{text}");
+    }
+    fs::write(&file, good).expect("written");
+    assert_eq!(state(&open(dir.path()), &exec()), (State::Committed, 1));
+}
+
+/// A real kill: the child acknowledges transitions on its standard output, and what it acknowledged is there.
+#[test]
+fn a_killed_process_leaves_what_it_acknowledged() {
+    use std::io::{BufRead, BufReader};
+    if let Some(dir) = std::env::var_os("RESULTSFS_TEST_JOURNAL_DIR") {
+        let journal = open(Path::new(&dir));
+        for i in 0.. {
+            journal.complete(&[(UnitId::tree(path(&format!("{i}-me/h"))), BY_ITSELF)]).expect("running");
+            println!("\nacknowledged {i}");
+        }
+    }
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut child = std::process::Command::new(std::env::current_exe().expect("this test"))
+        .args(["--exact", "--nocapture", "journal::tests::a_killed_process_leaves_what_it_acknowledged"])
+        .env("RESULTSFS_TEST_JOURNAL_DIR", dir.path())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("this test starts again");
+    let lines = BufReader::new(child.stdout.take().expect("piped")).lines().map_while(Result::ok);
+    let acknowledged = lines.filter_map(|line| line.strip_prefix("acknowledged ")?.parse::<usize>().ok());
+    let last = acknowledged.take(20).last().expect("it gets somewhere");
+    child.kill().expect("it runs");
+    child.wait().expect("it was killed");
+    let journal = open(dir.path());
+    let units = journal.counts().of(State::Complete);
+    assert!(last == 19 && units > last, "{units} units after {last} was acknowledged");
+    assert_eq!(journal.counts().total(), units);
+}
+
+/// What `touch` costs on the way of every write.
+#[test]
+fn a_touch_of_a_running_unit_writes_nothing() {
+    let (dir, journal) = fresh();
+    journal.complete(&[(exec(), BY_ITSELF)]).expect("running");
+    journal.touch(&exec()).expect("writes");
+    let changed = || fs::metadata(dir.path().join("journal.redb")).and_then(|m| m.modified()).expect("there");
+    let before = changed();
+    // Not even while another transaction is under way.
+    let _writer = journal.writer();
+    for _ in 0..1000 {
+        journal.touch(&exec()).expect("free");
+        journal.touch(&UnitId::tree(path("99-new/h"))).expect("free");
+    }
+    assert_eq!(changed(), before);
+}

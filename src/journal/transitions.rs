@@ -1,0 +1,335 @@
+//! The journal's transitions: each is one durable transaction, then the same change in memory.
+
+use redb::{Durability, ReadableTable as _};
+
+use super::{
+    GONE, Journal,
+    db::{MANIFESTS, UNITS, encode, gone_key, gone_prefix, unit_key},
+    error::JournalError,
+    manifests,
+    memory::Change,
+    record::{Committed, CompleteHow, State, UnitRecord},
+    replica::LayerHead,
+};
+use crate::{
+    catalog::Record,
+    ids::{Generation, Hash, RelPath, Seq, UnitId},
+    manifest::Manifest,
+};
+
+impl Journal {
+    /// The unit is about to be changed: afterwards it is running, durably, in the generation that is returned.
+    ///
+    /// Free when it is running already (one look-up under a read lock); that is every call but the first after a completion.
+    pub fn touch(&self, unit: &UnitId) -> Result<Generation, JournalError> {
+        match self.memory().records.get(unit) {
+            None => return Ok(Generation::FIRST),
+            Some(record) if record.state == State::Running => return Ok(record.generation),
+            Some(_) => {}
+        }
+        let _writer = self.writer();
+        // Somebody else may have been faster.
+        let Some(record) = self.get(unit) else { return Ok(Generation::FIRST) };
+        if record.state == State::Running {
+            return Ok(record.generation);
+        }
+        let record = record.touched(self.clock.now_ms());
+        let generation = record.generation;
+        self.write(vec![changed(record)], None)?;
+        Ok(generation)
+    }
+
+    /// These units are complete: all in one transaction, or none. Every byte and name of them is synced, and nobody can change them
+    /// until this returns.
+    pub fn complete(&self, units: &[(UnitId, CompleteHow)]) -> Result<(), JournalError> {
+        let _writer = self.writer();
+        let now_ms = self.clock.now_ms();
+        let mut changes = Vec::with_capacity(units.len());
+        for (unit, how) in units {
+            let record = self.get(unit).unwrap_or_else(|| self.first_record(unit, now_ms));
+            let completed = record.completed(*how, now_ms);
+            let completed = completed.ok_or_else(|| illegal(unit, "complete", Some(record.state)))?;
+            changes.push(changed(completed));
+        }
+        self.write(changes, None)
+    }
+
+    /// Keeps the manifest of a complete unit. [`JournalError::Stale`] if it was changed since `generation` was complete.
+    pub fn seal(
+        &self,
+        unit: &UnitId,
+        generation: Generation,
+        manifest: &Manifest,
+    ) -> Result<Hash, JournalError> {
+        let encoding = manifest.encode();
+        let (hash, packed) = (Hash::of(&encoding), manifests::pack(&encoding));
+        let _writer = self.writer();
+        let record = self.require(unit, "seal")?;
+        let sealed = record.sealed(generation, hash, self.clock.now_ms());
+        let sealed = sealed.ok_or_else(|| stale(&record, "sealing", generation))?;
+        self.write(vec![changed(sealed)], Some((hash, packed)))?;
+        Ok(hash)
+    }
+
+    /// The store has answered that it holds `generation` durably. If the unit has moved on since, only
+    /// [`UnitRecord::committed`] follows. Doing it again does nothing.
+    pub fn committed(
+        &self,
+        unit: &UnitId,
+        generation: Generation,
+        record: &Record,
+    ) -> Result<(), JournalError> {
+        self.check_record(unit, generation, record)?;
+        let _writer = self.writer();
+        let before = self.require(unit, "commit")?;
+        let after = before.acknowledged(Committed::of(record), self.clock.now_ms());
+        if after == before {
+            return Ok(());
+        }
+        // What was deleted before the manifest was made isn't in it; what was deleted since has opened the next generation.
+        let clears_gone = after.state == State::Committed && before.state != State::Committed;
+        self.write(vec![Change { clears_gone, ..changed(after) }], None)
+    }
+
+    /// The store doesn't have the unit's commit any more: it must be sent again. Not for a partial layer, whose bytes aren't here.
+    pub fn unsend(&self, unit: &UnitId) -> Result<(), JournalError> {
+        self.step(unit, "send again", false, UnitRecord::unsent)
+    }
+
+    /// The unit's files may be deleted from the spool. [`JournalError::Stale`] if it isn't committed any more.
+    pub fn evict(&self, unit: &UnitId) -> Result<(), JournalError> {
+        let _writer = self.writer();
+        let record = self.require(unit, "evict")?;
+        let evicted = record.evicted(self.clock.now_ms());
+        let evicted = evicted.ok_or_else(|| stale(&record, "eviction", record.generation))?;
+        self.write(vec![changed(evicted)], None)
+    }
+
+    /// Everything that the committed manifest names, but for what is gone, is in the spool again, synced.
+    pub fn recalled(&self, unit: &UnitId) -> Result<(), JournalError> {
+        self.step(unit, "recall", true, UnitRecord::recalled)
+    }
+
+    /// A running unit whose directory is gone, and that was never committed, leaves no trace.
+    pub fn forget(&self, unit: &UnitId) -> Result<(), JournalError> {
+        let _writer = self.writer();
+        let Some(record) = self.get(unit) else { return Ok(()) };
+        if record.state != State::Running || record.committed.is_some() {
+            return Err(illegal(unit, "forget", Some(record.state)));
+        }
+        self.write(vec![Change { unit: unit.clone(), record: None, clears_gone: true }], None)
+    }
+
+    /// Notes that `path`, below the unit's root, was deleted, or is there again. In a layer that isn't partial there is nothing
+    /// to note: what isn't in its spool isn't there.
+    pub fn set_gone(&self, unit: &UnitId, path: &RelPath, is_gone: bool) -> Result<(), JournalError> {
+        self.set_all_gone(unit, std::slice::from_ref(path), is_gone)
+    }
+
+    /// The same of many paths, in one transaction.
+    pub fn set_all_gone(&self, unit: &UnitId, paths: &[RelPath], is_gone: bool) -> Result<(), JournalError> {
+        let _writer = self.writer();
+        if !self.memory().records.get(unit).is_some_and(|record| record.partial) {
+            return Ok(());
+        }
+        let paths: Vec<&RelPath> = paths.iter().filter(|path| self.is_gone(unit, path) != is_gone).collect();
+        if paths.is_empty() {
+            return Ok(());
+        }
+        self.db.write(Durability::Immediate, |txn| {
+            let mut gone = txn.open_table(GONE)?;
+            for path in &paths {
+                let key = gone_key(unit, path);
+                if is_gone {
+                    gone.insert(&key[..], &[][..])?
+                } else {
+                    gone.remove(&key[..])?
+                };
+            }
+            Ok(())
+        })?;
+        let mut memory = self.memory_mut();
+        let known = memory.gone.entry(unit.clone()).or_default();
+        for path in paths {
+            if is_gone {
+                known.insert(path.clone())
+            } else {
+                known.remove(path)
+            };
+        }
+        if known.is_empty() {
+            memory.gone.remove(unit);
+        }
+        Ok(())
+    }
+
+    /// Notes why going on with a unit failed, for `explain`; in memory only.
+    pub fn note_error(&self, unit: &UnitId, error: Option<String>) {
+        if let Some(record) = self.memory_mut().records.get_mut(unit) {
+            record.last_error = error;
+        }
+    }
+
+    /// Gives own layers that are in the replica, but of which the journal knows nothing because it was lost, their records
+    /// back: committed, and partial, so that nothing is taken for deleted. Says how many. Opening and following do it
+    /// already; it is harmless at any time.
+    pub fn rebuild_from_replica(&self) -> Result<usize, JournalError> {
+        self.adopt(self.replica.units())
+    }
+
+    /// The same for these units.
+    pub(super) fn adopt(&self, units: Vec<UnitId>) -> Result<usize, JournalError> {
+        if units.is_empty() {
+            return Ok(0);
+        }
+        let _writer = self.writer();
+        let now_ms = self.clock.now_ms();
+        let mut changes: Vec<Change> =
+            units.iter().filter_map(|unit| self.adopted_record(unit, now_ms)).map(changed).collect();
+        changes.sort_by(|a, b| a.unit.cmp(&b.unit));
+        changes.dedup_by(|a, b| a.unit == b.unit);
+        let count = changes.len();
+        if count > 0 {
+            self.write(changes, None)?;
+            tracing::warn!(count, "records of committed units were rebuilt from the catalog");
+        }
+        Ok(count)
+    }
+
+    /// The record that `unit` should have by the replica, if it hasn't.
+    fn adopted_record(&self, unit: &UnitId, now_ms: u64) -> Option<UnitRecord> {
+        let layer = self.replica.layer_of(self.host, unit)?;
+        let Some(record) = self.get(unit) else {
+            return Some(committed_record(unit, &layer, now_ms));
+        };
+        // A record that was begun before the host knew of its own past: the store would refuse its generation.
+        let is_this_commit = record.generation == layer.generation && record.manifest == Some(layer.manifest);
+        let is_behind =
+            record.committed.is_none() && record.generation <= layer.generation && !is_this_commit;
+        is_behind.then(|| committed_record(unit, &layer, now_ms).touched(now_ms))
+    }
+
+    /// The record of a unit that has none and is running.
+    fn first_record(&self, unit: &UnitId, now_ms: u64) -> UnitRecord {
+        match self.replica.layer_of(self.host, unit) {
+            None => UnitRecord::running(unit.clone(), Generation::FIRST, now_ms),
+            Some(layer) => committed_record(unit, &layer, now_ms).touched(now_ms),
+        }
+    }
+
+    /// A transition from the record that is there.
+    fn step(
+        &self,
+        unit: &UnitId,
+        wanted: &'static str,
+        clears_gone: bool,
+        next: impl FnOnce(&UnitRecord) -> Option<UnitRecord>,
+    ) -> Result<(), JournalError> {
+        let _writer = self.writer();
+        let record = self.require(unit, wanted)?;
+        let next = next(&record).ok_or_else(|| illegal(unit, wanted, Some(record.state)))?;
+        self.write(vec![Change { clears_gone, ..changed(next) }], None)
+    }
+
+    fn require(&self, unit: &UnitId, wanted: &'static str) -> Result<UnitRecord, JournalError> {
+        self.get(unit).ok_or_else(|| illegal(unit, wanted, None))
+    }
+
+    fn check_record(
+        &self,
+        unit: &UnitId,
+        generation: Generation,
+        record: &Record,
+    ) -> Result<(), JournalError> {
+        let commit = record.commit();
+        let known = self.get(unit).filter(|known| known.generation == generation).and_then(|r| r.manifest);
+        let what = if commit.host != self.host {
+            "host"
+        } else if commit.unit != *unit {
+            "unit"
+        } else if commit.generation != generation {
+            "generation"
+        } else if known.is_some_and(|manifest| manifest != commit.manifest) {
+            "manifest"
+        } else {
+            return Ok(());
+        };
+        Err(JournalError::OtherRecord { unit: unit.clone(), seq: record.seq, what })
+    }
+
+    /// Writes changes of records and a manifest durably, drops the manifests that nothing names any more, and then changes the
+    /// memory. The caller holds the writer's lock.
+    fn write(&self, changes: Vec<Change>, manifest: Option<(Hash, Vec<u8>)>) -> Result<(), JournalError> {
+        let unnamed = self.memory().unnamed_by(&changes);
+        self.db.write(Durability::Immediate, |txn| {
+            let mut manifests = txn.open_table(MANIFESTS)?;
+            if let Some((hash, packed)) = &manifest {
+                manifests.insert(&hash.0[..], &packed[..])?;
+            }
+            for hash in &unnamed {
+                manifests.remove(&hash.0[..])?;
+            }
+            let mut units = txn.open_table(UNITS)?;
+            let mut gone = txn.open_table(GONE)?;
+            for change in &changes {
+                let key = unit_key(&change.unit);
+                match &change.record {
+                    Some(record) => units.insert(&key[..], &encode(record)[..])?,
+                    None => units.remove(&key[..])?,
+                };
+                if change.clears_gone {
+                    clear_gone(&mut gone, &change.unit)?;
+                }
+            }
+            Ok(())
+        })?;
+        let mut memory = self.memory_mut();
+        changes.into_iter().for_each(|change| memory.apply(change));
+        Ok(())
+    }
+}
+
+fn clear_gone(gone: &mut redb::Table<'_, &[u8], &[u8]>, unit: &UnitId) -> Result<(), redb::Error> {
+    let prefix = gone_prefix(unit);
+    let mut keys = Vec::new();
+    for row in gone.range::<&[u8]>(&prefix[..]..)? {
+        let key = row?.0.value().to_vec();
+        if !key.starts_with(&prefix) {
+            break;
+        }
+        keys.push(key);
+    }
+    for key in keys {
+        gone.remove(&key[..])?;
+    }
+    Ok(())
+}
+
+fn changed(record: UnitRecord) -> Change {
+    Change { unit: record.unit.clone(), record: Some(record), clears_gone: false }
+}
+
+/// The record of an own layer that is known from the catalog alone.
+fn committed_record(unit: &UnitId, layer: &LayerHead, now_ms: u64) -> UnitRecord {
+    let seq: Seq = layer.seq();
+    let committed =
+        Committed { generation: layer.generation, manifest: layer.manifest, seq, time_ms: layer.time_ms };
+    UnitRecord {
+        state: State::Committed,
+        manifest: Some(layer.manifest),
+        committed: Some(committed),
+        partial: true,
+        lost: layer.lost,
+        committed_ms: Some(now_ms),
+        ..UnitRecord::running(unit.clone(), layer.generation, now_ms)
+    }
+}
+
+fn illegal(unit: &UnitId, wanted: &'static str, state: Option<State>) -> JournalError {
+    JournalError::Illegal { unit: unit.clone(), wanted, state }
+}
+
+fn stale(record: &UnitRecord, wanted: &'static str, asked: Generation) -> JournalError {
+    let (unit, now, state) = (record.unit.clone(), record.generation, record.state);
+    JournalError::Stale { unit, wanted, asked, now, state }
+}
