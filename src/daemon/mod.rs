@@ -38,7 +38,7 @@ use crate::{
     fuse::{self, MountOptions, Mounted, Passthrough},
     journal::{Journal, JournalError},
     layout::{self, LayoutRules},
-    offload::{CachedContents, Engine, EngineError, EngineParts, EvictionRules, Settings, SpoolTree, Uplink},
+    offload::{CachedContents, Engine, EngineError, EngineParts, EvictionRules, Settings, Uplink},
     spool::{Spool, SpoolError, activity::Activity},
     transport::Target,
     wire::link::{Link, LinkEvent},
@@ -178,8 +178,6 @@ fn start(
     let clock = Arc::new(SystemClock);
     let journal = Journal::open(&config.state_dir, clock.clone())?;
     let spool = Spool::open(&config.spool_dir)?;
-    let tree = SpoolTree::open(&config.spool_dir)
-        .map_err(path_error("can't open the spool", &config.spool_dir))?;
     let cache_dir = config.state_dir.join("cache");
     let cache = Cache::open(&cache_dir, config.cache_max_mib << 20)
         .map_err(path_error("can't open the cache", &cache_dir))?;
@@ -210,7 +208,7 @@ fn start(
         journal: journal.clone(),
         activity: activity.clone(),
         touched,
-        tree,
+        spool: spool.clone(),
         link: link.clone().map(|link| Arc::new(link) as Arc<dyn Uplink>),
         union: view.clone(),
         contents: Arc::new(CachedContents::new(cache.clone(), link.clone())),
