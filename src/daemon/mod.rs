@@ -128,15 +128,18 @@ pub fn notify_systemd() {
     }
 }
 
-/// Makes the state directory, readable for its owner only.
+/// Makes the state directory, which nobody else may look into, the spool, whose mode is that of the mount's root, and a place for files on
+/// their way into it.
 pub fn make_state_dir(config: &Config) -> Result<(), DaemonError> {
+    make_dir(&config.state_dir, 0o700)?;
+    make_dir(&config.spool_dir, 0o755)?;
+    make_dir(&tmp_dir(config), 0o700)
+}
+
+fn make_dir(dir: &Path, mode: u32) -> Result<(), DaemonError> {
     use std::os::unix::fs::DirBuilderExt;
-    let dir = &config.state_dir;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|source| DaemonError::Path {
-        what: "can't make the state directory",
-        path: dir.clone(),
-        source,
-    })
+    let made = std::fs::DirBuilder::new().recursive(true).mode(mode).create(dir);
+    made.map_err(|source| DaemonError::Path { what: "can't make directory", path: dir.to_owned(), source })
 }
 
 async fn serve(options: DaemonOptions, ready: impl FnOnce()) -> Result<(), DaemonError> {
