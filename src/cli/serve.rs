@@ -27,7 +27,7 @@ pub fn serve(cli: &Cli, args: &ServeArgs) -> Outcome {
         local_rights: rights,
     };
     let store_dir = config.store_dir.clone();
-    let open = move || server::open_store(&store_dir, StoreOptions::new(Arc::new(SystemClock)));
+    let open = move || server::open_store(&store_dir, StoreOptions { clock: Arc::new(SystemClock) });
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

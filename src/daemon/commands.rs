@@ -1,6 +1,6 @@
 //! Answers the commands that come over the control socket.
 
-use std::{io, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, io, path::Path, sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
 use tokio::{
@@ -18,7 +18,6 @@ use super::{
 use crate::{
     fuse::Mounted,
     ids::{RelPath, UnitId},
-    offload::{CommandError, Done, NotInTime},
     verify,
 };
 
@@ -134,9 +133,7 @@ impl Commands {
                 Ok(Ok(0))
             }
             Request::Explain { path } => self.explain(&path, output).await,
-            Request::Offload { paths, wait, timeout_s } => {
-                self.offload(&paths, wait, timeout_s, output).await
-            }
+            Request::Offload { paths, wait, timeout_s } => self.offload(&paths, wait, timeout_s, output).await,
             Request::Complete { paths } => self.complete(&paths, output).await,
             Request::Evict { paths } => self.evict(&paths, output).await,
             Request::Recall { paths } => self.recall(&paths, output).await,
@@ -168,6 +165,24 @@ impl Commands {
         paths.iter().map(|raw| self.tree_path(raw)).collect()
     }
 
+    /// The own units that paths name: those at or below each, or the one that holds it.
+    fn units(&self, paths: &[RawPath]) -> Result<Vec<UnitId>, Refusal> {
+        let known = self.host.engine.units();
+        let mut named = BTreeSet::new();
+        for raw in paths {
+            let path = self.tree_path(raw)?;
+            let below: Vec<&UnitId> = known.iter().filter(|u| u.root.is_below(&path)).collect();
+            if below.is_empty() {
+                named.insert(self.host.unit_of(&path).ok_or_else(|| {
+                    Refusal::new(format!("{path} belongs to no unit on this host"))
+                        .hint("`resultsfs jobs` lists the units")
+                })?);
+            }
+            named.extend(below.into_iter().cloned());
+        }
+        Ok(named.into_iter().collect())
+    }
+
     async fn explain(&self, raw: &RawPath, output: &mut Output) -> io::Result<Ended> {
         let path = match self.tree_path(raw) {
             Ok(path) => path,
@@ -190,27 +205,24 @@ impl Commands {
         timeout_s: u64,
         output: &mut Output,
     ) -> io::Result<Ended> {
-        let paths = match self.tree_paths(paths) {
-            Ok(paths) => paths,
+        let units = match self.units(paths) {
+            Ok(units) => units,
             Err(refusal) => return Ok(Err(refusal)),
         };
         let engine = &self.host.engine;
-        if wait && self.host.link.is_none() {
-            return Ok(Err(Refusal::new("results_host is localhost or blank: nothing is copied anywhere")));
-        }
-        let round = match engine.offload_now(&paths).await {
-            Ok(round) => round,
-            Err(e) => return Ok(Err(Refusal::new(e))),
-        };
-        for (unit, reason) in round.not_yet.iter().filter(|_| !paths.is_empty()) {
-            output.item(progress(unit, "running", Some(reason.to_string()))).await?;
+        if let Err(e) = engine.offload_now(&units).await {
+            return Ok(Err(Refusal::new(e)));
         }
         if !wait {
             return Ok(Ok(0));
         }
-        let Err(NotInTime(left)) = engine.wait(&paths, Some(Duration::from_secs(timeout_s))).await else {
+        if self.host.link.is_none() {
+            return Ok(Err(Refusal::new("results_host is localhost or blank: nothing is copied anywhere")));
+        }
+        let left = engine.wait(&units, Duration::from_secs(timeout_s)).await;
+        if left.is_empty() {
             return Ok(Ok(0));
-        };
+        }
         for unit in &left {
             output.item(progress(unit, "waiting", self.host.why(unit))).await?;
         }
@@ -219,39 +231,53 @@ impl Commands {
     }
 
     async fn complete(&self, paths: &[RawPath], output: &mut Output) -> io::Result<Ended> {
-        let round = match self.tree_paths(paths) {
-            Ok(paths) => self.host.engine.complete(&paths).await,
+        let mut units = Vec::new();
+        for raw in paths {
+            match self.tree_path(raw).map(|path| (self.host.adoptable(&path), self.units(std::slice::from_ref(raw)))) {
+                Ok((Some(unit), _)) => units.push(unit),
+                Ok((None, Ok(named))) => units.extend(named),
+                Ok((None, Err(refusal))) | Err(refusal) => return Ok(Err(refusal)),
+            }
+        }
+        for unit in units {
+            match self.host.engine.complete(&unit).await {
+                Ok(()) => output.item(progress(&unit, "complete", None)).await?,
+                Err(e) => return Ok(Err(Refusal::new(format!("{unit}: {e}")))),
+            }
+        }
+        Ok(Ok(0))
+    }
+
+    async fn evict(&self, paths: &[RawPath], output: &mut Output) -> io::Result<Ended> {
+        let units = match self.units(paths) {
+            Ok(units) => units,
             Err(refusal) => return Ok(Err(refusal)),
         };
-        let round = match round {
-            Ok(round) => round,
-            Err(e) => return Ok(Err(Refusal::new(e).hint("`resultsfs jobs` lists the units"))),
-        };
-        for unit in &round.completed {
-            output.item(progress(unit, "complete", None)).await?;
-        }
-        let not_yet = round.not_yet.iter().map(|(unit, reason)| (unit, reason.to_string()));
-        let failed = round.failed.iter().map(|(unit, why)| (unit, why.clone()));
         let mut exit = 0;
-        for (unit, why) in not_yet.chain(failed) {
-            exit = 3;
-            output.item(progress(unit, "running", Some(why))).await?;
+        for unit in units {
+            match self.host.engine.evict(&unit).await {
+                Ok(()) => output.item(progress(&unit, "evicted", None)).await?,
+                Err(e) => {
+                    exit = 3;
+                    output.item(progress(&unit, "kept", Some(e.to_string()))).await?;
+                }
+            }
         }
         Ok(Ok(exit))
     }
 
-    async fn evict(&self, paths: &[RawPath], output: &mut Output) -> io::Result<Ended> {
-        match self.tree_paths(paths) {
-            Ok(paths) => results(self.host.engine.evict(&paths).await, "evicted", output).await,
-            Err(refusal) => Ok(Err(refusal)),
-        }
-    }
-
     async fn recall(&self, paths: &[RawPath], output: &mut Output) -> io::Result<Ended> {
-        match self.tree_paths(paths) {
-            Ok(paths) => results(self.host.engine.recall(&paths).await, "local", output).await,
-            Err(refusal) => Ok(Err(refusal)),
+        let units = match self.units(paths) {
+            Ok(units) => units,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        for unit in units {
+            match self.host.engine.recall(&unit).await {
+                Ok(()) => output.item(progress(&unit, "local", None)).await?,
+                Err(e) => return Ok(Err(Refusal::new(format!("{unit}: {e}")))),
+            }
         }
+        Ok(Ok(0))
     }
 
     async fn verify(&self, paths: &[RawPath], read_data: bool, output: &mut Output) -> io::Result<Ended> {
@@ -283,39 +309,12 @@ impl Commands {
             };
             if tokio::time::Instant::now() >= end {
                 let open = self.host.activity.open_handles();
-                return Err(Refusal::new(format!(
-                    "can't unmount {}: {error}; {open} files are open",
-                    self.host.mountpoint.display()
-                ))
-                .hint("`fuser -vm MOUNTPOINT` shows who works there; --lazy detaches all the same"));
+                return Err(Refusal::new(format!("can't unmount {}: {error}; {open} files are open", self.host.mountpoint.display()))
+                    .hint("`fuser -vm MOUNTPOINT` shows who works there; --lazy detaches all the same"));
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
-}
-
-/// What eviction or recall did with each unit; 3 = not with all.
-async fn results<E: std::fmt::Display>(
-    done: Result<Vec<Done<E>>, CommandError>,
-    what: &str,
-    output: &mut Output,
-) -> io::Result<Ended> {
-    let done = match done {
-        Ok(done) => done,
-        Err(e) => return Ok(Err(Refusal::new(e).hint("`resultsfs jobs` lists the units"))),
-    };
-    let mut exit = 0;
-    for Done { unit, result } in &done {
-        let (result, note) = match result {
-            Ok(bytes) => (what, format!("{bytes} bytes")),
-            Err(e) => {
-                exit = 3;
-                ("unchanged", e.to_string())
-            }
-        };
-        output.item(progress(unit, result, Some(note))).await?;
-    }
-    Ok(Ok(exit))
 }
 
 fn progress(unit: &UnitId, result: &str, note: Option<String>) -> Value {

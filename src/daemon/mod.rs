@@ -32,14 +32,13 @@ use tracing::{error, info, warn};
 
 use crate::{
     cache::Cache,
-    chunk::ChunkParams,
     clock::SystemClock,
     config::{self, Config, ResultsHost},
     fs::{Fs, FsParts, view::View},
     fuse::{self, MountOptions, Mounted, Passthrough},
     journal::{Journal, JournalError},
     layout::{self, LayoutRules},
-    offload::{Engine, EngineError, EngineParts, EvictionRules, Settings, SpoolTree, Uplink},
+    offload::{CachedContents, Engine, EngineError, EngineParts, EvictionRules, Settings, Uplink},
     spool::{Spool, SpoolError, activity::Activity},
     transport::Target,
     wire::link::{Link, LinkEvent},
@@ -129,15 +128,18 @@ pub fn notify_systemd() {
     }
 }
 
-/// Makes the state directory, readable for its owner only.
+/// Makes the state directory, which nobody else may look into, the spool, whose mode is that of the mount's root, and a place for files on
+/// their way into it.
 pub fn make_state_dir(config: &Config) -> Result<(), DaemonError> {
+    make_dir(&config.state_dir, 0o700)?;
+    make_dir(&config.spool_dir, 0o755)?;
+    make_dir(&tmp_dir(config), 0o700)
+}
+
+fn make_dir(dir: &Path, mode: u32) -> Result<(), DaemonError> {
     use std::os::unix::fs::DirBuilderExt;
-    let dir = &config.state_dir;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|source| DaemonError::Path {
-        what: "can't make the state directory",
-        path: dir.clone(),
-        source,
-    })
+    let made = std::fs::DirBuilder::new().recursive(true).mode(mode).create(dir);
+    made.map_err(|source| DaemonError::Path { what: "can't make directory", path: dir.to_owned(), source })
 }
 
 async fn serve(options: DaemonOptions, ready: impl FnOnce()) -> Result<(), DaemonError> {
@@ -179,8 +181,6 @@ fn start(
     let clock = Arc::new(SystemClock);
     let journal = Journal::open(&config.state_dir, clock.clone())?;
     let spool = Spool::open(&config.spool_dir)?;
-    let tree = SpoolTree::open(&config.spool_dir)
-        .map_err(path_error("can't open the spool", &config.spool_dir))?;
     let cache_dir = config.state_dir.join("cache");
     let cache = Cache::open(&cache_dir, config.cache_max_mib << 20)
         .map_err(path_error("can't open the cache", &cache_dir))?;
@@ -194,6 +194,7 @@ fn start(
         journal: journal.clone(),
         view: view.clone(),
         cache: cache.clone(),
+        may_delete: false,
         rules: rules.clone(),
         tmp_dir: tmp_dir(&config),
     })
@@ -210,10 +211,10 @@ fn start(
         journal: journal.clone(),
         activity: activity.clone(),
         touched,
-        tree,
-        link: link.clone().map(|link| Arc::new(seams::LinkUp(link)) as Arc<dyn Uplink>),
-        union: Arc::new(seams::Committed(view.clone())),
-        contents: Arc::new(seams::Cached { cache: cache.clone(), params: ChunkParams::default() }),
+        spool: spool.clone(),
+        link: link.clone().map(|link| Arc::new(link) as Arc<dyn Uplink>),
+        union: view.clone(),
+        contents: Arc::new(CachedContents::new(cache.clone(), link.clone())),
         clock,
         on_evicted: Box::new({
             let fs = fs.clone();
@@ -268,6 +269,7 @@ fn engine_settings(config: &Config, rules: &LayoutRules) -> Settings {
         },
         max_transfers: usize::try_from(config.max_transfer_processes).unwrap_or(usize::MAX),
         compression_level: config.compression_level,
+        bandwidth_bytes_per_s: config.bandwidth_mib_per_s << 20,
         tmp_dir: tmp_dir(config),
     }
 }

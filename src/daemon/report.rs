@@ -1,7 +1,5 @@
 //! What the daemon knows, as JSON objects: `status`, `jobs`, `explain`. The fields are a contract, `docs/cli.md`.
 
-use std::collections::BTreeSet;
-
 use serde_json::{Map, Value, json};
 
 use super::Host;
@@ -40,14 +38,22 @@ impl Host {
     /// What a unit waits for, or why it didn't get on.
     pub(super) fn why(&self, unit: &UnitId) -> Option<String> {
         let error = self.engine.last_error(unit).map(|e| e.text);
-        error.or_else(|| self.engine.reason(unit).map(|(reason, _)| reason.to_string()))
+        error.or_else(|| self.engine.why(unit))
     }
 
-    /// This host's units: those with a record, and those that run without one.
-    fn units(&self) -> Vec<UnitId> {
-        let recorded = self.journal.units().into_iter().map(|r| r.unit);
-        let all: BTreeSet<UnitId> = recorded.chain(self.engine.running()).collect();
-        all.into_iter().collect()
+    /// The unit that a path belongs to on this host.
+    pub(super) fn unit_of(&self, path: &RelPath) -> Option<UnitId> {
+        self.place(path).unit()
+    }
+
+    /// The unit that an unrecognised directory becomes if `complete` is said of it.
+    pub(super) fn adoptable(&self, path: &RelPath) -> Option<UnitId> {
+        match self.place(path) {
+            Place::Unrecognised { top } if top == *path && self.in_spool(path).is_some_and(|m| m.is_dir()) => {
+                Some(UnitId::tree(top))
+            }
+            _ => None,
+        }
     }
 }
 
@@ -76,8 +82,8 @@ pub fn status(host: &Host, mounted: &Mounted) -> Value {
             "committed": engine.committed,
             "evicted": engine.evicted,
         },
-        "queue_units": engine.in_transfer_or_ready + engine.awaiting_link,
-        "queue_bytes": engine.queued_bytes,
+        "queue_units": engine.queue_units,
+        "queue_bytes": engine.queue_bytes,
         "offload": engine.counters,
         "sent_bytes_per_s": engine.sent_bytes_per_s,
         "spool": spool(host),
@@ -135,7 +141,7 @@ fn cache(host: &Host) -> Value {
 /// `jobs`: this host's units with their state, then other hosts' layers.
 pub fn jobs(host: &Host, pattern: Option<&str>) -> Vec<Value> {
     let wanted = |unit: &UnitId| pattern.is_none_or(|p| matches(p, &unit.to_string()));
-    let mut own = host.units();
+    let mut own = host.engine.units();
     own.retain(&wanted);
     own.sort();
     let mut lines: Vec<Value> = own.iter().map(|unit| own_line(host, unit)).collect();

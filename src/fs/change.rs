@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use rustix::fs::{self as sys, AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
 
 use super::{
-    Attr, Entry, Fh, Fs, FsError, FsResult, Kind, Need, NodeId, SetAttr, SetTime,
+    Entry, Fh, Fs, FsError, FsResult, Kind, Need, NodeId, SetAttr, SetTime,
     place::{Local, Shown},
 };
 use crate::{
@@ -20,7 +20,8 @@ pub(super) type Changed<'a> = (&'a RelPath, bool);
 impl Fs {
     /// Does `act`, which changes these paths: inside an operation of their units, after the journal knows.
     pub(super) fn change<T>(&self, paths: &[Changed<'_>], act: impl FnOnce() -> FsResult<T>) -> FsResult<T> {
-        let mut units: Vec<_> = paths.iter().filter_map(|(path, is_dir)| self.unit_of(path, *is_dir)).collect();
+        let mut units: Vec<_> =
+            paths.iter().filter_map(|(path, is_dir)| self.unit_of(path, *is_dir)).collect();
         units.sort();
         units.dedup();
         let _operations = self.enter(&units)?;
@@ -62,13 +63,8 @@ impl Fs {
         let (uid, gid) = self.committed.owner(candidate)?;
         let attrs = &candidate.entry.attrs;
         let mtime = Some(SetTime::To(attrs.mtime));
-        let set = SetAttr {
-            perm: Some(attrs.mode),
-            uid: Some(uid),
-            gid: Some(gid),
-            mtime,
-            ..SetAttr::default()
-        };
+        let set =
+            SetAttr { perm: Some(attrs.mode), uid: Some(uid), gid: Some(gid), mtime, ..SetAttr::default() };
         apply(local.fd.as_fd(), None, &set)
     }
 }
@@ -122,13 +118,9 @@ fn timespec(time: Option<SetTime>) -> Timespec {
     }
 }
 
-/// Whether these attributes are a directory's.
-pub(super) fn is_dir(attr: &Attr) -> bool {
-    attr.kind == Kind::Dir
-}
-
-/// The errno that a thing which would delete or replace another host's entry fails with.
-pub(super) fn not_ours(path: &RelPath) -> FsError {
-    tracing::info!(%path, "refused: another host's entry would be deleted or replaced");
+/// What deleting or replacing another host's entry fails with. With the right to do it, it would take a whiteout over entries that
+/// the spool doesn't have, which layers can't carry before they are committed.
+pub(super) fn not_ours(path: &RelPath, may_delete: bool) -> FsError {
+    tracing::info!(%path, may_delete, "refused: another host's entry would be deleted or replaced");
     FsError::Errno(libc::EPERM)
 }

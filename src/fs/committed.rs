@@ -1,80 +1,275 @@
 //! The seam to what is committed: the journal's records, the view of all layers, the cache of their bytes.
 
-use std::collections::BTreeMap;
-
-use super::{FsResult, Need};
-use crate::{
-    ids::{Hash, HostUuid, RelPath, Seq, UnitId},
-    layout::{self, LayoutRules},
-    manifest::Entry,
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, RwLock},
+    time::{Duration, Instant},
 };
 
-#[derive(Clone, Debug)]
-pub(super) struct Candidate {
-    pub(super) host: HostUuid,
-    pub(super) seq: Seq,
-    pub(super) entry: Entry,
-    pub(super) unit: UnitId,
-    pub(super) manifest: Hash,
-    pub(super) file: Option<(u64, Hash)>,
-}
+pub(super) use super::view::{Candidate, Resolved};
+use super::{
+    FsError, FsResult, Need,
+    owners::Owners,
+    view::{self, View},
+};
+use crate::{
+    cache::Cache,
+    chunk::ChunkParams,
+    ids::{Generation, Hash, RelPath, UnitId},
+    journal::{Journal, JournalError},
+    layout::{self, LayoutRules, Place},
+    manifest::Body,
+};
 
-#[derive(Clone, Debug, Default)]
-pub(super) struct Resolved {
-    pub(super) own: Option<Candidate>,
-    pub(super) foreign: Option<Candidate>,
-}
+/// A manifest that could not be fetched isn't asked for again so long: meanwhile the spool answers for itself, and the rest fails
+/// at once.
+const RETRY: Duration = Duration::from_secs(5);
+/// Failures kept; beyond it those that are over are dropped.
+const FAILURES: usize = 4096;
+/// Marks kept; beyond it those of what is committed meanwhile are dropped.
+const MARKS: usize = 64 << 10;
 
 /// See the module's head.
 pub(super) struct Committed {
+    journal: Arc<Journal>,
+    view: Arc<View>,
+    cache: Arc<Cache>,
     rules: LayoutRules,
+    may_delete: bool,
+    params: RwLock<ChunkParams>,
+    owners: Owners,
+    /// Paths changed since the daemon's start in units that were committed before, with the generation that the change is in.
+    marks: Mutex<HashMap<RelPath, (UnitId, Generation)>>,
+    failures: Mutex<HashMap<Hash, (Instant, String)>>,
 }
 
 impl Committed {
-    pub(super) fn new(rules: LayoutRules) -> Self {
-        Self { rules }
+    pub(super) fn new(
+        journal: Arc<Journal>,
+        view: Arc<View>,
+        cache: Arc<Cache>,
+        rules: LayoutRules,
+        may_delete: bool,
+    ) -> Self {
+        Self {
+            journal,
+            view,
+            cache,
+            rules,
+            may_delete,
+            params: RwLock::default(),
+            owners: Owners::default(),
+            marks: Mutex::default(),
+            failures: Mutex::default(),
+        }
+    }
+
+    pub(super) fn set_params(&self, params: ChunkParams) {
+        *self.params.write().expect("no code panics under this lock") = params;
+    }
+
+    fn params(&self) -> ChunkParams {
+        *self.params.read().expect("no code panics under this lock")
+    }
+
+    pub(super) fn may_delete(&self) -> bool {
+        self.may_delete
+    }
+
+    fn place(&self, path: &RelPath, is_dir: bool) -> Place {
+        let (whole, adopted) =
+            (|job: &RelPath| self.journal.whole_job(job), |top: &RelPath| self.journal.adopted(top));
+        layout::place(path, is_dir, &self.rules, &whole, &adopted)
     }
 
     pub(super) fn unit_of(&self, path: &RelPath, is_dir: bool) -> Option<UnitId> {
-        layout::unit_of(path, is_dir, &self.rules, &|_| false, &|_| false)
+        self.place(path, is_dir).unit()
     }
 
-    pub(super) fn touch(&self, _unit: &UnitId) -> FsResult<()> {
-        Ok(())
+    /// The unit is about to be changed.
+    pub(super) fn touch(&self, unit: &UnitId) -> FsResult<()> {
+        self.journal.touch(unit).map(drop).map_err(|e| journal_error(unit, &e))
     }
-    pub(super) fn mark(&self, _path: &RelPath, _is_dir: bool) {}
-    pub(super) fn is_marked(&self, _path: &RelPath) -> bool {
-        false
+
+    /// The path is about to be changed, after its unit was touched. Of units never committed nothing need be noted.
+    pub(super) fn mark(&self, path: &RelPath, is_dir: bool) {
+        let Some(record) = self.unit_of(path, is_dir).and_then(|unit| self.journal.get(&unit)) else {
+            return;
+        };
+        if record.committed.is_none() {
+            return;
+        }
+        let mut marks = self.marks.lock().expect("no code panics under this lock");
+        if marks.len() >= MARKS {
+            marks.retain(|_, (unit, generation)| self.is_uncommitted(unit, *generation));
+        }
+        marks.insert(path.clone(), (record.unit, record.generation));
     }
-    pub(super) fn relevant(&self, _path: &RelPath) -> bool {
-        false
+
+    pub(super) fn is_marked(&self, path: &RelPath) -> bool {
+        let marks = self.marks.lock().expect("no code panics under this lock");
+        marks.get(path).is_some_and(|(unit, generation)| self.is_uncommitted(unit, *generation))
     }
-    /// `None` = what is committed can't be known now, and the spool's entry has to do.
-    pub(super) fn resolve(&self, _path: &RelPath, _in_spool: bool) -> FsResult<Option<Resolved>> {
-        Ok(None)
+
+    fn is_uncommitted(&self, unit: &UnitId, generation: Generation) -> bool {
+        let committed = self.journal.get(unit).and_then(|record| record.committed);
+        committed.is_some_and(|committed| committed.generation < generation)
     }
-    pub(super) fn list(&self, _dir: &RelPath) -> FsResult<BTreeMap<Vec<u8>, Resolved>> {
-        Ok(BTreeMap::default())
+
+    /// Whether anything committed can show at or below `path` that the spool doesn't hold.
+    pub(super) fn relevant(&self, path: &RelPath) -> bool {
+        !matches!(self.place(path, true), Place::LocalOnly) && self.view.relevant(path)
     }
-    pub(super) fn is_partial(&self, _unit: &UnitId) -> bool {
-        false
+
+    /// What is committed at `path`. `None` = that can't be known now, and the spool's entry has to do.
+    pub(super) fn resolve(&self, path: &RelPath, in_spool: bool) -> FsResult<Option<Resolved>> {
+        let need = match self.view.lookup(path) {
+            Ok(resolved) => return self.check_replica(path, &resolved).map(|()| Some(resolved)),
+            Err(need) => need,
+        };
+        match self.failure(&need.manifests) {
+            Some(_) if in_spool => Ok(None),
+            Some(reason) => Err(FsError::Unavailable { path: path.clone(), reason }),
+            None => Err(Need::Manifests { path: path.clone(), manifests: need.manifests }.into()),
+        }
     }
-    pub(super) fn is_gone(&self, _unit: &UnitId, _path: &RelPath) -> bool {
-        false
+
+    /// All that is committed directly in `dir`.
+    pub(super) fn list(&self, dir: &RelPath) -> FsResult<BTreeMap<Vec<u8>, Resolved>> {
+        let need = match self.view.list(dir) {
+            Ok(listing) => return Ok(listing),
+            Err(need) => need,
+        };
+        match self.failure(&need.manifests) {
+            Some(reason) => Err(FsError::Unavailable { path: dir.clone(), reason }),
+            None => Err(Need::Manifests { path: dir.clone(), manifests: need.manifests }.into()),
+        }
     }
-    pub(super) fn set_gone(&self, _unit: &UnitId, _path: &RelPath, _gone: bool) -> FsResult<()> {
-        Ok(())
+
+    /// An own layer's files may be gone from the spool before the replica has heard of their commit: then nothing is a "no".
+    fn check_replica(&self, path: &RelPath, resolved: &Resolved) -> FsResult<()> {
+        if resolved.own.is_some() {
+            return Ok(());
+        }
+        let units = [self.unit_of(path, false), self.unit_of(path, true)];
+        let behind = units.into_iter().flatten().any(|unit| {
+            let record = self.journal.get(&unit).filter(|record| record.partial);
+            let seq = record.and_then(|record| record.committed).map(|committed| committed.seq);
+            seq > self.journal.head().map(|(_, head)| head.seq) && seq.is_some()
+        });
+        let reason = || "the catalog isn't followed far enough".to_owned();
+        if behind { Err(FsError::Unavailable { path: path.clone(), reason: reason() }) } else { Ok(()) }
     }
+
+    fn failure(&self, manifests: &[Hash]) -> Option<String> {
+        let failures = self.failures.lock().expect("no code panics under this lock");
+        let recent = manifests.iter().filter_map(|hash| failures.get(hash));
+        recent.filter(|(when, _)| when.elapsed() < RETRY).map(|(_, reason)| reason.clone()).next()
+    }
+
+    /// Whether something could not be fetched lately.
+    pub(super) fn is_troubled(&self) -> bool {
+        let failures = self.failures.lock().expect("no code panics under this lock");
+        failures.values().any(|(when, _)| when.elapsed() < RETRY)
+    }
+
+    /// Whether the own layer that `own` is of shows what the spool doesn't have.
+    pub(super) fn outlives_the_spool(&self, path: &RelPath, own: &Candidate) -> bool {
+        match own.entry.body {
+            Body::Whiteout => true,
+            _ if self.is_partial(&own.unit) && !own.synthetic => !self.is_gone(&own.unit, path),
+            // The way to what is only committed below it.
+            Body::Dir => self
+                .journal
+                .units_below(path)
+                .iter()
+                .any(|record| record.partial && (own.synthetic || record.unit.root != *path)),
+            _ => false,
+        }
+    }
+
+    pub(super) fn is_partial(&self, unit: &UnitId) -> bool {
+        self.journal.get(unit).is_some_and(|record| record.partial)
+    }
+
+    pub(super) fn is_gone(&self, unit: &UnitId, path: &RelPath) -> bool {
+        path.below(&unit.root).is_some_and(|below| self.journal.is_gone(unit, &below))
+    }
+
+    pub(super) fn set_gone(&self, unit: &UnitId, path: &RelPath, is_gone: bool) -> FsResult<()> {
+        let Some(below) = path.below(&unit.root) else { return Ok(()) };
+        self.journal.set_gone(unit, &below, is_gone).map_err(|e| journal_error(unit, &e))
+    }
+
+    /// Local user and group of an entry: by name where the name is known here.
     pub(super) fn owner(&self, candidate: &Candidate) -> FsResult<(u32, u32)> {
-        Ok((candidate.entry.attrs.uid, candidate.entry.attrs.gid))
+        let attrs = &candidate.entry.attrs;
+        if candidate.synthetic || candidate.host == self.journal.host() {
+            return Ok((attrs.uid, attrs.gid));
+        }
+        let manifest = self.journal.manifest(&candidate.manifest).unwrap_or_default();
+        let Some(manifest) = manifest else {
+            let path = candidate.unit.root.clone();
+            return match self.failure(&[candidate.manifest]) {
+                Some(_) => Ok((attrs.uid, attrs.gid)),
+                None => Err(Need::Manifests { path, manifests: vec![candidate.manifest] }.into()),
+            };
+        };
+        self.owners.resolve((attrs.uid, manifest.user(attrs.uid)), (attrs.gid, manifest.group(attrs.gid)))
     }
-    pub(super) fn read_local(&self, _file: (u64, Hash), _offset: u64, _len: usize) -> Option<Vec<u8>> {
-        None
+
+    /// Bytes of a file that are all here.
+    pub(super) fn read_local(
+        &self,
+        (size, content): (u64, Hash),
+        offset: u64,
+        len: usize,
+    ) -> Option<Vec<u8>> {
+        self.cache.read_local(&content, size, &self.params(), offset, len)
     }
-    pub(super) fn read(&self, _path: &RelPath, _file: (u64, Hash), _offset: u64, _len: usize) -> FsResult<Vec<u8>> {
-        Ok(Vec::new())
+
+    /// Bytes of a file; waits for the network.
+    pub(super) fn read(
+        &self,
+        path: &RelPath,
+        (size, content): (u64, Hash),
+        offset: u64,
+        len: usize,
+    ) -> FsResult<Vec<u8>> {
+        self.cache
+            .read(&content, size, &self.params(), offset, len)
+            .map_err(|e| FsError::Unavailable { path: path.clone(), reason: e.to_string() })
     }
-    pub(super) fn fulfil(&self, _need: &Need) -> FsResult<()> {
+
+    /// Fetches what is needed. A manifest that doesn't come is noted, and asking again then tells what is known without it.
+    pub(super) fn fulfil(&self, need: &Need) -> FsResult<()> {
+        match need {
+            Need::Manifests { manifests, .. } => {
+                let wanted = view::Need { manifests: manifests.clone() };
+                if let Err(e) = self.view.fetch(&wanted) {
+                    self.note_failure(manifests, &e.to_string());
+                }
+            }
+            Need::Bytes { path, content, size, offset, len } => {
+                self.read(path, (*size, *content), *offset, *len)?;
+            }
+            Need::Names { users, groups } => self.owners.learn(users, groups),
+            Need::CopyUp { .. } | Need::Thaw(_) => {}
+        }
         Ok(())
     }
+
+    fn note_failure(&self, manifests: &[Hash], reason: &str) {
+        let missing: Vec<_> =
+            manifests.iter().filter(|hash| !matches!(self.journal.manifest(hash), Ok(Some(_)))).collect();
+        let mut failures = self.failures.lock().expect("no code panics under this lock");
+        if failures.len() >= FAILURES {
+            failures.retain(|_, (when, _)| when.elapsed() < RETRY);
+        }
+        failures.extend(missing.into_iter().map(|hash| (*hash, (Instant::now(), reason.to_owned()))));
+    }
+}
+
+fn journal_error(unit: &UnitId, error: &JournalError) -> FsError {
+    FsError::Journal { unit: unit.clone(), reason: error.to_string() }
 }

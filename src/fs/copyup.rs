@@ -73,7 +73,9 @@ impl Fs {
     ) -> FsResult<()> {
         let name = OsStr::from_bytes(name);
         match &candidate.entry.body {
-            Body::File { .. } | Body::Link { .. } => return self.bring_file(path, dir, name, candidate, keep),
+            Body::File { .. } | Body::Link { .. } => {
+                return self.bring_file(path, dir, name, candidate, keep);
+            }
             Body::Symlink { target } => sys::symlinkat(OsStr::from_bytes(target), dir, name)?,
             Body::Fifo => sys::mknodat(dir, name, FileType::Fifo, Mode::RUSR, 0)?,
             Body::Dir | Body::Whiteout => return Err(FsError::Errno(libc::ESTALE)),
@@ -90,7 +92,8 @@ impl Fs {
         candidate: &Candidate,
         keep: u64,
     ) -> FsResult<()> {
-        let tmp_dir = sys::open(&self.tmp_dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let tmp_dir =
+            sys::open(&self.tmp_dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         let tmp_name = format!("copy-up.{}.{}", std::process::id(), self.next_fh());
         let how = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let tmp = sys::openat(&tmp_dir, &tmp_name, how, Mode::RUSR | Mode::WUSR)?;

@@ -4,11 +4,12 @@ use std::{
     collections::BTreeMap,
     os::fd::AsFd,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use super::{
-    Entry, Fh, Fs, FsError, FsResult, Kind, NodeId,
-    committed::Resolved,
+    Entry, Fh, Fs, FsError, FsResult, Kind, Need, NodeId,
+    committed::{Candidate, Resolved},
     names::Lookup,
     place::{Winner, kind_of},
 };
@@ -21,6 +22,8 @@ pub struct DirItem {
     pub kind: Kind,
     /// The spool's inode number; 0 = not in the spool.
     pub ino: u64,
+    /// Of a directory above units: what it looks like until somebody asks, which may take manifests that aren't here.
+    provisional: Option<Box<Candidate>>,
 }
 
 /// One open directory.
@@ -52,7 +55,12 @@ impl Fs {
     }
 
     /// Tells `sink` the lines after the first `skip`, each with its place, until it says that it is full.
-    pub fn readdir(&self, fh: Fh, skip: usize, sink: &mut dyn FnMut(&DirItem, usize) -> bool) -> FsResult<()> {
+    pub fn readdir(
+        &self,
+        fh: Fh,
+        skip: usize,
+        sink: &mut dyn FnMut(&DirItem, usize) -> bool,
+    ) -> FsResult<()> {
         let (_, listing) = self.listing(fh, skip == 0)?;
         for (at, item) in listing.iter().enumerate().skip(skip) {
             if sink(item, at) {
@@ -76,6 +84,12 @@ impl Fs {
             let entry = match self.lookup(node, &item.name) {
                 Ok(Lookup::Found(entry)) => entry,
                 Ok(Lookup::Absent { .. }) => continue,
+                Err(FsError::Need(Need::Manifests { .. })) if item.provisional.is_some() => {
+                    match self.provisional_entry(node, item)? {
+                        Some(entry) => entry,
+                        None => continue,
+                    }
+                }
                 Err(_) if is_told => break,
                 Err(e) => return Err(e),
             };
@@ -86,6 +100,13 @@ impl Fs {
             is_told = true;
         }
         Ok(())
+    }
+
+    /// A listing of the top must not fetch every job's manifest: attributes that don't hold are asked for when they are wanted.
+    fn provisional_entry(&self, dir: NodeId, item: &DirItem) -> FsResult<Option<Entry>> {
+        let Some(candidate) = &item.provisional else { return Ok(None) };
+        let entry = self.remote_entry(dir, &item.name, candidate)?;
+        Ok(Some(Entry { attr_ttl: Duration::ZERO, ..entry }))
     }
 
     fn listing(&self, fh: Fh, anew: bool) -> FsResult<(NodeId, Arc<Vec<DirItem>>)> {
@@ -111,7 +132,12 @@ impl Fs {
         };
         let mut items: Vec<_> = local
             .into_iter()
-            .map(|line| DirItem { name: line.name, kind: Kind::of(line.kind), ino: line.ino })
+            .map(|line| DirItem {
+                name: line.name,
+                kind: Kind::of(line.kind),
+                ino: line.ino,
+                provisional: None,
+            })
             .collect();
         let path = match self.path_of(node) {
             Some(path) if self.committed.relevant(&path) => path,
@@ -154,7 +180,9 @@ impl Fs {
         for (name, resolved) in names {
             let path = dir.join(&name).map_err(|_| FsError::Errno(libc::EIO))?;
             if let Winner::Remote(candidate) = self.choose(&path, None, resolved) {
-                items.push(DirItem { name, kind: kind_of(&candidate), ino: 0 });
+                let kind = kind_of(&candidate);
+                let provisional = candidate.synthetic.then_some(candidate);
+                items.push(DirItem { name, kind, ino: 0, provisional });
             }
         }
         Ok(items)
@@ -163,7 +191,11 @@ impl Fs {
     /// Whether nothing shows in the directory at `name`.
     pub(super) fn is_empty_dir(&self, parent: NodeId, name: &[u8], path: &RelPath) -> FsResult<bool> {
         let node = self.nodes.lock().child(parent, name).ok_or(FsError::Errno(libc::ESTALE))?;
-        debug_assert_eq!(self.path_of(node).as_ref(), Some(path), "a child's path is its parent's and its name");
+        debug_assert_eq!(
+            self.path_of(node).as_ref(),
+            Some(path),
+            "a child's path is its parent's and its name"
+        );
         Ok(self.list(node)?.is_empty())
     }
 }

@@ -19,9 +19,7 @@ use rustix::{
 };
 
 use super::{
-    Caller, Entry, Fh, Fs, FsError, FsResult, Kind, Need, NodeId,
-    committed::Candidate,
-    place::{Shown, Winner},
+    Caller, Entry, Fh, Fs, FsError, FsResult, Kind, Need, NodeId, committed::Candidate, place::Shown,
 };
 use crate::{
     ids::{RelPath, UnitId},
@@ -153,8 +151,7 @@ impl Fs {
             self.appeared(&path, Kind::File)?;
             let mut entry = self.local_entry(parent, name, (&inode, &stat), None)?;
             let unit = self.unit_of(&path, false);
-            let opened =
-                self.register(entry.attr.node, is_writable(flags), unit, Data::Local(Arc::new(fd)));
+            let opened = self.register(entry.attr.node, is_writable(flags), unit, Data::Local(Arc::new(fd)));
             entry.attr_ttl = super::WRITTEN_TTL;
             Ok((entry, opened))
         })
@@ -277,9 +274,7 @@ impl Fs {
         match self.data_of(&file)? {
             Data::Local(fd) => Ok(sys::seek(&fd, position)?),
             Data::Remote(candidate) => match candidate.file {
-                Some((size, _)) if offset < size => {
-                    Ok(if whence == libc::SEEK_DATA { offset } else { size })
-                }
+                Some((size, _)) if offset < size => Ok(if whence == libc::SEEK_DATA { offset } else { size }),
                 _ => Err(FsError::Errno(libc::ENXIO)),
             },
         }
@@ -320,12 +315,6 @@ impl Fs {
                 self.activity.closed(&old, file.writable);
             }
         }
-    }
-
-    /// Whether the spool has what shows as this node's file; asked of a file that was copied up.
-    pub(super) fn is_local_file(&self, path: &RelPath, node: NodeId) -> FsResult<bool> {
-        let Some((fd, stat)) = self.inode_fd(node)? else { return Ok(false) };
-        Ok(matches!(self.winner(path, Some((fd.as_fd(), &stat)))?, Winner::Spool { .. }))
     }
 }
 

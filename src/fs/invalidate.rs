@@ -1,6 +1,6 @@
 //! What the kernel must no longer believe, after the catalog or the spool changed without it.
 
-use super::{Fs, Kind, NodeId};
+use super::{Fs, Kind, NodeId, ROOT};
 use crate::ids::{RelPath, Scope, UnitId};
 
 /// One thing to tell the kernel. Never tell it from inside an operation or under a lock: the kernel may be waiting for us.
@@ -23,8 +23,12 @@ impl Fs {
     pub fn evicted(&self, units: &[UnitId]) -> Vec<Invalidation> {
         let known = self.remote_changed(units);
         for invalidation in &known {
-            if let Invalidation::Node { node } = invalidation {
+            if let Invalidation::Node { node } = invalidation
+                && *node != ROOT
+            {
                 self.unkeep_dir(*node);
+                // Without file handles its descriptor would keep the bytes on the disk.
+                self.nodes.lock().clear_local(*node);
             }
         }
         known
@@ -39,7 +43,9 @@ impl Fs {
                 return vec![Invalidation::Entry { parent, name }, Invalidation::Node { node: parent }];
             }
         };
-        let mut found = vec![Invalidation::Node { node: root }];
+        let above = nodes.brief(root).and_then(|b| b.place).map(|(parent, _)| parent);
+        let mut found: Vec<_> =
+            above.into_iter().chain([root]).map(|node| Invalidation::Node { node }).collect();
         let mut dirs = vec![root];
         while let Some(dir) = dirs.pop() {
             for (name, node) in nodes.children(dir) {

@@ -13,6 +13,9 @@
 //! | `change` | attributes; the journal's part in every change |
 //! | `copyup` | bringing back what is only committed, to change it |
 //! | `committed` | the seam to journal, view and cache |
+//! | `union`, `view` | what all hosts' committed layers say of a path |
+//! | `owners` | local numbers of users and groups |
+//! | `invalidate` | what the kernel must forget |
 //!
 //! Invariants:
 //! - A change is journaled before it happens, and counted as an operation in its units, so that nothing is freed meanwhile.
@@ -30,6 +33,7 @@ mod files;
 mod invalidate;
 mod names;
 mod nodes;
+mod owners;
 mod place;
 pub mod union;
 pub mod view;
@@ -50,12 +54,15 @@ pub use self::{
     dirs::DirItem,
     error::{FsError, FsResult, Need},
     files::Opened,
-    names::Lookup,
     invalidate::Invalidation,
+    names::Lookup,
 };
-use self::{committed::Committed, dirs::OpenDir, files::OpenFile, nodes::Nodes};
+use self::{committed::Committed, dirs::OpenDir, files::OpenFile, nodes::Nodes, view::View};
 use crate::{
+    cache::Cache,
+    chunk::ChunkParams,
     ids::{RelPath, UnitId},
+    journal::Journal,
     layout::LayoutRules,
     spool::{Spool, activity::Activity},
 };
@@ -69,7 +76,9 @@ pub type Fh = u64;
 pub const ROOT: NodeId = 1;
 
 /// How long the kernel may believe what changes only through this mount, or with an [`Invalidation`].
-pub const TTL: Duration = Duration::from_secs(1);
+pub const TTL: Duration = Duration::from_secs(3600);
+/// The same while the store doesn't answer: what shows is the best that is known here.
+pub const TROUBLED_TTL: Duration = Duration::from_secs(1);
 /// The same for attributes of a file that is open for writing: a shared mapping changes it past us.
 pub const WRITTEN_TTL: Duration = Duration::from_secs(1);
 /// How long a name that isn't there may be taken to stay away, where nobody else can make it.
@@ -82,7 +91,12 @@ const DIRS_KEPT: usize = 256;
 pub struct FsParts {
     pub spool: Arc<Spool>,
     pub activity: Arc<Activity>,
+    pub journal: Arc<Journal>,
+    pub view: Arc<View>,
+    pub cache: Arc<Cache>,
     pub rules: LayoutRules,
+    /// The store lets this host delete what others committed.
+    pub may_delete: bool,
     /// A directory on the spool's file system for files that are being copied up.
     pub tmp_dir: PathBuf,
 }
@@ -104,11 +118,11 @@ pub struct Fs {
 impl Fs {
     /// A file system over these parts.
     pub fn new(parts: FsParts) -> FsResult<Arc<Self>> {
-        let FsParts { spool, activity, rules, tmp_dir } = parts;
+        let FsParts { spool, activity, journal, view, cache, rules, may_delete, tmp_dir } = parts;
         let nodes = Nodes::new(&spool, spool.root_inode()?);
         Ok(Arc::new(Self {
             nodes,
-            committed: Committed::new(rules),
+            committed: Committed::new(journal, view, cache, rules, may_delete),
             spool,
             activity,
             kept_dirs: Mutex::default(),
@@ -123,6 +137,11 @@ impl Fs {
     /// The unit that `path` is an entry of, if there is one.
     pub fn unit_of(&self, path: &RelPath, is_dir: bool) -> Option<UnitId> {
         self.committed.unit_of(path, is_dir)
+    }
+
+    /// How the store cuts its files, once it has said so.
+    pub fn set_params(&self, params: ChunkParams) {
+        self.committed.set_params(params);
     }
 
     /// Where the local layers are.

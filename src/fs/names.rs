@@ -28,7 +28,9 @@ use crate::{
 pub enum Lookup {
     Found(Entry),
     /// Nothing; the kernel may believe that so long.
-    Absent { ttl: Duration },
+    Absent {
+        ttl: Duration,
+    },
 }
 
 /// A name that is about to be deleted, replaced or moved.
@@ -50,9 +52,7 @@ impl Fs {
             (Winner::Spool { attrs }, Some((inode, stat))) => {
                 self.local_entry(parent, name, (inode, stat), attrs.as_deref()).map(Lookup::Found)
             }
-            (Winner::Remote(candidate), _) => {
-                self.remote_entry(parent, name, &candidate).map(Lookup::Found)
-            }
+            (Winner::Remote(candidate), _) => self.remote_entry(parent, name, &candidate).map(Lookup::Found),
             _ => Ok(Lookup::Absent { ttl: absent }),
         }
     }
@@ -95,7 +95,14 @@ impl Fs {
     }
 
     /// Makes a file, pipe, socket or device, as mknod(2). `rdev` is packed as in a FUSE message.
-    pub fn mknod(&self, parent: NodeId, name: &[u8], mode: u32, rdev: u32, caller: Caller) -> FsResult<Entry> {
+    pub fn mknod(
+        &self,
+        parent: NodeId,
+        name: &[u8],
+        mode: u32,
+        rdev: u32,
+        caller: Caller,
+    ) -> FsResult<Entry> {
         let perm = mode & 0o7777;
         let file_type = FileType::from_raw_mode(mode);
         let dev = sys::makedev(rdev >> 8 & 0xfff, rdev & 0xff | rdev >> 12 & 0xf_ff00);
@@ -210,7 +217,7 @@ impl Fs {
         };
         let Resolved { own, foreign } = self.committed.resolve(&path, true)?.unwrap_or_default();
         if foreign.is_some_and(|c| !is_whiteout(&c)) {
-            return Err(not_ours(&path));
+            return Err(not_ours(&path, self.committed.may_delete()));
         }
         let committed_in = own
             .filter(|c| !is_whiteout(c) && self.committed.is_partial(&c.unit))
@@ -219,11 +226,11 @@ impl Fs {
         Ok(Some(Doomed { path, kind, committed_in, is_local: local.is_some() }))
     }
 
-    fn record_gone(&self, doomed: &Doomed) -> FsResult<()> {
-        match &doomed.committed_in {
-            Some(unit) => self.committed.set_gone(unit, &doomed.path, true),
-            None => Ok(()),
-        }
+    /// Does what takes the name away, with the committed entry recorded as gone before.
+    fn take_away(&self, doomed: &Doomed, act: impl FnOnce() -> FsResult<()>) -> FsResult<()> {
+        let Some(unit) = &doomed.committed_in else { return act() };
+        self.committed.set_gone(unit, &doomed.path, true)?;
+        act().or_else(|e| self.committed.set_gone(unit, &doomed.path, false).and(Err(e)))
     }
 
     /// Removes a name that isn't a directory's.
@@ -249,10 +256,12 @@ impl Fs {
         }
         let above = doomed.path.parent().unwrap_or_default();
         self.change(&[(&doomed.path, doomed.kind == Kind::Dir), (&above, true)], || {
-            self.record_gone(&doomed)?;
-            if let (true, Some(dir)) = (doomed.is_local, self.dir_fd(parent)?) {
-                sys::unlinkat(&dir, OsStr::from_bytes(name), flags)?;
-            }
+            self.take_away(&doomed, || {
+                if let (true, Some(dir)) = (doomed.is_local, self.dir_fd(parent)?) {
+                    sys::unlinkat(&dir, OsStr::from_bytes(name), flags)?;
+                }
+                Ok(())
+            })?;
             let mut nodes = self.nodes.lock();
             let child = nodes.child(parent, name);
             nodes.detach(parent, name);
@@ -307,11 +316,12 @@ impl Fs {
         self.change(&changed, || {
             let (old_dir, new_dir) = (self.dir_for_change(from.0)?, self.dir_for_change(to.0)?);
             let (old, new) = (OsStr::from_bytes(from.1), OsStr::from_bytes(to.1));
-            sys::renameat_with(&old_dir, old, &new_dir, new, flags)?;
+            let act = || Ok(sys::renameat_with(&old_dir, old, &new_dir, new, flags)?);
             if flags.contains(RenameFlags::EXCHANGE) {
+                act()?;
                 self.nodes.lock().exchange(from, to);
             } else {
-                self.record_gone(source)?;
+                self.take_away(source, act)?;
                 self.nodes.lock().rename(from, to);
             }
             self.appeared(target_path, source.kind)?;

@@ -130,11 +130,6 @@ impl Table {
         path.components().try_fold(ROOT, |here, name| self.child(here, name).ok_or((here, name.to_vec())))
     }
 
-    /// Whether a handle is open on the node.
-    pub(super) fn is_open(&self, id: NodeId) -> bool {
-        self.nodes.get(&id).is_some_and(|n| !n.handles.is_empty())
-    }
-
     /// Children with their names.
     pub(super) fn children(&self, id: NodeId) -> Vec<(Vec<u8>, NodeId)> {
         let children = self.nodes.get(&id).map(|n| n.children.iter());

@@ -11,7 +11,7 @@ use std::{
 use rustix::fs::{self as sys, Stat};
 
 use super::{
-    Attr, DIRS_KEPT, Entry, Fs, FsError, FsResult, Kind, NodeId, TTL, WRITTEN_TTL,
+    Attr, DIRS_KEPT, Entry, Fs, FsError, FsResult, Kind, NodeId, TROUBLED_TTL, TTL, WRITTEN_TTL,
     attr::mtime,
     committed::{Candidate, Resolved},
     error::found,
@@ -150,7 +150,10 @@ impl Fs {
     /// What shows as this node.
     pub(super) fn shown(&self, node: NodeId) -> FsResult<Shown> {
         let local = self.inode_fd(node)?;
+        let is_open = self.brief(node)?.handle.is_some_and(|fh| self.local_file(fh).is_some());
         let winner = match self.path_of(node) {
+            // Who has it open goes on with it, whatever was committed meanwhile; who looks it up anew gets another node.
+            _ if is_open && local.is_some() => Winner::Spool { attrs: None },
             Some(path) => self.winner(&path, local.as_ref().map(|(fd, stat)| (fd.as_fd(), stat)))?,
             None if local.is_some() => Winner::Spool { attrs: None },
             None => return self.held_remote(node),
@@ -172,11 +175,7 @@ impl Fs {
     }
 
     /// Who wins at `path`, where the spool has `local`.
-    pub(super) fn winner(
-        &self,
-        path: &RelPath,
-        local: Option<(BorrowedFd<'_>, &Stat)>,
-    ) -> FsResult<Winner> {
+    pub(super) fn winner(&self, path: &RelPath, local: Option<(BorrowedFd<'_>, &Stat)>) -> FsResult<Winner> {
         let spool = || if local.is_some() { Winner::Spool { attrs: None } } else { Winner::Nobody };
         if !self.committed.relevant(path) {
             return Ok(spool());
@@ -195,7 +194,7 @@ impl Fs {
         Resolved { own, foreign }: Resolved,
     ) -> Winner {
         let Some((fd, stat)) = local else {
-            let own = own.filter(|c| self.outlives_the_spool(path, c));
+            let own = own.filter(|c| self.committed.outlives_the_spool(path, c));
             return match own.into_iter().chain(foreign).max_by_key(|c| c.seq) {
                 Some(best) if !is_whiteout(&best) => Winner::Remote(Box::new(best)),
                 _ => Winner::Nobody,
@@ -217,19 +216,8 @@ impl Fs {
         }
     }
 
-    /// Whether an own committed entry counts though the spool doesn't have it.
-    fn outlives_the_spool(&self, path: &RelPath, own: &Candidate) -> bool {
-        is_whiteout(own) || self.committed.is_partial(&own.unit) && !self.committed.is_gone(&own.unit, path)
-    }
-
     /// Whether the spool's `stat` was changed since `own` was committed.
-    fn is_changed(
-        &self,
-        path: &RelPath,
-        fd: BorrowedFd<'_>,
-        stat: &Stat,
-        own: &Candidate,
-    ) -> bool {
+    fn is_changed(&self, path: &RelPath, fd: BorrowedFd<'_>, stat: &Stat, own: &Candidate) -> bool {
         let attrs = &own.entry.attrs;
         let differs = Kind::of_mode(stat.st_mode) != kind_of(own)
             || (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid) != (attrs.mode, attrs.uid, attrs.gid)
@@ -256,7 +244,7 @@ impl Fs {
         if attr.is_err() {
             self.forget(node, 1);
         }
-        Ok(entry(attr?, is_written))
+        Ok(self.entry(attr?, is_written))
     }
 
     /// An entry for what is committed at `name`, counted as looked up.
@@ -264,7 +252,7 @@ impl Fs {
         let attr = self.remote_attr(0, candidate)?;
         let node = self.nodes.lock().look_up_remote(parent, name, attr.kind);
         let node = node.ok_or(FsError::Errno(libc::ESTALE))?;
-        Ok(entry(Attr { node, ..attr }, false))
+        Ok(self.entry(Attr { node, ..attr }, false))
     }
 
     /// A node's attributes and how long they hold.
@@ -273,7 +261,13 @@ impl Fs {
             Shown::Local(local) => self.local_attr(node, &local.stat, local.attrs.as_deref())?,
             Shown::Remote(candidate) => self.remote_attr(node, &candidate)?,
         };
-        Ok(entry(attr, self.brief(node)?.is_written))
+        Ok(self.entry(attr, self.brief(node)?.is_written))
+    }
+
+    /// An answer that the kernel may believe as long as nobody says otherwise.
+    fn entry(&self, attr: Attr, is_written: bool) -> Entry {
+        let ttl = if self.committed.is_troubled() { TROUBLED_TTL } else { TTL };
+        Entry { attr, entry_ttl: ttl, attr_ttl: if is_written { WRITTEN_TTL.min(ttl) } else { ttl } }
     }
 
     fn local_attr(&self, node: NodeId, stat: &Stat, attrs: Option<&Candidate>) -> FsResult<Attr> {
@@ -306,11 +300,6 @@ impl Fs {
             ctime: attrs.mtime,
         })
     }
-}
-
-/// An answer that the kernel may believe as long as nobody says otherwise.
-fn entry(attr: Attr, is_written: bool) -> Entry {
-    Entry { attr, entry_ttl: TTL, attr_ttl: if is_written { WRITTEN_TTL } else { TTL } }
 }
 
 pub(super) fn is_whiteout(candidate: &Candidate) -> bool {

@@ -313,10 +313,7 @@ impl Filesystem for Adapter {
         if flags.0 & libc::O_ACCMODE == libc::O_RDWR {
             self.shared.notices.attributes(node.0);
         }
-        self.answer(
-            move |fs| fs.open(node.0, flags.0),
-            |shared, result| reply_open(shared, reply, result),
-        );
+        self.answer(move |fs| fs.open(node.0, flags.0), |shared, result| reply_open(shared, reply, result));
     }
 
     fn create(
@@ -347,10 +344,7 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.answer(
-            move |fs| fs.read(fh.0, offset, size as usize),
-            |_, result| reply_data(reply, result),
-        );
+        self.answer(move |fs| fs.read(fh.0, offset, size as usize), |_, result| reply_data(reply, result));
     }
 
     fn write(

@@ -29,8 +29,8 @@ use std::{
     thread,
 };
 
-pub use self::{notice::Notices, point::abort_connection};
 use self::{adapter::Adapter, point::Point};
+pub use self::{notice::Notices, point::abort_connection};
 use crate::fs::Fs;
 
 /// Whether local files are read and written past the daemon.
@@ -171,7 +171,8 @@ impl Ended {
         if let Err(e) = &result {
             tracing::error!("the mount has ended: {e}");
         }
-        *self.result.lock().expect("no code panics under this lock") = Some(result.map_err(|e| e.to_string()));
+        *self.result.lock().expect("no code panics under this lock") =
+            Some(result.map_err(|e| e.to_string()));
         self.changed.notify_all();
     }
 }

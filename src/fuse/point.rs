@@ -28,6 +28,9 @@ const FS_TYPE: &str = "fuse.resultsfs";
 /// fusermount3 hands the descriptor over on the socket with this number.
 const COMM_FD: &str = "_FUSE_COMMFD";
 
+/// Where the kernel's control file system for FUSE belongs.
+const CONNECTIONS: &str = "/sys/fs/fuse/connections";
+
 /// A mount that was made.
 #[derive(Debug)]
 pub(super) struct Point {
@@ -195,7 +198,8 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     let mut rest = field;
     while let Some((first, after)) = rest.split_first() {
         let octal = (*first == b'\\').then(|| after.get(..3)).flatten();
-        let code = octal.and_then(|d| std::str::from_utf8(d).ok()).and_then(|d| u8::from_str_radix(d, 8).ok());
+        let code =
+            octal.and_then(|d| std::str::from_utf8(d).ok()).and_then(|d| u8::from_str_radix(d, 8).ok());
         plain.push(code.unwrap_or(*first));
         rest = if code.is_some() { &after[3..] } else { after };
     }
@@ -203,9 +207,13 @@ fn unescape(field: &[u8]) -> Vec<u8> {
 }
 
 /// Ends the kernel's connection of the mount with this device number: everything that waits for it fails at once. For whoever
-/// must not hang, come what may.
+/// must not hang, come what may. The kernel's control file system is mounted for it where nobody has done that.
 pub fn abort_connection(device: u32) -> io::Result<()> {
-    fs_err::write(format!("/sys/fs/fuse/connections/{device}/abort"), "1")
+    let path = Path::new(CONNECTIONS).join(device.to_string()).join("abort");
+    if !path.exists() {
+        rustix::mount::mount("fusectl", CONNECTIONS, "fusectl", MountFlags::empty(), None)?;
+    }
+    fs_err::write(path, "1")
 }
 
 #[cfg(test)]

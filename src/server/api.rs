@@ -7,7 +7,7 @@ pub use crate::store::NewCommit;
 use crate::{
     catalog::{Head, Record},
     chunk::{ChunkParams, ObjectKind},
-    ids::{Generation, Hash, HostUuid, Seq, StoreUuid, UnitId},
+    ids::{Hash, Seq, StoreUuid},
 };
 
 /// Why a store says no.

@@ -1,0 +1,9 @@
+//! The mount, by real system calls on a real kernel mount, with and without passthrough.
+//!
+//! Needs root (or fusermount3) and /dev/fuse, and fails without them rather than passing by doing nothing. A watchdog aborts the
+//! kernel's connection when a test takes too long, so that nothing hangs for good.
+
+#[path = "mount/lab.rs"]
+mod lab;
+#[path = "mount/local.rs"]
+mod local;

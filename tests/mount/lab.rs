@@ -1,0 +1,139 @@
+//! A mount in a temporary directory.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{Arc, mpsc},
+    thread,
+    time::Duration,
+};
+
+use resultsfs::{
+    fs::{Fs, FsParts},
+    fuse::{self, MountOptions, Mounted, Passthrough},
+    layout::LayoutRules,
+    spool::{Spool, activity::Activity},
+};
+use tempfile::TempDir;
+
+/// No test takes longer, not even on a busy machine.
+const BOUND: Duration = Duration::from_secs(60);
+
+/// A live mount; unmounted when dropped.
+pub struct Lab {
+    pub fs: Arc<Fs>,
+    pub mounted: Mounted,
+    pub activity: Arc<Activity>,
+    pub dir: TempDir,
+    _watchdog: mpsc::Sender<()>,
+}
+
+impl Lab {
+    pub fn new(passthrough: Passthrough) -> Self {
+        let dir = tempfile::Builder::new().prefix("rfs-mount-").tempdir().expect("a directory");
+        for name in ["spool", "tmp", "mnt"] {
+            std::fs::create_dir(dir.path().join(name)).expect("made");
+        }
+        let spool = Spool::open(&dir.path().join("spool")).expect("spool");
+        let (activity, _) = Activity::new();
+        let fs = Fs::new(FsParts {
+            spool,
+            activity: activity.clone(),
+            rules: LayoutRules::default(),
+            tmp_dir: dir.path().join("tmp"),
+        })
+        .expect("file system");
+        let options = MountOptions { passthrough, ..MountOptions::default() };
+        let mounted = fuse::mount(fs.clone(), &dir.path().join("mnt"), &options).expect("mounted");
+        let _watchdog = watch(mounted.device());
+        Self { fs, mounted, activity, dir, _watchdog }
+    }
+
+    /// A path in the mount.
+    pub fn at(&self, path: impl AsRef<Path>) -> PathBuf {
+        under(&self.dir.path().join("mnt"), path.as_ref())
+    }
+
+    /// The same path in the spool.
+    pub fn spool(&self, path: impl AsRef<Path>) -> PathBuf {
+        under(&self.dir.path().join("spool"), path.as_ref())
+    }
+}
+
+fn under(dir: &Path, path: &Path) -> PathBuf {
+    if path.as_os_str().is_empty() { dir.to_owned() } else { dir.join(path) }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        let ended = self.mounted.unmount(false).or_else(|_| self.mounted.unmount(true));
+        if ended.is_err() {
+            let _ = fuse::abort_connection(self.mounted.device());
+        }
+    }
+}
+
+fn watch(device: u32) -> mpsc::Sender<()> {
+    let (alive, watched) = mpsc::channel();
+    thread::spawn(move || {
+        if watched.recv_timeout(BOUND) == Err(mpsc::RecvTimeoutError::Timeout) {
+            eprintln!("the mount hangs; aborting connection {device}");
+            let _ = fuse::abort_connection(device);
+        }
+    });
+    alive
+}
+
+/// Runs a shell script and gives what it says; fails if it fails. `$1`… are `args`.
+pub fn sh(script: &str, args: &[&Path]) -> String {
+    let mut command = Command::new("timeout");
+    command.args(["50", "bash", "-euo", "pipefail", "-c", script, "test"]).args(args);
+    let output = command.output().expect("runs");
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{script}\n{out}{err}");
+    out.into_owned()
+}
+
+/// Everything that stat(2) says of a tree and P1 promises, with contents.
+pub fn describe(root: &Path) -> String {
+    sh(
+        r#"cd "$1"; find . -printf '%p %y %m %U %G %s %T@ %n %l\n' | grep -v '^\. ' | sed 's/ d \([0-9]*\) \([0-9]*\) \([0-9]*\) [0-9]*/ d \1 \2 \3 -/' | LC_ALL=C sort
+           find . -type f -print0 | LC_ALL=C sort -z | xargs -0r sha256sum"#,
+        &[root],
+    )
+}
+
+/// Both trees are the same by [`describe`]; says the first lines that differ.
+pub fn assert_same_tree(found: &Path, expected: &str) {
+    let found_lines = describe(found);
+    let differences: Vec<_> =
+        found_lines.lines().zip(expected.lines()).filter(|(a, b)| a != b).take(3).collect();
+    assert!(differences.is_empty(), "{}: {differences:#?}", found.display());
+    assert_eq!(found_lines.lines().count(), expected.lines().count(), "{}", found.display());
+}
+
+/// Makes each test twice: with passthrough and without.
+#[macro_export]
+macro_rules! both_ways {
+    ($($(#[$doc:meta])* fn $name:ident($lab:ident) $body:block)*) => {$(
+        mod $name {
+            #[allow(unused_imports)]
+            use super::*;
+
+            $(#[$doc])*
+            #[test]
+            fn passthrough() {
+                let $lab = $crate::lab::Lab::new(resultsfs::fuse::Passthrough::Auto);
+                $body
+                assert!($lab.mounted.is_passthrough(), "the kernel has refused passthrough");
+            }
+
+            $(#[$doc])*
+            #[test]
+            fn plain() {
+                let $lab = $crate::lab::Lab::new(resultsfs::fuse::Passthrough::Off);
+                $body
+            }
+        }
+    )*};
+}
