@@ -7,3 +7,7 @@
 mod lab;
 #[path = "mount/local.rs"]
 mod local;
+#[path = "mount/store.rs"]
+mod store;
+#[path = "mount/union.rs"]
+mod union;

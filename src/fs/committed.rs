@@ -29,6 +29,9 @@ const FAILURES: usize = 4096;
 /// Marks kept; beyond it those of what is committed meanwhile are dropped.
 const MARKS: usize = 64 << 10;
 
+/// Manifests whose links are remembered.
+const LINKS: usize = 1024;
+
 /// See the module's head.
 pub(super) struct Committed {
     journal: Arc<Journal>,
@@ -41,6 +44,8 @@ pub(super) struct Committed {
     /// Paths changed since the daemon's start in units that were committed before, with the generation that the change is in.
     marks: Mutex<HashMap<RelPath, (UnitId, Generation)>>,
     failures: Mutex<HashMap<Hash, (Instant, String)>>,
+    /// By manifest: how many more names a file has. Most have none, and the maps are empty.
+    links: Mutex<HashMap<Hash, HashMap<RelPath, u32>>>,
 }
 
 impl Committed {
@@ -61,6 +66,7 @@ impl Committed {
             owners: Owners::default(),
             marks: Mutex::default(),
             failures: Mutex::default(),
+            links: Mutex::default(),
         }
     }
 
@@ -216,6 +222,31 @@ impl Committed {
             };
         };
         self.owners.resolve((attrs.uid, manifest.user(attrs.uid)), (attrs.gid, manifest.group(attrs.gid)))
+    }
+
+    /// Names that a file has in its layer.
+    pub(super) fn nlink(&self, candidate: &Candidate) -> u32 {
+        let target = match &candidate.entry.body {
+            Body::Link { to } => to,
+            _ => &candidate.entry.path,
+        };
+        let mut links = self.links.lock().expect("no code panics under this lock");
+        if let Some(known) = links.get(&candidate.manifest) {
+            return known.get(target).map_or(1, |more| more + 1);
+        }
+        let Ok(Some(manifest)) = self.journal.manifest(&candidate.manifest) else { return 1 };
+        let mut known: HashMap<RelPath, u32> = HashMap::new();
+        for entry in manifest.entries() {
+            if let Body::Link { to } = &entry.body {
+                *known.entry(to.clone()).or_default() += 1;
+            }
+        }
+        let nlink = known.get(target).map_or(1, |more| more + 1);
+        if links.len() >= LINKS {
+            links.clear();
+        }
+        links.insert(candidate.manifest, known);
+        nlink
     }
 
     /// Bytes of a file that are all here.
