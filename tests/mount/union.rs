@@ -105,7 +105,7 @@ all_ways! {
         sh(
             r#"cd "$1"; chmod 640 sysinfo/deep/f; test "$(stat -c '%a %Y' sysinfo/deep/f)" = "640 $(stat -c %Y status.log)"; cat sysinfo/deep/f
                truncate -s 5 debug/client.DEBUG; test "$(cat debug/client.DEBUG | tr '\n' ,)" = 1,2,3
-               ln status.log again; test "$(stat -c %h again)" = 2; echo x >> again; tail -1 status.log
+               ln status.log again; test "$(stat -c %h again hard)" = "$(printf '3\n3')"; echo x >> again; tail -1 status.log
                touch -h -d @77 dangling; test "$(stat -c %Y dangling)" = 77; test "$(readlink dangling)" = nowhere
                touch -d @78 sysinfo; test "$(stat -c '%Y %a' sysinfo)" = "78 2750"; ls sysinfo/deep"#,
             &[&at("")],
@@ -169,6 +169,23 @@ all_ways! {
         out.read_to_string(&mut rest).expect("read");
         assert!(child.wait().expect("waited").success(), "{rest}");
         assert_eq!(rest, format!("{line}1\n1\n2\nf\n4\n"));
+    }
+
+    /// Two names of one file stay that when one of them is written to after eviction.
+    fn hard_links_survive_eviction_and_copy_up(lab) {
+        let unit = tree("7-me/host1");
+        let source = results(&lab, "source");
+        sh(r#"mkdir -p "$2"; cp -a "$1/." "$2"; mkdir "$2/other"; ln "$2/status.log" "$2/other/name""#, &[&source, &lab.at("7-me/host1")]);
+        lab.commit(&unit);
+        lab.evict(&unit);
+        append(&lab.at("7-me/host1/status.log"), "late\n");
+        for name in ["status.log", "hard", "other/name"] {
+            let path = lab.at(Path::new("7-me/host1").join(name));
+            assert_eq!(fs::read_to_string(&path).expect("read"), "START ----\nlate\n", "{name}");
+            assert_eq!(fs::metadata(&path).expect("stat").nlink(), 3, "{name}");
+        }
+        append(&lab.at("7-me/host1/other/name"), "later\n");
+        assert_eq!(fs::read_to_string(lab.at("7-me/host1/hard")).expect("read"), "START ----\nlate\nlater\n");
     }
 
     fn changes_of_an_evicted_unit(lab) {
