@@ -374,7 +374,19 @@ impl Store {
     /// Runs something that writes; after its first failure nothing is written any more.
     fn durably<T>(&self, write: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
         self.healthy()?;
-        write().inspect_err(|_| self.failed.store(true, Ordering::Release))
+        let unfinished = Unfinished(&self.failed);
+        let done = write()?;
+        std::mem::forget(unfinished);
+        Ok(done)
+    }
+}
+
+/// Ends all writing when it is dropped: after an error, and after a panic in the midst of a write.
+struct Unfinished<'a>(&'a AtomicBool);
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
     }
 }
 
@@ -406,8 +418,8 @@ impl<'a> Snapshot<'a> {
     }
 }
 
-/// Names that a store's directory may hold before its header is written.
-const UNFINISHED: &[&str] = &["lock", "catalog", "packs", "store.tmp"];
+/// Names that a store's directory may hold before its header is written; the last is there if it is a file system of its own.
+const UNFINISHED: &[&str] = &["lock", "catalog", "packs", "store.tmp", "lost+found"];
 
 /// A directory without a header is taken only if nothing is in it but the remains of an interrupted start.
 fn refuse_foreign(disk: &dyn Disk, layout: &Layout) -> Result<(), StoreError> {

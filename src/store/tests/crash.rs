@@ -155,6 +155,38 @@ fn a_crash_during_recovery_loses_nothing() {
     }
 }
 
+/// P7: what a store shows after its process was killed is durable, also what the killed one had written and not synced.
+#[test]
+fn what_is_shown_after_a_kill_survives_a_power_cut() {
+    let layers = workload();
+    for at in (20..).step_by(3) {
+        let disk = SimDisk::new();
+        let handle: Arc<dyn Disk> = Arc::new(disk.clone());
+        disk.crash_after(at);
+        if run(&handle, &layers).len() == layers.len() {
+            break;
+        }
+        let killed = disk.after_kill();
+        let handle: Arc<dyn Disk> = Arc::new(killed.clone());
+        let what = format!("killed at operation {at}");
+        let store = open(&handle, SMALL).unwrap_or_else(|e| panic!("{what}: {e}"));
+        let shown = store.records_after(Seq(0), usize::MAX).expect("reads");
+        // Whatever was only appended counts as here, so the next commit must make it durable, or the opening has.
+        let next = Layer::large(1);
+        let record = next.send(&store).unwrap_or_else(|e| panic!("{what}: {e}"));
+        drop(store);
+        for unsynced in [Unsynced::Dropped, Unsynced::Reordered(at)] {
+            let cut = killed.after_crash(unsynced);
+            let handle: Arc<dyn Disk> = Arc::new(cut.clone());
+            let store = open(&handle, SMALL).unwrap_or_else(|e| panic!("{what}: {e}"));
+            assert!(store.records_after(Seq(0), usize::MAX).expect("reads").starts_with(&shown), "{what}");
+            holds(&store, &[(next.clone(), record.clone())], &what);
+            drop(store);
+            verify_clean(&cut, &what);
+        }
+    }
+}
+
 /// A torn tail of pack and catalog is cut when the store is opened, and nothing before it.
 #[test]
 fn torn_tails_are_cut() {
