@@ -7,3 +7,9 @@
 mod lab;
 #[path = "mount/local.rs"]
 mod local;
+#[path = "mount/model.rs"]
+mod model;
+#[path = "mount/store.rs"]
+mod store;
+#[path = "mount/union.rs"]
+mod union;

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use crate::daemon::control::ControlError;
+use crate::control::ControlError;
 
 /// A command's end: its exit code, or why it failed.
 pub type Outcome = Result<u8, Failure>;

@@ -20,10 +20,8 @@ use super::{
 };
 use crate::{
     config::Config,
-    daemon::{
-        self, DaemonOptions,
-        control::{self, ControlError, Request},
-    },
+    control::{self, ControlError, Request},
+    daemon::{self, DaemonOptions},
     fuse::Passthrough,
 };
 

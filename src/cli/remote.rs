@@ -13,7 +13,7 @@ use super::{
     failure::{Failure, Outcome},
     load_config, print,
 };
-use crate::daemon::control::{self, RawPath, Request};
+use crate::control::{self, RawPath, Request};
 
 /// `status`: once, or every second.
 pub fn status(cli: &Cli, watch: bool) -> Outcome {

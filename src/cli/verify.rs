@@ -12,10 +12,14 @@ use super::{
 };
 use crate::{
     config::Config,
-    daemon::control::{self, ControlError, Request},
+    control::{self, ControlError, Request},
     journal::Journal,
+    server,
     spool::{Spool, activity::Activity},
-    verify::{self, Report},
+    verify::{
+        self, Report, Sample, VerifyOptions, json,
+        store::{Source, verify_store},
+    },
 };
 
 /// fsck(8): it could not be checked.
@@ -68,13 +72,33 @@ fn check_alone(cli: &Cli, args: &VerifyArgs, config: &Config) -> Outcome {
     Ok(show_report(cli, &report, "local"))
 }
 
-fn check_store(_cli: &Cli, args: &VerifyArgs, _config: &Config) -> Outcome {
-    let _ = sample(args.sample.as_deref())?;
-    Ok(0)
+/// By whoever has the store open, or else by its files.
+fn check_store(cli: &Cli, args: &VerifyArgs, config: &Config) -> Outcome {
+    let sample = sample(args.sample.as_deref())?;
+    let socket = config.store_dir.join(server::CONTROL_SOCKET);
+    let request = Request::VerifyStore { read_data: args.read_data, sample };
+    match control::ask(&socket, &request, |item| show(cli, &item)) {
+        Err(ControlError::NotRunning { .. }) => {}
+        Err(e) => return Err(Failure::from_control(e).exit(COULD_NOT)),
+        Ok(code) => return Ok(code),
+    }
+    let sample = sample.and_then(|(part, of)| Sample::new(part, of));
+    let options = VerifyOptions { read_data: args.read_data, sample };
+    let bar = progress_bar(cli);
+    let report = verify_store(Source::Closed(&config.store_dir), &options, &|progress| {
+        bar.set_message(progress.phase);
+        bar.set_length(progress.total);
+        bar.set_position(progress.done);
+    });
+    bar.finish_and_clear();
+    if let Some(why) = &report.could_not_run {
+        return Err(Failure::new(why).exit(COULD_NOT));
+    }
+    Ok(show_report(cli, &report, "store"))
 }
 
 /// `N/M`, slices counted from 1.
-fn sample(text: Option<&str>) -> Result<Option<(u64, u64)>, Failure> {
+fn sample(text: Option<&str>) -> Result<Option<(u32, u32)>, Failure> {
     let Some(text) = text else { return Ok(None) };
     let parts = text.split_once('/').and_then(|(n, m)| Some((n.parse().ok()?, m.parse().ok()?)));
     match parts {
@@ -87,7 +111,7 @@ fn progress_bar(cli: &Cli) -> ProgressBar {
     if cli.quiet || cli.json || !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let style = ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {eta}")
+    let style = ProgressStyle::with_template("{msg} {bar:40} {pos}/{len} {eta}")
         .expect("a constant template that a test would have caught");
     let bar = ProgressBar::new(0).with_style(style);
     bar.enable_steady_tick(Duration::from_millis(250));
@@ -95,8 +119,8 @@ fn progress_bar(cli: &Cli) -> ProgressBar {
 }
 
 fn show_report(cli: &Cli, report: &Report, part: &str) -> u8 {
-    report.findings.iter().for_each(|f| show(cli, &f.to_json()));
-    show(cli, &report.summary(part));
+    report.findings.iter().for_each(|f| show(cli, &json::finding(f)));
+    show(cli, &json::summary(report, part));
     report.exit_code()
 }
 
@@ -115,18 +139,24 @@ fn show(cli: &Cli, item: &Value) {
             number("units"),
             number("files"),
             number("packs"),
-            print::bytes(number("bytes")),
+            print::bytes(number("bytes_read")),
             if item["clean"] == true {
                 "clean".to_owned()
             } else {
                 format!("{} findings", number("findings"))
             }
         );
+        for note in item["notes"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+            println!("    {note}");
+        }
         return;
     }
     println!("{} [{}] {}", text("severity"), text("code"), text("message"));
     for unit in item["units"].as_array().into_iter().flatten().filter_map(Value::as_str) {
         println!("    unit {unit}");
+    }
+    for path in item["paths"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        println!("    path {path}");
     }
     println!("    repair: {}", text("repair"));
 }

@@ -10,19 +10,21 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::{
-    End, Host,
-    control::{RawPath, Reply, Request},
-    report,
-};
+use super::{End, Host, report};
 use crate::{
+    control::{RawPath, Reply, Request},
     fuse::Mounted,
     ids::{RelPath, UnitId},
+    layout::Reason,
+    offload::CommandError,
     verify,
 };
 
 /// Longest request line: a few thousand paths.
 const REQUEST_BYTES: u64 = 16 << 20;
+
+/// How long a close(2) may be on its way to us.
+const CLOSE_GRACE: Duration = Duration::from_millis(500);
 
 /// Takes connections until the daemon ends.
 pub(super) async fn answer(
@@ -133,11 +135,16 @@ impl Commands {
                 Ok(Ok(0))
             }
             Request::Explain { path } => self.explain(&path, output).await,
-            Request::Offload { paths, wait, timeout_s } => self.offload(&paths, wait, timeout_s, output).await,
+            Request::Offload { paths, wait, timeout_s } => {
+                self.offload(&paths, wait, timeout_s, output).await
+            }
             Request::Complete { paths } => self.complete(&paths, output).await,
             Request::Evict { paths } => self.evict(&paths, output).await,
             Request::Recall { paths } => self.recall(&paths, output).await,
             Request::Verify { paths, read_data } => self.verify(&paths, read_data, output).await,
+            Request::VerifyStore { .. } => {
+                Ok(Err(Refusal::new("this is the mount's daemon, not the store's")))
+            }
             Request::Umount { lazy, timeout_s } => Ok(self.umount(lazy, timeout_s).await),
         }
     }
@@ -210,7 +217,7 @@ impl Commands {
             Err(refusal) => return Ok(Err(refusal)),
         };
         let engine = &self.host.engine;
-        if let Err(e) = engine.offload_now(&units).await {
+        if let Err(e) = self.complete_now(&units).await {
             return Ok(Err(Refusal::new(e)));
         }
         if !wait {
@@ -230,10 +237,27 @@ impl Commands {
             .hint("`resultsfs status` shows the connection, `explain PATH` what a unit waits for")))
     }
 
+    /// A round of completion without settling. The kernel tells of a close after close(2) has returned, so a unit that only waits for
+    /// writers is looked at again for a moment: what a script wrote just before it called us counts.
+    async fn complete_now(&self, units: &[UnitId]) -> Result<(), CommandError> {
+        let end = tokio::time::Instant::now() + CLOSE_GRACE;
+        loop {
+            let round = self.host.engine.offload_now(units).await?;
+            let closing = round.not_yet.iter().any(|(_, reason)| matches!(reason, Reason::Writers { .. }));
+            if !closing || tokio::time::Instant::now() >= end {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     async fn complete(&self, paths: &[RawPath], output: &mut Output) -> io::Result<Ended> {
         let mut units = Vec::new();
         for raw in paths {
-            match self.tree_path(raw).map(|path| (self.host.adoptable(&path), self.units(std::slice::from_ref(raw)))) {
+            match self
+                .tree_path(raw)
+                .map(|path| (self.host.adoptable(&path), self.units(std::slice::from_ref(raw))))
+            {
                 Ok((Some(unit), _)) => units.push(unit),
                 Ok((None, Ok(named))) => units.extend(named),
                 Ok((None, Err(refusal))) | Err(refusal) => return Ok(Err(refusal)),
@@ -294,9 +318,9 @@ impl Commands {
             Err(e) => return Ok(Err(Refusal::new(e))),
         };
         for finding in &report.findings {
-            output.item(finding.to_json()).await?;
+            output.item(verify::json::finding(finding)).await?;
         }
-        output.item(report.summary("local")).await?;
+        output.item(verify::json::summary(&report, "local")).await?;
         Ok(Ok(report.exit_code()))
     }
 
@@ -309,8 +333,11 @@ impl Commands {
             };
             if tokio::time::Instant::now() >= end {
                 let open = self.host.activity.open_handles();
-                return Err(Refusal::new(format!("can't unmount {}: {error}; {open} files are open", self.host.mountpoint.display()))
-                    .hint("`fuser -vm MOUNTPOINT` shows who works there; --lazy detaches all the same"));
+                return Err(Refusal::new(format!(
+                    "can't unmount {}: {error}; {open} files are open",
+                    self.host.mountpoint.display()
+                ))
+                .hint("`fuser -vm MOUNTPOINT` shows who works there; --lazy detaches all the same"));
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }

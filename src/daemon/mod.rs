@@ -6,9 +6,7 @@
 //!     ── until: umount command │ signal │ somebody unmounted us
 //!     ── stop the engine, close the journal
 //! ```
-//! The main path is [`run`]; [`follow`] keeps the replica of the catalog; [`control`] is how commands talk to it; [`commands`] and [`report`] answer them.
-
-pub mod control;
+//! The main path is [`run`]; [`follow`] keeps the replica of the catalog; [`commands`] and [`report`] answer them.
 
 mod commands;
 mod follow;

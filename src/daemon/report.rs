@@ -49,7 +49,9 @@ impl Host {
     /// The unit that an unrecognised directory becomes if `complete` is said of it.
     pub(super) fn adoptable(&self, path: &RelPath) -> Option<UnitId> {
         match self.place(path) {
-            Place::Unrecognised { top } if top == *path && self.in_spool(path).is_some_and(|m| m.is_dir()) => {
+            Place::Unrecognised { top }
+                if top == *path && self.in_spool(path).is_some_and(|m| m.is_dir()) =>
+            {
                 Some(UnitId::tree(top))
             }
             _ => None,

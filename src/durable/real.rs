@@ -54,7 +54,8 @@ impl Disk for RealDisk {
     }
 
     fn create_dir(&self, dir: &Path) -> io::Result<()> {
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+        made.map_err(|e| at(dir, e))
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<OsString>> {
@@ -90,7 +91,12 @@ impl Disk for RealDisk {
         match rustix::fs::flock(&file, operation) {
             Ok(()) => Ok(Some(Box::new(file))),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-            Err(e) => Err(e.into()),
+            Err(e) => Err(at(path, e.into())),
         }
     }
+}
+
+/// With the path in it, as fs-err does it.
+fn at(path: &Path, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }

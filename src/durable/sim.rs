@@ -113,6 +113,20 @@ impl SimDisk {
         })))
     }
 
+    /// The disk that a process finds which comes after a killed one, without a crash of the machine: everything written is there, and what
+    /// wasn't synced still isn't. This one stays as it is.
+    pub fn after_kill(&self) -> SimDisk {
+        let state = self.state();
+        SimDisk(Arc::new(Mutex::new(State {
+            inodes: state.inodes.clone(),
+            names: state.names.clone(),
+            durable_names: state.durable_names.clone(),
+            unsynced_names: state.unsynced_names.clone(),
+            dirs: state.dirs.clone(),
+            ..State::default()
+        })))
+    }
+
     /// Changes a file's bytes behind the store's back, durably.
     pub fn damage(&self, path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
         let mut state = self.state();

@@ -18,7 +18,7 @@ use crate::{
     ids::{Generation, Hash, RelPath, UnitId},
     journal::{Journal, JournalError},
     layout::{self, LayoutRules, Place},
-    manifest::Body,
+    manifest::{Body, Manifest},
 };
 
 /// A manifest that could not be fetched isn't asked for again so long: meanwhile the spool answers for itself, and the rest fails
@@ -28,6 +28,9 @@ const RETRY: Duration = Duration::from_secs(5);
 const FAILURES: usize = 4096;
 /// Marks kept; beyond it those of what is committed meanwhile are dropped.
 const MARKS: usize = 64 << 10;
+
+/// Manifests whose links are remembered.
+const LINKS: usize = 1024;
 
 /// See the module's head.
 pub(super) struct Committed {
@@ -41,6 +44,8 @@ pub(super) struct Committed {
     /// Paths changed since the daemon's start in units that were committed before, with the generation that the change is in.
     marks: Mutex<HashMap<RelPath, (UnitId, Generation)>>,
     failures: Mutex<HashMap<Hash, (Instant, String)>>,
+    /// By manifest: the other names of files. Most have none, and the maps are empty.
+    links: Mutex<HashMap<Hash, HashMap<RelPath, Vec<RelPath>>>>,
 }
 
 impl Committed {
@@ -61,6 +66,7 @@ impl Committed {
             owners: Owners::default(),
             marks: Mutex::default(),
             failures: Mutex::default(),
+            links: Mutex::default(),
         }
     }
 
@@ -218,6 +224,34 @@ impl Committed {
         self.owners.resolve((attrs.uid, manifest.user(attrs.uid)), (attrs.gid, manifest.group(attrs.gid)))
     }
 
+    /// How many names a file has in its layer.
+    pub(super) fn nlink(&self, candidate: &Candidate) -> u32 {
+        self.with_links(candidate, |others| 1 + others.len() as u32)
+    }
+
+    /// All names that a file has in its layer, from the top of the tree, if it has several.
+    pub(super) fn other_names(&self, candidate: &Candidate) -> Vec<RelPath> {
+        let target = link_target(candidate);
+        self.with_links(candidate, |others| {
+            let names = others.iter().chain((!others.is_empty()).then_some(target));
+            names.filter_map(|name| candidate.unit.root.append(name).ok()).collect()
+        })
+    }
+
+    /// Tells `tell` the links to the file that `candidate` is a name of.
+    fn with_links<T>(&self, candidate: &Candidate, tell: impl FnOnce(&[RelPath]) -> T) -> T {
+        let mut links = self.links.lock().expect("no code panics under this lock");
+        if !links.contains_key(&candidate.manifest) {
+            let Ok(Some(manifest)) = self.journal.manifest(&candidate.manifest) else { return tell(&[]) };
+            if links.len() >= LINKS {
+                links.clear();
+            }
+            links.insert(candidate.manifest, links_of(&manifest));
+        }
+        let known = links.get(&candidate.manifest).and_then(|known| known.get(link_target(candidate)));
+        tell(known.map_or(&[][..], Vec::as_slice))
+    }
+
     /// Bytes of a file that are all here.
     pub(super) fn read_local(
         &self,
@@ -272,4 +306,22 @@ impl Committed {
 
 fn journal_error(unit: &UnitId, error: &JournalError) -> FsError {
     FsError::Journal { unit: unit.clone(), reason: error.to_string() }
+}
+
+/// The path of the file that an entry is, itself or as another name of it.
+fn link_target(candidate: &Candidate) -> &RelPath {
+    match &candidate.entry.body {
+        Body::Link { to } => to,
+        _ => &candidate.entry.path,
+    }
+}
+
+fn links_of(manifest: &Manifest) -> HashMap<RelPath, Vec<RelPath>> {
+    let mut links: HashMap<RelPath, Vec<RelPath>> = HashMap::new();
+    for entry in manifest.entries() {
+        if let Body::Link { to } = &entry.body {
+            links.entry(to.clone()).or_default().push(entry.path.clone());
+        }
+    }
+    links
 }

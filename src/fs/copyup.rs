@@ -19,13 +19,13 @@ use rustix::{
 };
 
 use super::{
-    Fs, FsError, FsResult, Kind, Need, NodeId, SetAttr, SetTime,
+    Fs, FsError, FsResult, Kind, Lookup, Need, NodeId, ROOT, SetAttr, SetTime,
     attr::mtime,
     change::{apply, set_times},
     committed::Candidate,
-    place::{Shown, kind_of},
+    place::{Shown, Winner, kind_of},
 };
-use crate::{ids::RelPath, manifest::Body};
+use crate::{ids::RelPath, manifest::Body, spool::proc_path};
 
 /// Bytes read from the cache at a time.
 const COPY_BYTES: usize = 1 << 20;
@@ -50,17 +50,63 @@ impl Fs {
             return self.bring_dir(node).map(drop);
         }
         let (parent, name) = self.brief(node)?.place.ok_or(FsError::Errno(libc::ESTALE))?;
-        self.change(&[(&path, false)], || {
+        let others = self.committed.other_names(&candidate);
+        let changed: Vec<_> = others.iter().chain([&path]).map(|path| (path, false)).collect();
+        self.change(&changed, || {
             let dir = self.dir_for_change(parent)?;
             let before = sys::fstat(&*dir)?;
             self.bring(&path, dir.as_fd(), &name, &candidate, keep)?;
             set_times(dir.as_fd(), None, Some(SetTime::To(mtime(&before))))?;
             let (inode, stat) = self.spool.identify(dir.as_fd(), &name)?;
+            let file = self.spool.reach(&inode)?;
             if Kind::of_mode(stat.st_mode) == kind_of(&candidate) {
                 self.nodes.lock().set_local(node, inode);
             }
-            Ok(())
+            let others = others.iter().filter(|other| **other != path);
+            others.into_iter().try_for_each(|other| self.bring_name(other, file.as_fd(), &candidate))
         })
+    }
+
+    /// Another name of a file that was just brought: what is written to one must be read from the other.
+    fn bring_name(&self, path: &RelPath, file: BorrowedFd<'_>, candidate: &Candidate) -> FsResult<()> {
+        let (Some(above), Some(name)) = (path.parent(), path.name()) else { return Ok(()) };
+        let mut looked_up = Vec::new();
+        let linked = self.look_up_path(&above, &mut looked_up).and_then(|parent| match parent {
+            Some(parent) => self.link_brought(parent, name, path, file, candidate),
+            None => Ok(()),
+        });
+        looked_up.into_iter().for_each(|node| self.forget(node, 1));
+        linked
+    }
+
+    fn look_up_path(&self, path: &RelPath, looked_up: &mut Vec<NodeId>) -> FsResult<Option<NodeId>> {
+        let mut here = ROOT;
+        for name in path.components() {
+            let Lookup::Found(entry) = self.lookup(here, name)? else { return Ok(None) };
+            here = entry.attr.node;
+            looked_up.push(here);
+        }
+        Ok(Some(here))
+    }
+
+    fn link_brought(
+        &self,
+        parent: NodeId,
+        name: &[u8],
+        path: &RelPath,
+        file: BorrowedFd<'_>,
+        candidate: &Candidate,
+    ) -> FsResult<()> {
+        let is_same =
+            matches!(self.winner(path, None)?, Winner::Remote(c) if c.manifest == candidate.manifest);
+        if !is_same || self.in_spool(parent, name)?.is_some() {
+            return Ok(());
+        }
+        let dir = self.dir_for_change(parent)?;
+        let before = sys::fstat(&*dir)?;
+        let source = proc_path(file);
+        sys::linkat(sys::CWD, source.as_c_str(), &dir, OsStr::from_bytes(name), AtFlags::SYMLINK_FOLLOW)?;
+        set_times(dir.as_fd(), None, Some(SetTime::To(mtime(&before))))
     }
 
     fn bring(

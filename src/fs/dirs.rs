@@ -84,7 +84,9 @@ impl Fs {
             let entry = match self.lookup(node, &item.name) {
                 Ok(Lookup::Found(entry)) => entry,
                 Ok(Lookup::Absent { .. }) => continue,
-                Err(FsError::Need(Need::Manifests { .. })) if item.provisional.is_some() => {
+                Err(FsError::Need(Need::Manifests { .. }) | FsError::Unavailable { .. })
+                    if item.provisional.is_some() =>
+                {
                     match self.provisional_entry(node, item)? {
                         Some(entry) => entry,
                         None => continue,

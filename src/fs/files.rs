@@ -254,7 +254,7 @@ impl Fs {
     /// Makes a file durable.
     pub fn fsync(&self, fh: Fh, only_data: bool) -> FsResult<()> {
         let Some(fd) = self.local_file(fh) else { return Ok(()) };
-        Ok(if only_data { sys::fdatasync(&fd)? } else { sys::fsync(&fd)? })
+        Ok((if only_data { sys::fdatasync(&fd) } else { sys::fsync(&fd) })?)
     }
 
     /// As fallocate(2).

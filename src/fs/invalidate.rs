@@ -18,14 +18,13 @@ impl Fs {
         units.iter().flat_map(|unit| self.below(unit)).collect()
     }
 
-    /// These units' files have just left the spool (or come back): the table forgets their inodes, and so must the kernel. Call it
-    /// before the unit is thawed.
+    /// These units' files have just left the spool, or come back: the table forgets their inodes. Call it before the unit is thawed.
+    /// Nothing shows differently, so the kernel keeps names and forgets only attributes that aren't promised (blocks, ctime).
     pub fn evicted(&self, units: &[UnitId]) -> Vec<Invalidation> {
-        let known = self.remote_changed(units);
+        let mut known = self.remote_changed(units);
+        known.retain(|invalidation| matches!(invalidation, Invalidation::Node { node } if *node != ROOT));
         for invalidation in &known {
-            if let Invalidation::Node { node } = invalidation
-                && *node != ROOT
-            {
+            if let Invalidation::Node { node } = invalidation {
                 self.unkeep_dir(*node);
                 // Without file handles its descriptor would keep the bytes on the disk.
                 self.nodes.lock().clear_local(*node);

@@ -47,13 +47,20 @@ impl Fs {
     pub fn lookup(&self, parent: NodeId, name: &[u8]) -> FsResult<Lookup> {
         let path = self.path_in(parent, name)?;
         let local = self.in_spool(parent, name)?;
-        let absent = if self.committed.relevant(&path) { Duration::ZERO } else { ABSENT_TTL };
+        if !self.committed.relevant(&path) {
+            return match local {
+                Some((inode, stat)) => {
+                    self.local_entry(parent, name, (&inode, &stat), None).map(Lookup::Found)
+                }
+                None => Ok(Lookup::Absent { ttl: ABSENT_TTL }),
+            };
+        }
         match (self.winner_of(&path, local.as_ref())?, &local) {
             (Winner::Spool { attrs }, Some((inode, stat))) => {
                 self.local_entry(parent, name, (inode, stat), attrs.as_deref()).map(Lookup::Found)
             }
             (Winner::Remote(candidate), _) => self.remote_entry(parent, name, &candidate).map(Lookup::Found),
-            _ => Ok(Lookup::Absent { ttl: absent }),
+            _ => Ok(Lookup::Absent { ttl: Duration::ZERO }),
         }
     }
 

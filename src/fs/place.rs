@@ -23,6 +23,9 @@ use crate::{
     spool::Inode,
 };
 
+/// Links of a directory whose subdirectories nobody has counted; find(1) takes 2 for "has none".
+const UNCOUNTED: u32 = 1;
+
 /// What shows at a path or as a node.
 pub(super) enum Shown {
     /// The spool's.
@@ -271,7 +274,10 @@ impl Fs {
     }
 
     fn local_attr(&self, node: NodeId, stat: &Stat, attrs: Option<&Candidate>) -> FsResult<Attr> {
-        let attr = Attr::of_stat(node, stat);
+        let mut attr = Attr::of_stat(node, stat);
+        if attr.kind == Kind::Dir && self.path_of(node).is_some_and(|path| self.committed.relevant(&path)) {
+            attr.nlink = UNCOUNTED;
+        }
         let Some(candidate) = attrs else { return Ok(attr) };
         let other = self.remote_attr(node, candidate)?;
         Ok(Attr { perm: other.perm, uid: other.uid, gid: other.gid, mtime: other.mtime, ..attr })
@@ -288,7 +294,11 @@ impl Fs {
             node,
             kind: kind_of(candidate),
             perm: attrs.mode,
-            nlink: if matches!(candidate.entry.body, Body::Dir) { 2 } else { 1 },
+            nlink: if matches!(candidate.entry.body, Body::Dir) {
+                UNCOUNTED
+            } else {
+                self.committed.nlink(candidate)
+            },
             uid,
             gid,
             rdev: 0,

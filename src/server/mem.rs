@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, Condvar, Mutex, MutexGuard},
+    time::Duration,
 };
 
 use tokio::sync::watch;
@@ -95,7 +96,9 @@ impl StoreApi for MemStore {
         let block = Block::open(encoded).map_err(|e| StoreFault::Unacceptable(e.to_string()))?;
         let mut inner = self.lock();
         inner.waiting += 1;
-        let mut inner = self.gate.wait_while(inner, |i| i.closed).expect("no test panics with the lock");
+        // Bounded, so that a test that fails with the gate closed ends.
+        let opened = self.gate.wait_timeout_while(inner, Duration::from_secs(30), |i| i.closed);
+        let (mut inner, _) = opened.expect("no test panics with the lock");
         inner.waiting -= 1;
         if inner.full {
             return Err(StoreFault::Broken("no space left on device".to_owned()));

@@ -6,6 +6,7 @@
 
 mod api;
 mod authorized;
+mod checks;
 mod daemon;
 mod greeting;
 mod hosts;
@@ -37,7 +38,7 @@ use crate::{
 pub use api::{NewCommit, StoreApi, StoreFault};
 pub use authorized::{AuthorizedKeyError, print_authorized_key};
 pub use daemon::{OpenStore, OpenStoreError, ServeError, ServeOptions, serve};
-pub use opened::open_store;
+pub use opened::{CONTROL_SOCKET, open_store};
 pub use session::SessionEnd;
 pub use stdio::serve_stdio;
 

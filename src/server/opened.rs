@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use tokio::sync::watch;
 
-use super::{NewCommit, OpenStoreError, StoreApi, StoreFault};
+use super::{NewCommit, OpenStoreError, StoreApi, StoreFault, checks};
 use crate::{
     catalog::{Head, Record},
     chunk::{ChunkParams, ObjectKind},
@@ -12,10 +12,18 @@ use crate::{
     store::{Store, StoreError, StoreOptions},
 };
 
+/// Where whoever has the store open is asked, in the store's directory.
+pub const CONTROL_SOCKET: &str = "control.sock";
+
 /// Opens the store in `dir` under its lock; makes it where there is none.
 pub fn open_store(dir: &Path, options: StoreOptions) -> Result<Arc<dyn StoreApi>, OpenStoreError> {
     match Store::open(dir, options) {
-        Ok(store) => Ok(store),
+        Ok(store) => {
+            if let Err(e) = checks::answer(&store, &dir.join(CONTROL_SOCKET)) {
+                tracing::warn!("`verify` can't ask this daemon: {e}");
+            }
+            Ok(store)
+        }
         Err(StoreError::Locked(_)) => Err(OpenStoreError::Locked),
         Err(other) => Err(OpenStoreError::Failed(other.to_string())),
     }

@@ -89,11 +89,24 @@ pub struct DirLine {
 impl Spool {
     /// Opens `dir`, which must exist.
     pub fn open(dir: &Path) -> Result<Arc<Self>, SpoolError> {
+        Self::open_with(dir, true)
+    }
+
+    /// The same, without file handles even where there are some: what overlayfs and who isn't root have to do with.
+    pub fn open_without_handles(dir: &Path) -> Result<Arc<Self>, SpoolError> {
+        Self::open_with(dir, false)
+    }
+
+    fn open_with(dir: &Path, may_use_handles: bool) -> Result<Arc<Self>, SpoolError> {
         let fail = |e: rustix::io::Errno| SpoolError { path: dir.to_owned(), source: e.into() };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = sys::open(dir, flags, Mode::empty()).map_err(fail)?;
         let dev = sys::fstat(&root).map_err(fail)?.st_dev;
-        let by_handle = Handle::of(root.as_fd(), b"").and_then(|h| h.open(root.as_fd(), IDENTITY)).is_ok();
+        let opens = || Handle::of(root.as_fd(), b"").and_then(|h| h.open(root.as_fd(), IDENTITY)).is_ok();
+        let by_handle = may_use_handles && opens();
+        if !by_handle {
+            raise_descriptor_limit();
+        }
         Ok(Arc::new(Self { root, path: dir.to_owned(), dev, by_handle }))
     }
 
@@ -194,6 +207,15 @@ fn identify_by_fd(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<(Inode, Stat)>
     let fd = sys::openat(dir, OsStr::from_bytes(name), IDENTITY, Mode::empty())?;
     let stat = sys::fstat(&fd)?;
     Ok((Inode { dev: stat.st_dev, ino: stat.st_ino, reference: Reference::Fd(Arc::new(fd)) }, stat))
+}
+
+/// One descriptor an inode that the kernel knows: as many as the system lets us have.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(e) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!("the limit of open files stays {:?}: {e}", limit.current);
+    }
 }
 
 /// The magic link to what a descriptor of this process names: the way to operate on an `O_PATH` descriptor where the kernel has

@@ -20,6 +20,7 @@
 
 use std::{
     collections::HashMap,
+    fmt,
     io::{self, BufReader, Read},
     path::PathBuf,
     sync::{Arc, RwLock, RwLockReadGuard},
@@ -185,7 +186,23 @@ pub struct Walk {
     /// Up to where the last record found the packs synced.
     pub packs: PackPoint,
     /// Why what is behind `end` can't be a torn tail.
-    pub damage: Option<String>,
+    pub damage: Option<CatalogDamage>,
+}
+
+/// Why a catalog can't be continued.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CatalogDamage {
+    /// A record that was synced isn't what it was.
+    Broken(String),
+    /// Records that were synced are gone from its end.
+    Truncated(String),
+}
+
+impl fmt::Display for CatalogDamage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Broken(what) | Self::Truncated(what)) = self;
+        f.write_str(what)
+    }
 }
 
 /// Reads a catalog's first `bytes` bytes and hands every record with its frame's offset to `each`, in order.
@@ -207,29 +224,34 @@ pub fn walk(
                 walk.packs = frame.packs;
                 walk.end += frame.bytes();
             }
-            None => walk.damage = Some(format!("the record after {} breaks the chain", walk.head.seq)),
+            None => walk.broken(format!("the record after {} breaks the chain", walk.head.seq)),
         }
         walk.doubt(witness);
     }
     if walk.damage.is_none() && walk.end < bytes && vouched_for(file, walk.end, bytes)? {
-        walk.damage = Some(format!("the record after {} is damaged, and later ones aren't", walk.head.seq));
+        walk.broken(format!("the record after {} is damaged, and later ones aren't", walk.head.seq));
     }
     if let (Witness::Says(head), None) = (witness, &walk.damage)
         && head.seq > walk.head.seq
     {
-        walk.damage = Some(format!("it ends with record {}, and had {}", walk.head.seq, head.seq));
+        let what = format!("it ends with record {}, and had {}", walk.head.seq, head.seq);
+        walk.damage = Some(CatalogDamage::Truncated(what));
     }
     Ok(walk)
 }
 
 impl Walk {
+    fn broken(&mut self, what: String) {
+        self.damage = Some(CatalogDamage::Broken(what));
+    }
+
     /// The chain must go through what the head file says.
     fn doubt(&mut self, witness: Witness) {
         if let Witness::Says(head) = witness
             && head.seq == self.head.seq
             && head.chain != self.head.chain
         {
-            self.damage = Some(format!("record {} isn't the one that the head file knows", head.seq));
+            self.broken(format!("record {} isn't the one that the head file knows", head.seq));
         }
     }
 }
@@ -310,8 +332,8 @@ impl Catalog {
         let (layers, manifests) = (HashMap::new(), HashMap::new());
         let mut known = Known { offsets: Vec::new(), layers, manifests, head: genesis, end: 0 };
         let walk = walk(&*file, bytes, store, witness, |offset, record| known.add(offset, &record))?;
-        if let Some(what) = walk.damage {
-            return Err(StoreError::Damaged { path: layout.catalog(), what });
+        if let Some(damage) = walk.damage {
+            return Err(StoreError::Damaged { path: layout.catalog(), what: damage.to_string() });
         }
         if walk.end < bytes {
             tracing::warn!(bytes = bytes - walk.end, "cut the catalog's torn tail");
@@ -333,6 +355,12 @@ impl Catalog {
     /// Where it stands.
     pub fn head(&self) -> Head {
         self.known().head
+    }
+
+    /// Where it stands, and its length there.
+    pub fn extent(&self) -> (Head, u64) {
+        let known = self.known();
+        (known.head, known.end)
     }
 
     /// Its length, bytes.

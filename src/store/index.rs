@@ -159,7 +159,8 @@ impl Pending {
 /// The index.
 #[derive(Debug)]
 pub struct Index {
-    db: Database,
+    /// Taken only when it is dropped.
+    db: Option<Database>,
     pending: RwLock<Pending>,
 }
 
@@ -224,16 +225,17 @@ impl Index {
 
     /// Opens the database on `backend`. The database asserts what it finds on its pages; what it says by panicking is an error here,
     /// since the file may be anything.
-    pub(super) fn with_backend(backend: impl StorageBackend) -> Result<Self, StoreError> {
+    pub(crate) fn with_backend(backend: impl StorageBackend) -> Result<Self, StoreError> {
         let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(backend)
         }));
         let damaged =
             |_| index_error(redb::StorageError::Corrupted("the database can't be opened".to_owned()));
-        Ok(Self { db: opened.map_err(damaged)?.map_err(index_error)?, pending: RwLock::default() })
+        let db = Some(opened.map_err(damaged)?.map_err(index_error)?);
+        Ok(Self { db, pending: RwLock::default() })
     }
 
-    fn belongs_to(&self, store: StoreUuid) -> Result<bool, StoreError> {
+    pub(crate) fn belongs_to(&self, store: StoreUuid) -> Result<bool, StoreError> {
         let read = self.read()?;
         let table = match read.open_table(STORE) {
             Err(redb::TableError::TableDoesNotExist(_)) => return Ok(false),
@@ -256,17 +258,22 @@ impl Index {
     }
 
     fn read(&self) -> Result<ReadTransaction, StoreError> {
-        self.db.begin_read().map_err(index_error)
+        self.db().begin_read().map_err(index_error)
     }
 
-    fn packs(&self) -> Result<BTreeMap<u32, u64>, StoreError> {
+    fn db(&self) -> &Database {
+        self.db.as_ref().expect("is there until the index is dropped")
+    }
+
+    /// How far each pack is in the database.
+    pub(crate) fn packs(&self) -> Result<BTreeMap<u32, u64>, StoreError> {
         let table = self.read()?.open_table(PACKS).map_err(index_error)?;
         let rows = table.iter().map_err(index_error)?;
         rows.map(|row| row.map(|(k, v)| (k.value(), v.value())).map_err(index_error)).collect()
     }
 
     fn write(&self, changes: &Changes, store: Option<StoreUuid>) -> Result<(), StoreError> {
-        let mut txn = self.db.begin_write().map_err(index_error)?;
+        let mut txn = self.db().begin_write().map_err(index_error)?;
         // After a crash the index is opened without a walk through all of it.
         txn.set_quick_repair(true);
         {
@@ -438,6 +445,17 @@ impl Index {
             each(decode_key(key.value()), Location::decode(value.value()));
         }
         Ok(())
+    }
+}
+
+impl Drop for Index {
+    /// The database tidies up when it is dropped, which a damaged one does by panicking. Whoever closes a store shall not fall with it: the next
+    /// opening finds the damage and makes the index again.
+    fn drop(&mut self) {
+        let db = self.db.take();
+        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(db))).is_err() {
+            tracing::error!("the index is damaged; it is made again when the store is opened");
+        }
     }
 }
 

@@ -11,7 +11,7 @@
 //! - One process has the store at a time. The first write or sync that fails ends all writing until it is opened again, because
 //!   after a failed sync nobody knows what is on the disk.
 
-mod blocks;
+pub(crate) mod blocks;
 pub mod catalog;
 mod check;
 mod commit;
@@ -23,7 +23,7 @@ mod recover;
 mod writer;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{
     io,
@@ -43,7 +43,7 @@ pub(crate) use check::decode_recipe;
 
 use self::{
     blocks::Blocks,
-    catalog::Catalog,
+    catalog::{Catalog, PackPoint},
     commit::Queue,
     index::{Index, Location},
     layout::{Header, Layout},
@@ -353,6 +353,13 @@ impl Store {
         })
     }
 
+    /// What a check looks at while the store goes on: the catalog as it is now, and then the packs, so that they hold what it needs.
+    pub(crate) fn snapshot(&self) -> Snapshot<'_> {
+        let (head, catalog_bytes) = self.catalog.extent();
+        let packs = self.writer().end();
+        Snapshot { store: self, head, catalog_bytes, packs }
+    }
+
     fn writer(&self) -> MutexGuard<'_, PackWriter> {
         self.writer.lock().expect("nothing panics while it holds the writer")
     }
@@ -367,12 +374,52 @@ impl Store {
     /// Runs something that writes; after its first failure nothing is written any more.
     fn durably<T>(&self, write: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
         self.healthy()?;
-        write().inspect_err(|_| self.failed.store(true, Ordering::Release))
+        let unfinished = Unfinished(&self.failed);
+        let done = write()?;
+        std::mem::forget(unfinished);
+        Ok(done)
     }
 }
 
-/// Names that a store's directory may hold before its header is written.
-const UNFINISHED: &[&str] = &["lock", "catalog", "packs", "store.tmp"];
+/// Ends all writing when it is dropped: after an error, and after a panic in the midst of a write.
+struct Unfinished<'a>(&'a AtomicBool);
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+/// An open store at one moment, for a check.
+#[derive(Clone, Copy)]
+pub(crate) struct Snapshot<'a> {
+    store: &'a Store,
+    pub head: Head,
+    pub catalog_bytes: u64,
+    /// Up to where blocks are.
+    pub packs: PackPoint,
+}
+
+impl<'a> Snapshot<'a> {
+    pub fn disk(&self) -> &'a Arc<dyn Disk> {
+        &self.store.disk
+    }
+
+    pub fn layout(&self) -> &'a Layout {
+        &self.store.layout
+    }
+
+    pub fn header(&self) -> &'a Header {
+        &self.store.header
+    }
+
+    pub fn index(&self) -> &'a Index {
+        &self.store.index
+    }
+}
+
+/// Names that a store's directory may hold before its header is written; the last is there if it is a file system of its own.
+const UNFINISHED: &[&str] = &["lock", "catalog", "packs", "store.tmp", "lost+found"];
 
 /// A directory without a header is taken only if nothing is in it but the remains of an interrupted start.
 fn refuse_foreign(disk: &dyn Disk, layout: &Layout) -> Result<(), StoreError> {

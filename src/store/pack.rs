@@ -70,6 +70,8 @@ pub struct Scan {
     pub state: State,
     /// What is wrong in the part that must be good.
     pub damage: Vec<Damage>,
+    /// Damaged blocks whose tables can still be read, for what that is worth.
+    pub damaged_blocks: Vec<PackedBlock>,
     /// Length of the file.
     pub file_bytes: u64,
 }
@@ -173,7 +175,7 @@ enum Trailer {
 }
 
 /// Reads what a pack's first `file_bytes` bytes hold. Of what lies below `must`, everything is expected to be good, and what isn't is damage; what lies from there
-/// on may be torn. A good trailer is believed without reading the blocks.
+/// on may be torn. A good trailer is believed of the former without reading the blocks.
 pub fn scan(
     file: &dyn DiskFile,
     file_bytes: u64,
@@ -181,7 +183,8 @@ pub fn scan(
     number: u32,
     must: u64,
 ) -> Result<Scan, StoreError> {
-    let mut scan = Scan { blocks: Vec::new(), state: State::Open, damage: Vec::new(), file_bytes };
+    let (blocks, damage, damaged_blocks) = (Vec::new(), Vec::new(), Vec::new());
+    let mut scan = Scan { blocks, state: State::Open, damage, damaged_blocks, file_bytes };
     if !has_header(file, store, number, file_bytes)? {
         if must == 0 {
             scan.state = State::Torn(0);
@@ -189,20 +192,21 @@ pub fn scan(
         }
         scan.note("pack-header", 0, "the pack's header is damaged or another's");
     }
-    let end = match read_trailer(file, file_bytes)? {
-        Trailer::Good(blocks) => {
-            scan.blocks = blocks;
-            scan.state = State::Closed;
-            return Ok(scan);
-        }
+    match read_trailer(file, file_bytes)? {
+        Trailer::Good(blocks) => scan.believe(file, blocks, must)?,
         Trailer::Damaged(offset) => {
-            scan.note("pack-trailer", offset, "the pack's trailer doesn't match its checksum");
             scan.state = State::Closed;
-            offset
+            scan.walk(file, offset, must)?;
+            match (scan.state, offset >= must) {
+                (State::Torn(_), _) => {}
+                (_, true) => scan.state = State::Torn(offset),
+                (_, false) => {
+                    scan.note("pack-trailer", offset, "the pack's trailer doesn't match its checksum")
+                }
+            }
         }
-        Trailer::None => file_bytes,
-    };
-    scan.walk(file, end, must)?;
+        Trailer::None => scan.walk(file, file_bytes, must)?,
+    }
     Ok(scan)
 }
 
@@ -226,6 +230,24 @@ impl Scan {
         self.damage.push(Damage { code, offset, what: what.into() });
     }
 
+    /// Takes a trailer's word for what must be good. What may be torn is read: the trailer may have reached the disk before the blocks.
+    fn believe(
+        &mut self,
+        file: &dyn DiskFile,
+        blocks: Vec<PackedBlock>,
+        must: u64,
+    ) -> Result<(), StoreError> {
+        self.state = State::Closed;
+        for block in blocks {
+            if block.offset >= must && read_block(file, block.offset, block.end())?.as_ref() != Ok(&block) {
+                self.state = State::Torn(block.offset);
+                return Ok(());
+            }
+            self.blocks.push(block);
+        }
+        Ok(())
+    }
+
     /// Walks from block to block, with checksums.
     fn walk(&mut self, file: &dyn DiskFile, end: u64, must: u64) -> Result<(), StoreError> {
         let mut at = HEADER_BYTES;
@@ -246,12 +268,16 @@ impl Scan {
                 }
                 Err((error, next)) => {
                     self.note("block-damaged", at, error.to_string());
+                    self.damaged_blocks.extend(read_head(file, at, end)?);
                     at = match next {
                         Some(next) => next,
                         None => find_block(file, at + 1, end)?,
                     };
                 }
             }
+        }
+        if must == u64::MAX && self.state == State::Open && self.damage.is_empty() {
+            self.note("pack-trailer", end, "the pack has no trailer, and later ones were begun");
         }
         if must != u64::MAX && end < must {
             self.note("pack-truncated", end, format!("the file ends here, not at {must} or beyond"));
@@ -281,6 +307,22 @@ fn read_block(file: &dyn DiskFile, at: u64, end: u64) -> Result<BlockRead, Store
     file.read_at(at, &mut bytes)?;
     let block = block::verify_stored(&bytes).and_then(|table| PackedBlock::of(at, &bytes, table));
     Ok(block.map_err(|e| (e, Some(next))))
+}
+
+/// A block's header and table as they are, if they can be read at all.
+fn read_head(file: &dyn DiskFile, at: u64, end: u64) -> Result<Option<PackedBlock>, StoreError> {
+    let mut head = [0; block::HEADER_BYTES];
+    if at + head.len() as u64 > end {
+        return Ok(None);
+    }
+    file.read_at(at, &mut head)?;
+    let table_end = block::Header::parse(&head).map_or(0, |header| header.table_end());
+    if table_end == 0 || at + table_end as u64 > end {
+        return Ok(None);
+    }
+    let mut bytes = vec![0; table_end];
+    file.read_at(at, &mut bytes)?;
+    Ok(PackedBlock::from_head(at, &bytes).ok().map(|(block, _)| block))
 }
 
 fn starts_with(file: &dyn DiskFile, at: u64, end: u64, magic: &[u8; 4]) -> Result<bool, StoreError> {

@@ -130,6 +130,11 @@ impl PackWriter {
         (std::mem::take(&mut self.unsynced), self.last)
     }
 
+    /// Up to where blocks are.
+    pub fn end(&self) -> PackPoint {
+        self.last
+    }
+
     /// Packs, and bytes of all of them.
     pub fn totals(&self) -> (u64, u64) {
         (self.packs, self.total_bytes)

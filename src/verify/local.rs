@@ -12,7 +12,7 @@ use std::{
 
 use fs_err as fs;
 
-use super::{Finding, Report};
+use super::{Finding, Report, Severity};
 use crate::{
     ids::{Hash, RelPath, Scope, UnitId},
     journal::{Journal, State, UnitRecord},
@@ -21,7 +21,13 @@ use crate::{
 };
 
 /// Checks the units at or below these paths, or holding them; all, if none are named.
-pub fn check(journal: &Journal, spool: &Spool, activity: &Activity, paths: &[RelPath], read_data: bool) -> Report {
+pub fn check(
+    journal: &Journal,
+    spool: &Spool,
+    activity: &Activity,
+    paths: &[RelPath],
+    read_data: bool,
+) -> Report {
     let mut check = Check { journal, spool, activity, read_data, report: Report::default() };
     let mut records = journal.units();
     records.sort_by(|a, b| a.unit.cmp(&b.unit));
@@ -45,11 +51,12 @@ struct Check<'a> {
 
 impl Check<'_> {
     fn found(&mut self, code: &'static str, record: &UnitRecord, message: String, repair: &str) {
-        self.report.findings.push(Finding::of_unit(code, message, record.unit.clone(), repair));
+        let units = vec![record.unit.clone()];
+        self.report.find(Finding { units, ..Finding::new(code, Severity::Error, message, repair) });
     }
 
     fn unit(&mut self, record: &UnitRecord) {
-        self.report.units += 1;
+        self.report.counts.units += 1;
         self.catalog(record);
         let manifest = self.manifest(record);
         match (record.state, manifest) {
@@ -67,12 +74,16 @@ impl Check<'_> {
         }
         let layers = self.journal.layers(&record.unit);
         let own = layers.iter().find(|l| l.host == self.journal.host());
-        let agrees = own.is_some_and(|l| l.generation == committed.generation && l.manifest == committed.manifest);
+        let agrees =
+            own.is_some_and(|l| l.generation == committed.generation && l.manifest == committed.manifest);
         if !agrees {
             self.found(
                 "sequence-disagrees",
                 record,
-                format!("the journal has generation {} committed as {}, the catalog doesn't", committed.generation, committed.seq),
+                format!(
+                    "the journal has generation {} committed as {}, the catalog doesn't",
+                    committed.generation, committed.seq
+                ),
                 "it is sent again while the spool has it: `resultsfs offload`",
             );
         }
@@ -91,7 +102,12 @@ impl Check<'_> {
             Ok(None) if record.partial => None,
             Ok(None) => {
                 let message = format!("manifest {hash} isn't in the journal");
-                self.found("manifest-missing", record, message, "write to the unit or recall it; it is described anew");
+                self.found(
+                    "manifest-missing",
+                    record,
+                    message,
+                    "write to the unit or recall it; it is described anew",
+                );
                 None
             }
             Err(e) => {
@@ -105,7 +121,14 @@ impl Check<'_> {
     fn committed(&mut self, record: &UnitRecord, manifest: &Manifest) {
         let there = match walk(self.spool.path(), &record.unit) {
             Ok(there) => there,
-            Err(e) => return self.found("spool-unreadable", record, e.to_string(), "mend the disk; the store has the unit"),
+            Err(e) => {
+                return self.found(
+                    "spool-unreadable",
+                    record,
+                    e.to_string(),
+                    "mend the disk; the store has the unit",
+                );
+            }
         };
         for (path, differs) in self.differences(record, manifest, &there) {
             if self.is_changing(record) {
@@ -128,15 +151,21 @@ impl Check<'_> {
     ) -> Vec<(RelPath, String)> {
         let mut found = Vec::new();
         for entry in manifest.entries() {
-            self.report.files += 1;
+            self.report.counts.files += 1;
             match there.get(&entry.path) {
                 None if record.partial || matches!(entry.body, Body::Whiteout) => {}
                 None => found.push((entry.path.clone(), "is missing".to_owned())),
-                Some(meta) => found.extend(self.differs(record, manifest, entry, meta).map(|d| (entry.path.clone(), d))),
+                Some(meta) => {
+                    found.extend(self.differs(record, manifest, entry, meta).map(|d| (entry.path.clone(), d)))
+                }
             }
         }
-        let described: BTreeSet<&RelPath> =
-            manifest.entries().iter().map(|e| &e.path).chain(manifest.omitted().iter().map(|o| &o.path)).collect();
+        let described: BTreeSet<&RelPath> = manifest
+            .entries()
+            .iter()
+            .map(|e| &e.path)
+            .chain(manifest.omitted().iter().map(|o| &o.path))
+            .collect();
         let extra = there.keys().filter(|p| !described.contains(p));
         found.extend(extra.map(|p| (p.clone(), "isn't in the committed manifest".to_owned())));
         found
@@ -173,7 +202,7 @@ impl Check<'_> {
         if !self.read_data {
             return None;
         }
-        self.report.bytes += size;
+        self.report.counts.bytes_read += size;
         let path = record.unit.root.append(&entry.path).ok()?.under(self.spool.path());
         match hash_file(&path) {
             Ok(hash) if hash == content => None,

@@ -383,12 +383,13 @@ pub fn assert_same(what: &str, a: &[String], b: &[String]) {
 
 /// Plays a whole job into a results tree, as Autotest would.
 pub fn play_job(source: &Path, results: &Path, id: u32) {
-    let job = Job { results, id, owner: "debug_user", host: "host1", source: Some(source), until: Stage::Archived };
+    let job =
+        Job { results, id, owner: "debug_user", host: "host1", source: Some(source), until: Stage::Archived };
     job.play().unwrap_or_else(|e| panic!("job {id} into {}: {e}", results.display()));
 }
 
 /// Plays a special task.
 pub fn play_task(results: &Path, id: u32) {
-    let task = Task { results, id, kind: "verify", host: "host1", source: None };
+    let task = Task { results, id, kind: "verify", host: "host1" };
     task.play().unwrap_or_else(|e| panic!("task {id} into {}: {e}", results.display()));
 }

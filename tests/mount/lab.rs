@@ -5,16 +5,22 @@ use std::{
     process::Command,
     sync::{Arc, mpsc},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use resultsfs::{
-    fs::{Fs, FsParts},
+    cache::Cache,
+    clock::SystemClock,
+    fs::{Fs, FsParts, Invalidation, view::View},
     fuse::{self, MountOptions, Mounted, Passthrough},
+    ids::UnitId,
+    journal::Journal,
     layout::LayoutRules,
     spool::{Spool, activity::Activity},
 };
 use tempfile::TempDir;
+
+use crate::store::FakeStore;
 
 /// No test takes longer, not even on a busy machine.
 const BOUND: Duration = Duration::from_secs(60);
@@ -24,21 +30,35 @@ pub struct Lab {
     pub fs: Arc<Fs>,
     pub mounted: Mounted,
     pub activity: Arc<Activity>,
+    pub journal: Arc<Journal>,
+    pub store: Arc<FakeStore>,
     pub dir: TempDir,
     _watchdog: mpsc::Sender<()>,
 }
 
 impl Lab {
     pub fn new(passthrough: Passthrough) -> Self {
+        Self::over(passthrough, |dir| Spool::open(dir).expect("spool"))
+    }
+
+    pub fn over(passthrough: Passthrough, open: impl Fn(&Path) -> Arc<Spool>) -> Self {
         let dir = tempfile::Builder::new().prefix("rfs-mount-").tempdir().expect("a directory");
-        for name in ["spool", "tmp", "mnt"] {
+        for name in ["spool", "tmp", "mnt", "state"] {
             std::fs::create_dir(dir.path().join(name)).expect("made");
         }
-        let spool = Spool::open(&dir.path().join("spool")).expect("spool");
+        let spool = open(&dir.path().join("spool"));
         let (activity, _) = Activity::new();
+        let journal = Journal::open(&dir.path().join("state"), Arc::new(SystemClock)).expect("journal");
+        let cache = Cache::open(&dir.path().join("cache"), 64 << 20).expect("cache");
+        let store = Arc::new(FakeStore::new(journal.clone()));
+        cache.set_source(store.clone());
         let fs = Fs::new(FsParts {
             spool,
             activity: activity.clone(),
+            view: Arc::new(View::new(journal.clone(), cache.clone())),
+            journal: journal.clone(),
+            cache,
+            may_delete: false,
             rules: LayoutRules::default(),
             tmp_dir: dir.path().join("tmp"),
         })
@@ -46,7 +66,7 @@ impl Lab {
         let options = MountOptions { passthrough, ..MountOptions::default() };
         let mounted = fuse::mount(fs.clone(), &dir.path().join("mnt"), &options).expect("mounted");
         let _watchdog = watch(mounted.device());
-        Self { fs, mounted, activity, dir, _watchdog }
+        Self { fs, mounted, activity, journal, store, dir, _watchdog }
     }
 
     /// A path in the mount.
@@ -57,6 +77,43 @@ impl Lab {
     /// The same path in the spool.
     pub fn spool(&self, path: impl AsRef<Path>) -> PathBuf {
         under(&self.dir.path().join("spool"), path.as_ref())
+    }
+}
+
+impl Lab {
+    /// Another host commits what stands in `source` as its layer of `unit`, and this host hears of it.
+    pub fn foreign(&self, unit: &UnitId, source: &Path) {
+        self.store.commit_foreign(unit, source);
+        self.told(self.fs.remote_changed(std::slice::from_ref(unit)));
+    }
+
+    /// This host's layer of `unit` is committed as it shows.
+    pub fn commit(&self, unit: &UnitId) {
+        self.store.commit_own(unit, &self.at(unit.root.as_path()));
+        self.told(self.fs.remote_changed(std::slice::from_ref(unit)));
+    }
+
+    /// Frees a committed unit as the engine does.
+    pub fn evict(&self, unit: &UnitId) {
+        let until = Instant::now() + Duration::from_secs(10);
+        let frozen = loop {
+            match self.activity.try_freeze(unit) {
+                Some(frozen) => break frozen,
+                // The kernel's last release may still be on its way.
+                None => assert!(Instant::now() < until, "{:?}", self.activity.snapshot(unit)),
+            }
+            thread::sleep(Duration::from_millis(2));
+        };
+        self.journal.evict(unit).expect("evicted");
+        let _ = std::fs::remove_dir_all(self.spool(unit.root.as_path()));
+        let invalidations = self.fs.evicted(std::slice::from_ref(unit));
+        drop(frozen);
+        self.told(invalidations);
+    }
+
+    fn told(&self, invalidations: Vec<Invalidation>) {
+        self.mounted.notifier().tell(invalidations);
+        self.mounted.notifier().flush();
     }
 }
 
@@ -97,7 +154,7 @@ pub fn sh(script: &str, args: &[&Path]) -> String {
 /// Everything that stat(2) says of a tree and P1 promises, with contents.
 pub fn describe(root: &Path) -> String {
     sh(
-        r#"cd "$1"; find . -printf '%p %y %m %U %G %s %T@ %n %l\n' | grep -v '^\. ' | sed 's/ d \([0-9]*\) \([0-9]*\) \([0-9]*\) [0-9]*/ d \1 \2 \3 -/' | LC_ALL=C sort
+        r#"cd "$1"; find . -printf '%p %y %m %U %G %s %T@ %n %l\n' | grep -v '^\. ' | sed 's/ d \([0-9]*\) \([0-9]*\) \([0-9]*\) [0-9]* \([^ ]*\) [0-9]* / d \1 \2 \3 - \4 - /' | LC_ALL=C sort
            find . -type f -print0 | LC_ALL=C sort -z | xargs -0r sha256sum"#,
         &[root],
     )
@@ -112,9 +169,9 @@ pub fn assert_same_tree(found: &Path, expected: &str) {
     assert_eq!(found_lines.lines().count(), expected.lines().count(), "{}", found.display());
 }
 
-/// Makes each test twice: with passthrough and without.
+/// Makes each test three times: with passthrough, the same with a descriptor for each node instead of a file handle, and plain.
 #[macro_export]
-macro_rules! both_ways {
+macro_rules! all_ways {
     ($($(#[$doc:meta])* fn $name:ident($lab:ident) $body:block)*) => {$(
         mod $name {
             #[allow(unused_imports)]
@@ -126,6 +183,14 @@ macro_rules! both_ways {
                 let $lab = $crate::lab::Lab::new(resultsfs::fuse::Passthrough::Auto);
                 $body
                 assert!($lab.mounted.is_passthrough(), "the kernel has refused passthrough");
+            }
+
+            $(#[$doc])*
+            #[test]
+            fn without_handles() {
+                let open = |dir: &std::path::Path| resultsfs::spool::Spool::open_without_handles(dir).expect("spool");
+                let $lab = $crate::lab::Lab::over(resultsfs::fuse::Passthrough::Auto, open);
+                $body
             }
 
             $(#[$doc])*

@@ -19,11 +19,11 @@ use std::{
 use resultsfs::fuse::{self, MountError, MountOptions};
 
 use crate::{
-    both_ways,
+    all_ways,
     lab::{assert_same_tree, describe, sh},
 };
 
-both_ways! {
+all_ways! {
     /// Several processes append to one log, as autoserv and its children do: no line is lost or torn.
     fn appends_of_several_processes(lab) {
         let log = lab.at("1-me/host1/status.log");

@@ -1,7 +1,8 @@
-//! The daemon's control socket: `<state_dir>/control.sock`, one request a connection, JSON lines.
+//! Control sockets: how commands talk to the daemons on this machine. One request a connection, JSON lines.
 //!
-//! A request is one line; the answer is any number of `item` lines and one `done` or `failed` line. Only root and the daemon's own user are
-//! answered. The commands of [`crate::cli`] are its only clients, of the same version: it is not an interface for others, `--json` is.
+//! The mount daemon listens on `<state_dir>/control.sock`, whoever has the store open on `<store_dir>/control.sock`. A request is one line; the answer
+//! is any number of `item` lines and one `done` or `failed` line. Both sockets are for their owner and root only. The commands of [`crate::cli`] are the
+//! only clients, of the same version: this is not an interface for others, `--json` is.
 
 use std::{
     io::{self, BufRead, BufReader, Write},
@@ -40,9 +41,15 @@ pub enum Request {
     Recall {
         paths: Vec<RawPath>,
     },
+    /// Of this host's journal and spool.
     Verify {
         paths: Vec<RawPath>,
         read_data: bool,
+    },
+    /// Of the store that is open here. `sample` is part and number of parts.
+    VerifyStore {
+        read_data: bool,
+        sample: Option<(u32, u32)>,
     },
     /// Unmount and end.
     Umount {

@@ -1,0 +1,315 @@
+//! What is committed, own and others', together with the spool.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{Read, Write},
+    os::unix::fs::{MetadataExt, chown},
+    path::{Path, PathBuf},
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
+
+use resultsfs::{
+    ids::{RelPath, UnitId},
+    journal::State,
+};
+
+use crate::{
+    all_ways,
+    lab::{Lab, assert_same_tree, describe, sh},
+};
+
+fn tree(root: &str) -> UnitId {
+    UnitId::tree(RelPath::parse(root).expect("a path"))
+}
+
+/// What another host's execution dir looks like.
+fn results(lab: &Lab, name: &str) -> PathBuf {
+    let dir = lab.dir.path().join(name);
+    sh(
+        r#"mkdir -p "$1/sysinfo/deep" "$1/debug"; cd "$1"
+           echo 'START ----' > status.log; seq 2000 > debug/client.DEBUG; touch empty; ln -s nowhere dangling; ln status.log hard; ln -s debug link
+           echo secret > sysinfo/deep/f; chmod 600 sysinfo/deep/f; mkfifo pipe; chmod 2750 sysinfo
+           find . -depth -exec touch -h -d '2021-02-03 04:05:06.123456789' {} +"#,
+        &[&dir],
+    );
+    dir
+}
+
+fn errno<T: std::fmt::Debug>(result: std::io::Result<T>) -> i32 {
+    result.expect_err("refused").raw_os_error().expect("a number")
+}
+
+fn append(path: &Path, text: &str) {
+    let mut file = OpenOptions::new().append(true).open(path).expect("opens for appending");
+    file.write_all(text.as_bytes()).expect("written");
+}
+
+all_ways! {
+    /// P1: another host's tree is here, path for path, byte for byte, without anything of it in the spool.
+    fn another_hosts_unit_is_the_same_tree_here(lab) {
+        let source = results(&lab, "theirs");
+        let expected = describe(&source);
+        assert!(fs::metadata(lab.at("7-me")).is_err());
+        lab.foreign(&tree("7-me/host2"), &source);
+        assert_same_tree(&lab.at("7-me/host2"), &expected);
+        assert_eq!(fs::read_dir(lab.spool("")).expect("lists").count(), 0);
+        let top = fs::metadata(lab.at("7-me")).expect("stat");
+        assert_eq!((top.mode() & 0o7777, top.uid()), (0o755, 0));
+        assert_same_tree(&lab.at("7-me/host2"), &expected);
+    }
+
+    fn directories_are_merged(lab) {
+        let source = results(&lab, "theirs");
+        fs::create_dir_all(lab.at("7-me/host1")).expect("made");
+        fs::write(lab.at("7-me/host1/mine"), "mine").expect("written");
+        assert_eq!(sh(r#"ls "$1""#, &[&lab.at("7-me")]), "host1\n");
+        lab.foreign(&tree("7-me/host2"), &source);
+        assert_eq!(sh(r#"ls "$1""#, &[&lab.at("7-me")]), "host1\nhost2\n");
+        // A file of ours in their unit, in a directory that only they have.
+        fs::write(lab.at("7-me/host2/debug/ours"), "ours").expect("written");
+        assert_eq!(sh(r#"ls "$1""#, &[&lab.at("7-me/host2/debug")]), "client.DEBUG\nours\n");
+        assert_eq!(fs::read_to_string(lab.spool("7-me/host2/debug/ours")).expect("read"), "ours");
+        let debug = fs::metadata(lab.spool("7-me/host2")).expect("stat");
+        assert_eq!(debug.mtime(), fs::metadata(&source).expect("stat").mtime(), "a way to the new file keeps its time");
+        assert_eq!(fs::read(lab.at("7-me/host2/status.log")).expect("read"), b"START ----\n");
+        fs::remove_file(lab.at("7-me/host2/debug/ours")).expect("ours to remove");
+        assert!(!lab.at("7-me/host2/debug/ours").exists());
+    }
+
+    /// P6: a late line in another host's or an evicted log.
+    fn an_append_copies_up(lab) {
+        let source = results(&lab, "theirs");
+        lab.foreign(&tree("7-me/host2"), &source);
+        let path = lab.at("7-me/host2/status.log");
+        let node = fs::metadata(&path).expect("stat").ino();
+        let mut reader = File::open(&path).expect("opens");
+        let mut text = String::new();
+        reader.read_to_string(&mut text).expect("read");
+        append(&path, "END GOOD\n");
+        reader.read_to_string(&mut text).expect("read");
+        assert_eq!(text, "START ----\nEND GOOD\n", "an old handle sees it");
+        assert_eq!(fs::read_to_string(&path).expect("read"), text);
+        assert_eq!(fs::read_to_string(lab.spool("7-me/host2/status.log")).expect("read"), text);
+        assert_eq!(fs::metadata(&path).expect("stat").ino(), node, "a node keeps its id through copy-up");
+        assert_eq!(fs::read_dir(lab.dir.path().join("tmp")).expect("lists").count(), 0);
+        drop(reader);
+        fs::write(lab.at("7-me/host2/debug/client.DEBUG"), "new").expect("O_TRUNC");
+        assert_eq!(fs::read_to_string(lab.at("7-me/host2/debug/client.DEBUG")).expect("read"), "new");
+    }
+
+    fn attributes_and_links_copy_up(lab) {
+        let source = results(&lab, "theirs");
+        lab.foreign(&tree("7-me/host2"), &source);
+        let at = |path: &str| lab.at(Path::new("7-me/host2").join(path));
+        sh(
+            r#"cd "$1"; chmod 640 sysinfo/deep/f; test "$(stat -c '%a %Y' sysinfo/deep/f)" = "640 $(stat -c %Y status.log)"; cat sysinfo/deep/f
+               truncate -s 5 debug/client.DEBUG; test "$(cat debug/client.DEBUG | tr '\n' ,)" = 1,2,3
+               ln status.log again; test "$(stat -c %h again hard)" = "$(printf '3\n3')"; echo x >> again; tail -1 status.log
+               touch -h -d @77 dangling; test "$(stat -c %Y dangling)" = 77; test "$(readlink dangling)" = nowhere
+               touch -d @78 sysinfo; test "$(stat -c '%Y %a' sysinfo)" = "78 2750"; ls sysinfo/deep"#,
+            &[&at("")],
+        );
+    }
+
+    /// P3: nobody deletes or replaces what another host committed.
+    fn what_others_have_is_not_deleted(lab) {
+        let source = results(&lab, "theirs");
+        lab.foreign(&tree("7-me/host2"), &source);
+        let at = |path: &str| lab.at(Path::new("7-me/host2").join(path));
+        assert_eq!(errno(fs::remove_file(at("status.log"))), libc::EPERM);
+        assert_eq!(errno(fs::rename(at("status.log"), at("elsewhere"))), libc::EPERM);
+        fs::write(lab.at("mine"), "").expect("written");
+        assert_eq!(errno(fs::rename(lab.at("mine"), at("status.log"))), libc::EPERM);
+        assert_eq!(errno(fs::create_dir(at("status.log"))), libc::EEXIST);
+        assert_eq!(errno(fs::remove_dir(at("debug"))), libc::ENOTEMPTY);
+        // An own copy on top doesn't change that.
+        append(&at("status.log"), "x");
+        assert_eq!(errno(fs::remove_file(at("status.log"))), libc::EPERM);
+        assert_eq!(fs::read_to_string(at("status.log")).expect("read"), "START ----\nx");
+        let _ = std::process::Command::new("rm").arg("-rf").arg(at("")).output().expect("runs");
+        assert_eq!(fs::read_to_string(at("debug/client.DEBUG")).expect("read").lines().count(), 2000);
+    }
+
+    /// P1 and P2's other side: what was evicted reads as before, and the disk is free.
+    fn an_evicted_unit_is_the_same_tree(lab) {
+        let unit = tree("7-me/host1");
+        let source = results(&lab, "source");
+        sh(r#"mkdir -p "$2"; cp -a "$1/." "$2""#, &[&source, &lab.at("7-me/host1")]);
+        let expected = describe(&lab.at("7-me/host1"));
+        let nodes = |path: &str| fs::metadata(lab.at(path)).expect("stat").ino();
+        let before = (nodes("7-me/host1"), nodes("7-me/host1/status.log"));
+        lab.commit(&unit);
+        assert_same_tree(&lab.at("7-me/host1"), &expected);
+        lab.evict(&unit);
+        assert!(!lab.spool("7-me/host1").exists());
+        assert_same_tree(&lab.at("7-me/host1"), &expected);
+        assert_eq!((nodes("7-me/host1"), nodes("7-me/host1/status.log")), before, "nodes keep their ids");
+        assert_eq!(lab.journal.get(&unit).expect("a record").state, State::Evicted);
+    }
+
+    /// The scheduler works in the tree: eviction must not take the directory from under it.
+    fn a_working_directory_survives_eviction(lab) {
+        let unit = tree("7-me/host1");
+        sh(r#"mkdir -p "$1"; echo 1 > "$1/f""#, &[&lab.at("7-me/host1")]);
+        let mut child = std::process::Command::new("bash")
+            .args(["-ec", r#"pwd; read line; test "$(pwd -P)" = "$PWD"; /bin/pwd; cat f; echo 2 >> f; cat f; ls; stat -c %s f"#])
+            .current_dir(lab.at("7-me/host1"))
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .expect("runs");
+        let mut out = std::io::BufReader::new(child.stdout.take().expect("piped"));
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut out, &mut line).expect("begun");
+        lab.commit(&unit);
+        lab.evict(&unit);
+        child.stdin.take().expect("piped").write_all(b"go\n").expect("told");
+        let mut rest = String::new();
+        out.read_to_string(&mut rest).expect("read");
+        assert!(child.wait().expect("waited").success(), "{rest}");
+        assert_eq!(rest, format!("{line}1\n1\n2\nf\n4\n"));
+    }
+
+    /// Two names of one file stay that when one of them is written to after eviction.
+    fn hard_links_survive_eviction_and_copy_up(lab) {
+        let unit = tree("7-me/host1");
+        let source = results(&lab, "source");
+        sh(r#"mkdir -p "$2"; cp -a "$1/." "$2"; mkdir "$2/other"; ln "$2/status.log" "$2/other/name""#, &[&source, &lab.at("7-me/host1")]);
+        lab.commit(&unit);
+        lab.evict(&unit);
+        append(&lab.at("7-me/host1/status.log"), "late\n");
+        for name in ["status.log", "hard", "other/name"] {
+            let path = lab.at(Path::new("7-me/host1").join(name));
+            assert_eq!(fs::read_to_string(&path).expect("read"), "START ----\nlate\n", "{name}");
+            assert_eq!(fs::metadata(&path).expect("stat").nlink(), 3, "{name}");
+        }
+        append(&lab.at("7-me/host1/other/name"), "later\n");
+        assert_eq!(fs::read_to_string(lab.at("7-me/host1/hard")).expect("read"), "START ----\nlate\nlater\n");
+    }
+
+    fn changes_of_an_evicted_unit(lab) {
+        let unit = tree("7-me/host1");
+        let source = results(&lab, "source");
+        sh(r#"mkdir -p "$2"; cp -a "$1/." "$2""#, &[&source, &lab.at("7-me/host1")]);
+        lab.commit(&unit);
+        lab.evict(&unit);
+        let at = |path: &str| lab.at(Path::new("7-me/host1").join(path));
+        fs::remove_file(at("debug/client.DEBUG")).expect("removed");
+        assert!(!at("debug/client.DEBUG").exists());
+        assert_eq!(fs::read_dir(at("debug")).expect("lists").count(), 0);
+        fs::remove_dir(at("debug")).expect("removed");
+        assert!(!at("debug").exists());
+        let record = lab.journal.get(&unit).expect("a record");
+        assert_eq!((record.state, record.partial, record.generation.0), (State::Running, true, 2));
+        assert_eq!(lab.journal.gone(&unit).len(), 2);
+        fs::create_dir(at("debug")).expect("made again");
+        assert_eq!(fs::read_dir(at("debug")).expect("lists").count(), 0, "what was deleted stays so");
+        fs::write(at("debug/client.DEBUG"), "again").expect("written");
+        assert_eq!(lab.journal.gone(&unit).len(), 0);
+        fs::rename(at("status.log"), at("renamed")).expect("renamed");
+        assert!(!at("status.log").exists());
+        assert_eq!(fs::read_to_string(at("renamed")).expect("read"), "START ----\n");
+        append(&at("sysinfo/deep/f"), "more");
+        assert_eq!(fs::read_to_string(at("sysinfo/deep/f")).expect("read"), "secret\nmore");
+        fs::remove_file(at("sysinfo/deep/f")).expect("removed");
+        assert!(!at("sysinfo/deep/f").exists());
+        assert_eq!(errno(fs::rename(at("sysinfo"), at("moved"))), libc::EXDEV);
+        sh(r#"cd "$1"; mv sysinfo moved; test ! -e sysinfo; test -d moved/deep; rm -rf "$1""#, &[&at("")]);
+        assert!(!at("").exists());
+    }
+
+    /// A file that another host changed later wins over the unchanged own one, and an own later change over that.
+    fn the_newest_of_a_path_shows(lab) {
+        let unit = tree("7-me/host1");
+        sh(r#"mkdir -p "$1"; echo first > "$1/keyval"; echo own > "$1/own""#, &[&lab.at("7-me/host1")]);
+        let path = lab.at("7-me/host1/keyval");
+        lab.commit(&unit);
+        let theirs = lab.dir.path().join("theirs");
+        sh(r#"mkdir "$1"; echo reparsed by the other > "$1/keyval""#, &[&theirs]);
+        assert_eq!(fs::read_to_string(&path).expect("read"), "first\n");
+        let held = File::open(&path).expect("opens");
+        lab.foreign(&unit, &theirs);
+        assert_eq!(fs::read_to_string(&path).expect("read"), "reparsed by the other\n");
+        assert_eq!(std::io::read_to_string(held).expect("read"), "first\n", "an open file stays what it was");
+        assert_eq!(fs::read_to_string(lab.at("7-me/host1/own")).expect("read"), "own\n");
+        append(&path, "late line\n");
+        assert_eq!(fs::read_to_string(&path).expect("read"), "reparsed by the other\nlate line\n");
+        lab.commit(&unit);
+        lab.evict(&unit);
+        assert_eq!(fs::read_to_string(&path).expect("read"), "reparsed by the other\nlate line\n");
+        assert_eq!(fs::read_to_string(lab.at("7-me/host1/own")).expect("read"), "own\n");
+    }
+
+    fn owners_come_by_name(lab) {
+        let source = results(&lab, "theirs");
+        chown(source.join("empty"), Some(4242), Some(4343)).expect("chown");
+        lab.foreign(&tree("7-me/host2"), &source);
+        let stat = fs::metadata(lab.at("7-me/host2/empty")).expect("stat");
+        assert_eq!((stat.uid(), stat.gid()), (1, 4343), "`daemon` is number 1 here");
+    }
+
+    /// P8: with the store away what is local works as ever, and the rest fails soon and clearly.
+    fn with_the_store_away(lab) {
+        let source = results(&lab, "theirs");
+        fs::create_dir_all(lab.at("7-me/host1")).expect("made");
+        lab.store.set_away(true);
+        lab.foreign(&tree("7-me/host2"), &source);
+        let begun = Instant::now();
+        assert_eq!(errno(fs::read(lab.at("7-me/host2/status.log"))), libc::EIO);
+        assert_eq!(errno(fs::read_dir(lab.at("7-me/host2")).and_then(|mut d| d.next().expect("an error"))), libc::EIO);
+        fs::write(lab.at("7-me/host1/status.log"), "runs on").expect("written");
+        fs::create_dir_all(lab.at("8-me/host1")).expect("made");
+        assert_eq!(sh(r#"ls "$1" "$1/7-me""#, &[&lab.at("")]).lines().filter(|l| l.starts_with("host")).count(), 2);
+        assert!(begun.elapsed() < Duration::from_secs(10));
+        lab.store.set_away(false);
+        let until = Instant::now() + Duration::from_secs(20);
+        while fs::read(lab.at("7-me/host2/status.log")).is_err() {
+            assert!(Instant::now() < until);
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        assert_same_tree(&lab.at("7-me/host2"), &describe(&source));
+    }
+
+    /// Many readers of what isn't here don't keep writers of what is from working.
+    fn remote_bytes_come_once(lab) {
+        let source = results(&lab, "theirs");
+        lab.foreign(&tree("7-me/host2"), &source);
+        let path = lab.at("7-me/host2/debug/client.DEBUG");
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| assert_eq!(fs::read_to_string(&path).expect("read").lines().count(), 2000));
+            }
+        });
+        let fetches = lab.store.fetches.load(Ordering::Relaxed);
+        assert!(fetches <= 4, "{fetches} fetches");
+        sh(r#"python3 -c 'import mmap,sys; f=open(sys.argv[1],"rb"); m=mmap.mmap(f.fileno(),0,prot=mmap.PROT_READ); assert m[:4]==b"1\n2\n"' "$1""#, &[&path]);
+    }
+
+    /// Eviction keeps everybody out only while it works.
+    fn operations_wait_for_a_frozen_unit(lab) {
+        let unit = tree("7-me/host1");
+        sh(r#"mkdir -p "$1"; echo 1 > "$1/f""#, &[&lab.at("7-me/host1")]);
+        let until = Instant::now() + Duration::from_secs(10);
+        let frozen = loop {
+            if let Some(frozen) = lab.activity.try_freeze(&unit) {
+                break frozen;
+            }
+            assert!(Instant::now() < until);
+        };
+        std::thread::scope(|scope| {
+            let waiters: Vec<_> = (0..4)
+                .map(|i| scope.spawn({ let path = lab.at(format!("7-me/host1/new{i}")); move || fs::write(path, "x") }))
+                .collect();
+            // Both of fuser's threads are free meanwhile.
+            for i in 0..20 {
+                fs::create_dir_all(lab.at(format!("{i}-you/h"))).expect("made");
+            }
+            assert!(waiters.iter().all(|w| !w.is_finished()));
+            drop(frozen);
+            for waiter in waiters {
+                waiter.join().expect("no panic").expect("written");
+            }
+        });
+    }
+}
