@@ -695,7 +695,8 @@ fn timestamp(time: SystemTime) -> Timestamp {
         Ok(after) => Timestamp { secs: after.as_secs() as i64, nanos: after.subsec_nanos() },
         Err(before) => {
             let before = before.duration();
-            Timestamp { secs: -(before.as_secs() as i64), nanos: before.subsec_nanos() }
+            // The earliest time has no positive counterpart.
+            Timestamp { secs: 0i64.wrapping_sub_unsigned(before.as_secs()), nanos: before.subsec_nanos() }
         }
     }
 }

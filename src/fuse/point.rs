@@ -11,7 +11,7 @@ use std::{
         unix::{ffi::OsStringExt, fs::MetadataExt, net::UnixStream, process::CommandExt},
     },
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -164,11 +164,11 @@ fn mount_by_helper(path: &Path, options: &MountOptions) -> io::Result<OwnedFd> {
             Ok(sysio::fcntl_setfd(socket, sysio::FdFlags::empty())?)
         });
     }
-    let mut child = command.spawn()?;
+    let child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn()?;
     drop(theirs);
     let device = receive_descriptor(&ours);
-    let status = child.wait()?;
-    device.map_err(|e| io::Error::other(format!("fusermount3 ({status}): {e}")))
+    let output = child.wait_with_output()?;
+    device.map_err(|_| io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
 }
 
 fn receive_descriptor(socket: &UnixStream) -> io::Result<OwnedFd> {

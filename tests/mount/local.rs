@@ -150,6 +150,23 @@ all_ways! {
            &[&path, &lab.at("")]);
     }
 
+    /// Whoever may set a time can't end the mount with it.
+    fn the_earliest_and_the_latest_time(lab) {
+        let path = lab.at("file");
+        fs::write(&path, "").expect("written");
+        for secs in [i64::MIN, i64::MIN + 1, i64::MAX, i64::MAX - 1] {
+            for nanos in [0, 5, 999_999_999] {
+                let time = rustix::fs::Timespec { tv_sec: secs, tv_nsec: nanos };
+                let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
+                for path in [&path, &lab.spool("file")] {
+                    rustix::fs::utimensat(rustix::fs::CWD, path, &times, rustix::fs::AtFlags::empty()).expect("set");
+                }
+                let [ours, native] = [&path, &lab.spool("file")].map(|p| fs::metadata(p).expect("stat").mtime());
+                assert_eq!(ours, native);
+            }
+        }
+    }
+
     fn sizes(lab) {
         let path = lab.at("file");
         fs::write(&path, vec![7; 100_000]).expect("written");
