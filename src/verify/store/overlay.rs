@@ -1,7 +1,7 @@
 //! Lets the database open a file without changing it: what it writes stays in memory.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     io,
     sync::{Arc, Mutex, MutexGuard},
 };
@@ -90,11 +90,10 @@ impl StorageBackend for Overlay {
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let mut changed = self.changed();
         for (page, within, at, take) in pages(offset, data.len()) {
-            if !changed.pages.contains_key(&page) {
-                let original = self.original(page)?;
-                changed.pages.insert(page, original);
-            }
-            let bytes = changed.pages.get_mut(&page).expect("was just put there");
+            let bytes = match changed.pages.entry(page) {
+                Entry::Occupied(there) => there.into_mut(),
+                Entry::Vacant(free) => free.insert(self.original(page)?),
+            };
             bytes[within..within + take].copy_from_slice(&data[at..at + take]);
         }
         changed.len = changed.len.max(offset + data.len() as u64);
