@@ -1,11 +1,12 @@
 //! Block files on local disk: one file a block, encoded as the store sent it.
 //!
-//! Everything here can be fetched again, so nothing is synced: a file that a crash or a bad disk has damaged is found out by the block's
-//! own checksum when it is opened, and deleted. The index is in memory and rebuilt at start from the files' headers and tables.
-//! I/O errors mean "not cached", with a warning, never an error: the directory may vanish at any time.
+//! Everything here can be fetched again, so nothing is synced: a file that a crash or a bad disk has damaged
+//! is found out by the block's own checksum when it is opened, and deleted. The index is in memory and
+//! rebuilt at start from the files' headers and tables. I/O errors mean "not cached", with a warning, never
+//! an error: the directory may vanish at any time.
 //!
-//! Files are read and written without the lock. A block that is put back while its eviction deletes the file is then in
-//! the index without a file, and counts as not cached when it is looked for.
+//! Files are read and written without the lock. A block that is put back while its eviction deletes the file
+//! is then in the index without a file, and counts as not cached when it is looked for.
 
 use std::{
     fs::DirBuilder,

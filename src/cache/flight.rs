@@ -46,8 +46,9 @@ impl Flights {
         self.table.lock().expect("no code panics under this lock")
     }
 
-    /// Does `fetch`, or waits for the same object's fetch that is under way. Before that it waits for fetches of `near` chunks, which
-    /// most likely bring the object too; so `fetch` looks here first. No lock is held meanwhile.
+    /// Does `fetch`, or waits for the same object's fetch that is under way. Before that it waits for fetches
+    /// of `near` chunks, which most likely bring the object too; so `fetch` looks here first. No lock is held
+    /// meanwhile.
     pub fn join(
         &self,
         kind: ObjectKind,

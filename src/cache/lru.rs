@@ -41,8 +41,8 @@ impl<K: Hash + Eq + Clone, V> Lru<K, V> {
         Some(&mut item.value)
     }
 
-    /// Puts an item in place of any with the same key, and gives back what has to go for it: the oldest, or the item
-    /// itself if it is heavier than the bound.
+    /// Puts an item in place of any with the same key, and gives back what has to go for it: the oldest, or
+    /// the item itself if it is heavier than the bound.
     pub fn insert(&mut self, key: K, value: V, weight: u64) -> Vec<(K, V)> {
         self.remove(&key);
         if weight > self.max_weight {

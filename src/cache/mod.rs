@@ -1,10 +1,11 @@
 //! Remote blocks on local disk, checked and bounded.
 //!
-//! An object is looked for among the unpacked blocks in memory, then among the block files on disk, then at the
-//! [`BlockSource`]. What comes from there is a whole block, so that its first small file brings its neighbours.
+//! An object is looked for among the unpacked blocks in memory, then among the block files on disk, then at
+//! the [`BlockSource`]. What comes from there is a whole block, so that its first small file brings its
+//! neighbours.
 //!
-//! - Nothing is handed out that wasn't checked against its hash. (A recipe has no hash of its own: the store has proven it at the
-//!   commit, its chunks are checked here one by one.)
+//! - Nothing is handed out that wasn't checked against its hash. (A recipe has no hash of its own: the store
+//!   has proven it at the commit, its chunks are checked here one by one.)
 //! - No lock is held while the network or the disk works; gets of one object wait for one fetch.
 //! - All of it can be deleted at any time, and is fetched again. A cache that can't be written is no error.
 

@@ -103,8 +103,8 @@ fn neighbours<'a>(layout: &'a Layout, chunk: &Placed) -> &'a [Placed] {
 }
 
 impl Cache {
-    /// Bytes `offset..offset + len` of a file's content, fewer only at its end; from the network if need be. `size` is the
-    /// file's, `params` the store's.
+    /// Bytes `offset..offset + len` of a file's content, fewer only at its end; from the network if need be.
+    /// `size` is the file's, `params` the store's.
     pub fn read(
         &self,
         content: &Hash,

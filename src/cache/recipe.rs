@@ -7,7 +7,8 @@ use crate::{
     ids::Hash,
 };
 
-/// A checked recipe: no chunk is empty or larger than chunks can be, and together they are as long as the file.
+/// A checked recipe: no chunk is empty or larger than chunks can be, and together they are as long as the
+/// file.
 #[derive(Debug)]
 pub struct Layout {
     chunks: Vec<Placed>,

@@ -1,8 +1,9 @@
 //! A bounded shelf of blocks with an index of the objects in them: which block holds an object?
 //!
-//! Used twice: for block files on disk, and for unpacked blocks in memory. Objects and blocks are indexed by 64 bits of their
-//! hashes, since tens of millions of small files fit into a few GiB of blocks. So the index only suggests: whoever finds a
-//! block has to look for the object in it, and one that isn't there counts as not found.
+//! Used twice: for block files on disk, and for unpacked blocks in memory. Objects and blocks are indexed by
+//! 64 bits of their hashes, since tens of millions of small files fit into a few GiB of blocks. So the index
+//! only suggests: whoever finds a block has to look for the object in it, and one that isn't there counts as
+//! not found.
 //!
 //! Invariant: each object in the index names a block on the shelf.
 

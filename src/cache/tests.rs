@@ -124,7 +124,8 @@ fn wait_until(what: &str, done: impl Fn() -> bool) {
     }
 }
 
-/// The first read of a small file brings its neighbours: N files in one block cost one fetch, also after a restart.
+/// The first read of a small file brings its neighbours: N files in one block cost one fetch, also after a
+/// restart.
 #[test]
 fn neighbours_cost_nothing() {
     let mut f = Fixture::new(64 * MIB);
@@ -282,7 +283,7 @@ fn a_block_beyond_the_bound_is_not_kept() {
 fn a_deleted_directory_is_no_error() {
     let f = Fixture::new(64 * MIB);
     let files = small_files(2);
-    files.iter().for_each(|file| f.store.add_chunks(&[file.clone()]));
+    files.iter().for_each(|file| f.store.add_chunks(std::slice::from_ref(file)));
     read(&f.cache, &files[0], 0, 10).expect("reads");
     std::fs::remove_dir_all(f.cache_dir()).expect("deletes");
     f.cache.open_blocks().clear();
@@ -331,7 +332,8 @@ fn a_recipe_is_checked_and_a_bad_one_is_not_kept() {
     }
 }
 
-/// A recipe that was cached names chunks that the store no longer has under these names: it is asked for again.
+/// A recipe that was cached names chunks that the store no longer has under these names: it is asked for
+/// again.
 #[test]
 fn a_recipe_that_was_overtaken_is_fetched_again() {
     let f = Fixture::new(64 * MIB);
@@ -347,7 +349,7 @@ fn a_recipe_that_was_overtaken_is_fetched_again() {
 fn with_the_store_away_what_is_here_can_be_read() {
     let f = Fixture::new(64 * MIB);
     let files = small_files(2);
-    files.iter().for_each(|file| f.store.add_chunks(&[file.clone()]));
+    files.iter().for_each(|file| f.store.add_chunks(std::slice::from_ref(file)));
     read(&f.cache, &files[0], 0, 10).expect("reads");
     f.store.away.store(true, Ordering::SeqCst);
     assert_eq!(read(&f.cache, &files[0], 0, 1 << 20).as_ref(), Ok(&files[0]));

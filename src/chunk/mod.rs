@@ -5,6 +5,7 @@
 //! Blocks ([`block`]) hold many objects compressed together.
 
 pub mod block;
+pub mod cutter;
 
 use minicbor::{Decode, Encode};
 

@@ -1,1 +1,136 @@
-//! The command line.
+//! The command line: parses, asks the daemon or does the work, prints, and says with its exit code how it went.
+//!
+//! Data goes to stdout, talk to stderr. Exit codes and JSON are a contract: `docs/cli.md`.
+
+mod args;
+mod failure;
+mod mount;
+mod print;
+mod remote;
+mod serve;
+mod verify;
+
+use std::{ffi::OsString, path::Path, process::ExitCode};
+
+use clap::Parser;
+
+use self::{
+    args::{Cli, Command, DemoArgs, GenerateArgs},
+    failure::{Failure, Outcome},
+};
+use crate::{
+    config::{self, Config},
+    demo,
+};
+
+/// Runs the command that `argv` is. The name by which the program was called counts: `mount.fuse.resultsfs` and `fsck.resultsfs`
+/// are `mount` and `verify`.
+pub fn run(argv: impl Iterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(as_command(argv.collect())) {
+        Ok(cli) => cli,
+        Err(usage) => {
+            let _ = usage.print();
+            let code = if usage.use_stderr() { failure::usage_code() } else { 0 };
+            return ExitCode::from(code);
+        }
+    };
+    start_logging(&cli);
+    let quiet = cli.quiet;
+    match dispatch(cli) {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            failure.print(quiet);
+            ExitCode::from(failure.exit)
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Outcome {
+    match &cli.command {
+        Command::Mount(args) => mount::mount(&cli, args),
+        Command::Umount(args) => mount::umount(&cli, args),
+        Command::Serve(args) => serve::serve(&cli, args),
+        Command::Status(args) => remote::status(&cli, args.watch),
+        Command::Jobs(args) => remote::jobs(&cli, args.pattern.clone()),
+        Command::Explain(args) => remote::explain(&cli, &args.path),
+        Command::Offload(args) => remote::offload(&cli, args),
+        Command::Complete(args) => remote::complete(&cli, &args.paths),
+        Command::Evict(args) => remote::evict(&cli, &args.paths),
+        Command::Recall(args) => remote::recall(&cli, &args.paths),
+        Command::Verify(args) => verify::verify(&cli, args),
+        Command::Config(args) => show_config(&cli, args.explain),
+        Command::Demo(args) => run_demo(&cli, args),
+        Command::Generate(args) => generate(args),
+    }
+}
+
+/// Turns the calling conventions of mount(8) and fsck(8) helpers into the command's own.
+fn as_command(mut argv: Vec<OsString>) -> Vec<OsString> {
+    let name = argv.first().map(|a| Path::new(a).file_name().unwrap_or_default().to_os_string());
+    let command = match name.as_ref().and_then(|n| n.to_str()) {
+        Some("mount.fuse.resultsfs" | "mount.resultsfs") => "mount",
+        Some("fsck.resultsfs" | "fsck.fuse.resultsfs") => "verify",
+        _ => return argv,
+    };
+    argv.insert(1, command.into());
+    argv
+}
+
+fn start_logging(cli: &Cli) {
+    use tracing_subscriber::{EnvFilter, fmt};
+    let level = match (cli.quiet, cli.verbose) {
+        (true, _) => "error",
+        (_, true) => "resultsfs=debug,info",
+        _ => match cli.command {
+            Command::Mount(_) | Command::Serve(_) => "info,fuser=warn",
+            _ => "warn",
+        },
+    };
+    let filter = EnvFilter::try_from_env("RESULTSFS_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    let format = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    // systemd puts its own time before each line.
+    if std::env::var_os("JOURNAL_STREAM").is_some() {
+        format.without_time().with_ansi(false).init();
+    } else {
+        format.with_ansi(false).init();
+    }
+}
+
+fn load_config(cli: &Cli) -> Result<Config, Failure> {
+    Config::load(cli.config.as_deref()).map_err(Failure::from_config)
+}
+
+fn show_config(cli: &Cli, explain: bool) -> Outcome {
+    let examined = config::examine(cli.config.as_deref(), &config::Surroundings::of_this_machine())
+        .map_err(Failure::from_config)?;
+    match (cli.json, explain) {
+        (true, _) => print!("{}", config::json(&examined)),
+        (_, true) => print!("{}", config::text(&examined)),
+        _ => print!("{}", config::settings_text(&examined)),
+    }
+    if !explain && !cli.json {
+        examined.findings.iter().for_each(|f| eprint!("{}", config::finding_text(f)));
+    }
+    Ok(u8::from(examined.config().is_none()))
+}
+
+fn run_demo(cli: &Cli, args: &DemoArgs) -> Outcome {
+    let exe = std::env::current_exe().map_err(|e| Failure::new(format!("can't find this program: {e}")))?;
+    let options = demo::DemoOptions {
+        jobs: args.jobs,
+        from: args.from.clone(),
+        keep: args.keep,
+        seed: args.seed,
+        exe,
+        quiet: cli.quiet,
+    };
+    demo::run(&options).map_err(|e| Failure::new(format!("{e:#}")))
+}
+
+fn generate(args: &GenerateArgs) -> Outcome {
+    for job in args.first..args.first + args.jobs {
+        demo::generate::job(&args.dir, args.seed, job, args.scale)
+            .map_err(|e| Failure::new(format!("can't write job {job} into {}: {e}", args.dir.display())))?;
+    }
+    Ok(0)
+}

@@ -1,1 +1,363 @@
-//! The mount daemon: everything a host runs, and its control socket.
+//! The mount daemon: everything that a host runs, put together, and its end.
+//!
+//! ```text
+//! run ── open the journal (lock), spool, cache, view, file system
+//!     ── mount, control socket, link, engine                        then `ready`
+//!     ── until: umount command │ signal │ somebody unmounted us
+//!     ── stop the engine, close the journal
+//! ```
+//! The main path is [`run`]; [`follow`] keeps the replica of the catalog; [`commands`] and [`report`] answer them.
+
+mod commands;
+mod follow;
+mod report;
+mod seams;
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use fs_err as fs;
+use tokio::{
+    runtime::{Handle, Runtime},
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+use tracing::{error, info, warn};
+
+use crate::{
+    cache::Cache,
+    clock::SystemClock,
+    config::{self, Config, ResultsHost},
+    fs::{Fs, FsParts, view::View},
+    fuse::{self, MountOptions, Mounted, Passthrough},
+    journal::{Journal, JournalError},
+    layout::{self, LayoutRules},
+    offload::{CachedContents, Engine, EngineError, EngineParts, EvictionRules, Settings, Uplink},
+    spool::{Spool, SpoolError, activity::Activity},
+    transport::Target,
+    wire::link::{Link, LinkEvent},
+};
+
+/// What the daemon is started with.
+#[derive(Debug)]
+pub struct DaemonOptions {
+    pub config: Config,
+    /// Absolute.
+    pub mountpoint: PathBuf,
+    pub read_only: bool,
+    pub passthrough: Passthrough,
+}
+
+/// Why the daemon didn't start, or ended badly.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    #[error(transparent)]
+    Mount(#[from] fuse::MountError),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    #[error("the file system can't start: {0}")]
+    Fs(String),
+    #[error("{what} {path}: {source}")]
+    Path { what: &'static str, path: PathBuf, source: io::Error },
+    #[error("{what}: {source}")]
+    Io { what: &'static str, source: io::Error },
+}
+
+impl DaemonError {
+    /// What to do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Journal(JournalError::Locked { .. }) => {
+                Some("one state directory serves one mount; `resultsfs status` shows which, or set another state_dir".into())
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The parts of a running host that the daemon's tasks share.
+pub(crate) struct Host {
+    config: Config,
+    mountpoint: PathBuf,
+    journal: Arc<Journal>,
+    spool: Arc<Spool>,
+    activity: Arc<Activity>,
+    cache: Arc<Cache>,
+    view: Arc<View>,
+    fs: Arc<Fs>,
+    rules: LayoutRules,
+    link: Option<Link>,
+    engine: Engine,
+}
+
+/// Why the daemon ends.
+enum End {
+    Signal,
+    /// Somebody has unmounted; the session is over.
+    Unmounted,
+    /// The `umount` command, after it has unmounted.
+    Command,
+}
+
+/// Runs the daemon until it is unmounted or told to end. `ready` is called once the mount answers.
+pub fn run(options: DaemonOptions, ready: impl FnOnce()) -> Result<(), DaemonError> {
+    make_state_dir(&options.config)?;
+    raise_descriptor_limit();
+    let runtime =
+        Runtime::new().map_err(|source| DaemonError::Io { what: "can't start the runtime", source })?;
+    let end = runtime.block_on(serve(options, ready));
+    // Threads may hang in a read from a dead host; nothing that matters is on them.
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    end
+}
+
+/// Tells systemd that the service is up, where it is one.
+pub fn notify_systemd() {
+    if let Err(e) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+        warn!("can't tell systemd that the mount is ready: {e}");
+    }
+}
+
+/// Makes the state directory, which nobody else may look into, the spool, whose mode is that of the mount's root, and a place for files on
+/// their way into it.
+pub fn make_state_dir(config: &Config) -> Result<(), DaemonError> {
+    make_dir(&config.state_dir, 0o700)?;
+    make_dir(&config.spool_dir, 0o755)?;
+    make_dir(&tmp_dir(config), 0o700)
+}
+
+fn make_dir(dir: &Path, mode: u32) -> Result<(), DaemonError> {
+    use std::os::unix::fs::DirBuilderExt;
+    let made = std::fs::DirBuilder::new().recursive(true).mode(mode).create(dir);
+    made.map_err(|source| DaemonError::Path { what: "can't make directory", path: dir.to_owned(), source })
+}
+
+async fn serve(options: DaemonOptions, ready: impl FnOnce()) -> Result<(), DaemonError> {
+    let (stop, mut stopped) = mpsc::channel(1);
+    let (host, mounted, events) = start(options)?;
+    let mounted = Arc::new(mounted);
+    let control = control_listener(&host.config)?;
+    let tasks = vec![
+        tokio::spawn(commands::answer(control, host.clone(), mounted.clone(), stop.clone())),
+        tokio::spawn(follow::follow(host.clone(), mounted.notifier(), events)),
+    ];
+    watch_session(mounted.clone(), stop.clone());
+    watch_signals(stop).map_err(|source| DaemonError::Io { what: "can't watch for signals", source })?;
+    info!("{} is mounted", host.mountpoint.display());
+    ready();
+    match stopped.recv().await {
+        Some(End::Signal) => unmount_at_signal(&host, &mounted).await,
+        Some(End::Unmounted) => info!("{} was unmounted", host.mountpoint.display()),
+        Some(End::Command) | None => {}
+    }
+    host.engine.stop().await;
+    if let Some(link) = &host.link {
+        link.stop();
+    }
+    tasks.iter().for_each(tokio::task::JoinHandle::abort);
+    let _ = fs::remove_file(host.config.control_socket());
+    info!("ended");
+    Ok(())
+}
+
+fn start(
+    options: DaemonOptions,
+) -> Result<(Arc<Host>, Mounted, mpsc::UnboundedReceiver<LinkEvent>), DaemonError> {
+    let DaemonOptions { config, mountpoint, read_only, passthrough } = options;
+    let path_error = |what, path: &Path| {
+        let path = path.to_owned();
+        move |source| DaemonError::Path { what, path, source }
+    };
+    let clock = Arc::new(SystemClock);
+    let journal = Journal::open(&config.state_dir, clock.clone())?;
+    let spool = Spool::open(&config.spool_dir)?;
+    let cache_dir = config.state_dir.join("cache");
+    let cache = Cache::open(&cache_dir, config.cache_max_mib << 20)
+        .map_err(path_error("can't open the cache", &cache_dir))?;
+    let view = Arc::new(View::new(journal.clone(), cache.clone()));
+    let (activity, touched) = Activity::new();
+    let rules = layout_rules(&config);
+    let (link, events) = start_link(&config, &journal, &cache);
+    let fs = Fs::new(FsParts {
+        spool: spool.clone(),
+        activity: activity.clone(),
+        journal: journal.clone(),
+        view: view.clone(),
+        cache: cache.clone(),
+        may_delete: false,
+        rules: rules.clone(),
+        tmp_dir: tmp_dir(&config),
+    })
+    .map_err(|e| DaemonError::Fs(e.to_string()))?;
+    let mount_options = MountOptions {
+        allow_other: rustix::process::geteuid().is_root(),
+        read_only,
+        fs_name: source(&config),
+        passthrough,
+    };
+    let mounted = fuse::mount(fs.clone(), &mountpoint, &mount_options)?;
+    let notices = mounted.notifier();
+    let engine = Engine::start(EngineParts {
+        journal: journal.clone(),
+        activity: activity.clone(),
+        touched,
+        spool: spool.clone(),
+        link: link.clone().map(|link| Arc::new(link) as Arc<dyn Uplink>),
+        union: view.clone(),
+        contents: Arc::new(CachedContents::new(cache.clone(), link.clone())),
+        clock,
+        on_evicted: Box::new({
+            let fs = fs.clone();
+            move |unit| notices.tell(fs.evicted(std::slice::from_ref(unit)))
+        }),
+        settings: engine_settings(&config, &rules),
+    });
+    let engine = match engine {
+        Ok(engine) => engine,
+        Err(e) => {
+            let _ = mounted.unmount(true);
+            return Err(e.into());
+        }
+    };
+    let host = Host { config, mountpoint, journal, spool, activity, cache, view, fs, rules, link, engine };
+    Ok((Arc::new(host), mounted, events))
+}
+
+/// The connection to the store, where there is one, and its events.
+fn start_link(
+    config: &Config,
+    journal: &Arc<Journal>,
+    cache: &Cache,
+) -> (Option<Link>, mpsc::UnboundedReceiver<LinkEvent>) {
+    let (sender, events) = mpsc::unbounded_channel();
+    let link = target(config).map(|target| {
+        let hello = seams::hello(journal.clone(), config.host_name.clone(), config.fingerprint());
+        Link::start(target, hello, sender)
+    });
+    if let Some(link) = &link {
+        cache.set_source(Arc::new(seams::LinkSource::new(link.clone(), Handle::current())));
+    }
+    (link, events)
+}
+
+/// For files on their way into the spool; beside it, so that they can be renamed into place.
+fn tmp_dir(config: &Config) -> PathBuf {
+    if config.spool_dir.starts_with(&config.state_dir) {
+        config.state_dir.join("tmp")
+    } else {
+        config.spool_dir.with_extension("tmp")
+    }
+}
+
+fn engine_settings(config: &Config, rules: &LayoutRules) -> Settings {
+    Settings {
+        rules: rules.clone(),
+        eviction: EvictionRules {
+            keep_local_ms: config.keep_local_hours * 3_600_000,
+            high_percent: config.spool_high_percent,
+            low_percent: config.spool_low_percent,
+        },
+        max_transfers: usize::try_from(config.max_transfer_processes).unwrap_or(usize::MAX),
+        compression_level: config.compression_level,
+        bandwidth_bytes_per_s: config.bandwidth_mib_per_s << 20,
+        tmp_dir: tmp_dir(config),
+    }
+}
+
+/// The mount's source in mountinfo: its configuration file, from which `umount` finds the daemon.
+fn source(config: &Config) -> String {
+    config.files.first().map_or_else(|| "resultsfs".to_owned(), |f| f.display().to_string())
+}
+
+fn layout_rules(config: &Config) -> LayoutRules {
+    LayoutRules {
+        local_only: config.local_only.clone(),
+        complete_on: match config.complete_on {
+            config::CompleteOn::Archiver => layout::CompleteOn::Archiver,
+            config::CompleteOn::Parser => layout::CompleteOn::Parser,
+            config::CompleteOn::Autoserv => layout::CompleteOn::Autoserv,
+        },
+        settle_ms: config.settle_seconds * 1000,
+        lost_ms: config.lost_hours * 3_600_000,
+    }
+}
+
+/// Where this host's layers go: nowhere, to the store on this machine, or to the results host by ssh.
+fn target(config: &Config) -> Option<Target> {
+    let socket = &config.serve_socket;
+    match &config.results_host {
+        ResultsHost::None => None,
+        ResultsHost::Host { .. } if std::os::unix::net::UnixStream::connect(socket).is_ok() => {
+            Some(Target::Unix(socket.clone()))
+        }
+        ResultsHost::Host { host, user } => Some(Target::Ssh {
+            command: config.ssh_command.clone(),
+            user: user.clone(),
+            host: host.clone(),
+            remote_command: config.remote_command.clone(),
+        }),
+    }
+}
+
+fn control_listener(config: &Config) -> Result<tokio::net::UnixListener, DaemonError> {
+    use std::os::unix::fs::PermissionsExt;
+    let path = config.control_socket();
+    let fail = |source| DaemonError::Path { what: "can't listen on", path: path.clone(), source };
+    // The journal's lock is ours, so a socket that is still there is a dead daemon's.
+    let _ = fs::remove_file(&path);
+    let listener = tokio::net::UnixListener::bind(&path).map_err(fail)?;
+    fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(fail)?;
+    Ok(listener)
+}
+
+fn watch_session(mounted: Arc<Mounted>, stop: mpsc::Sender<End>) {
+    std::thread::spawn(move || {
+        if let Err(e) = mounted.wait() {
+            error!("the mount has ended: {e}");
+        }
+        // Nobody listens any more when the daemon is ending anyway.
+        let _ = stop.blocking_send(End::Unmounted);
+    });
+}
+
+fn watch_signals(stop: mpsc::Sender<End>) -> io::Result<()> {
+    let mut term = signal(SignalKind::terminate())?;
+    let mut int = signal(SignalKind::interrupt())?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        let _ = stop.send(End::Signal).await;
+    });
+    Ok(())
+}
+
+/// A signal is the machine going down or a service stop: open files get some time, then the mount is detached.
+async fn unmount_at_signal(host: &Host, mounted: &Mounted) {
+    for _ in 0..50 {
+        match mounted.unmount(false) {
+            Ok(()) => return,
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+    warn!("{} files are still open; the mount is detached", host.activity.open_handles());
+    if let Err(e) = mounted.unmount(true) {
+        error!("can't unmount: {e}");
+    }
+}
+
+/// A node without a file handle costs a descriptor; the hard limit is what we can have.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let now = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum });
+}

@@ -1,17 +1,23 @@
 //! The union of committed layers: which entries of which layers show at a path?
 //!
-//! The pure part: an [`Index`] is built from the layers of all units that can hold entries along one path, and then answers by
-//! a binary search. It knows nothing of the spool, the journal or the network.
+//! The pure part: an [`Index`] is built from the layers of all units that can hold entries along one path,
+//! and then answers by a binary search. It knows nothing of the spool, the journal or the network.
 //!
-//! The rules (`docs/architecture.md`, "The union"), in the words used here. An entry's sequence number is that under which its path last changed.
-//! 1. At one path the highest sequence number wins. Directories merge: among them it decides only whose attributes show.
-//! 2. A file, link or whiteout (a *non-directory*) hides everything below its path that has no higher sequence number.
-//! 3. A directory is as new as the newest thing that shows below it; a non-directory that is older than that is *stale* and doesn't
-//!    count at its own path. So file against directory: the newer wins as a whole, and nothing shows without its parents.
-//! 4. A directory that something shows in and that no layer describes is *synthetic*: `drwxr-xr-x root root`, oldest commit's time.
+//! The rules (`docs/architecture.md`, "The union"), in the words used here. An entry's sequence number is
+//! that under which its path last changed.
 //!
-//! Own and foreign entries are told apart, since the host may have deleted or changed its own after the commit; whoever asks
-//! takes the one with the higher sequence number, unless the own one no longer counts.
+//! 1. At one path the highest sequence number wins. Directories merge: among them it decides only whose
+//!    attributes show.
+//! 2. A file, link or whiteout (a *non-directory*) hides everything below its path that has no higher
+//!    sequence number.
+//! 3. A directory is as new as the newest thing that shows below it; a non-directory that is older than that is
+//!    *stale* and doesn't count at its own path. So file against directory: the newer wins as a whole, and
+//!    nothing shows without its parents.
+//! 4. A directory that something shows in and that no layer describes is *synthetic*: `drwxr-xr-x root root`,
+//!    oldest commit's time.
+//!
+//! Own and foreign entries are told apart, since the host may have deleted or changed its own after the
+//! commit; whoever asks takes the one with the higher sequence number, unless the own one no longer counts.
 
 use std::sync::Arc;
 
@@ -43,12 +49,13 @@ pub struct Candidate {
     pub manifest: Hash,
     /// Size and content, if it is a regular file or another name of one.
     pub file: Option<(u64, Hash)>,
-    /// No layer describes this directory, or none was looked into; unit, host and manifest are those of a layer below it.
+    /// No layer describes this directory, or none was looked into; unit, host and manifest are those of a
+    /// layer below it.
     pub synthetic: bool,
 }
 
-/// What the committed layers say of a path: the best own entry, and the best of all other hosts'. A whiteout is an entry, too:
-/// who finds one on top treats the path as not there.
+/// What the committed layers say of a path: the best own entry, and the best of all other hosts'. A whiteout
+/// is an entry, too: who finds one on top treats the path as not there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Resolved {
     pub own: Option<Candidate>,
@@ -79,28 +86,25 @@ const SIDES: [Side; 2] = [Side::Own, Side::Foreign];
 
 /// The highest number of what shows below a path, by side; 0 = nothing does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Alive([Seq; 2]);
+struct Alive([Seq; 2]);
 
 impl Alive {
     /// Nothing but this, of one side.
-    pub fn only(side: Side, seq: Seq) -> Self {
+    fn only(side: Side, seq: Seq) -> Self {
         let mut alive = Self::default();
         alive.raise(side, seq);
         alive
     }
 
-    /// Of one side.
-    pub fn of(&self, side: Side) -> Seq {
+    fn of(&self, side: Side) -> Seq {
         self.0[side as usize]
     }
 
-    /// Of both.
-    pub fn max(&self) -> Seq {
+    fn max(&self) -> Seq {
         self.0[0].max(self.0[1])
     }
 
-    /// Takes in more of what shows.
-    pub fn merge(&mut self, other: Alive) {
+    fn merge(&mut self, other: Alive) {
         SIDES.iter().for_each(|side| self.raise(*side, other.of(*side)));
     }
 
@@ -113,8 +117,8 @@ impl Alive {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlotId(u32);
 
-/// The merged layers of some units, by path from the top of the tree. Slots are in the order of a walk that takes a directory before what is in
-/// it, so that each subtree is one run of them.
+/// The merged layers of some units, by path from the top of the tree. Slots are in the order of a walk that
+/// takes a directory before what is in it, so that each subtree is one run of them.
 #[derive(Debug)]
 pub struct Index {
     own: HostUuid,
@@ -163,10 +167,11 @@ impl Slot {
         self.others.iter().flatten().map(|r| r.seq).fold(self.floor, Seq::max)
     }
 
-    /// Rules 1 to 3 at the path itself, given all that shows below it.
-    fn pick(&self, side: Side, below: Alive) -> Option<Ref> {
-        let other = self.others[side as usize].filter(|r| r.seq > self.floor && r.seq >= below.max());
-        let dir = self.dirs[side as usize].filter(|r| r.seq > self.floor || below.max() > Seq::default());
+    /// Rules 1 to 3 at the path itself.
+    fn pick(&self, side: Side) -> Option<Ref> {
+        let other = self.others[side as usize].filter(|r| r.seq > self.floor && r.seq >= self.below.max());
+        let dir =
+            self.dirs[side as usize].filter(|r| r.seq > self.floor || self.below.max() > Seq::default());
         [other, dir].into_iter().flatten().max_by_key(|r| r.seq)
     }
 }
@@ -216,11 +221,6 @@ impl Index {
         })
     }
 
-    /// What shows below a path, as far as these layers say.
-    pub fn below(&self, slot: SlotId) -> Alive {
-        self.slot(slot).below
-    }
-
     /// The number below which everything under `path` is hidden.
     pub fn bar(&self, path: &RelPath) -> Seq {
         (0..=path.depth())
@@ -235,22 +235,20 @@ impl Index {
         slot.others.iter().all(Option::is_none) && slot.dirs.iter().flatten().any(|r| r.seq > slot.floor)
     }
 
-    /// What shows at a path, given what other layers show below it.
-    pub fn resolve(&self, slot: SlotId, elsewhere: Alive) -> Resolved {
+    /// What shows at a path.
+    pub fn resolve(&self, slot: SlotId) -> Resolved {
         let slot = self.slot(slot);
-        let mut below = slot.below;
-        below.merge(elsewhere);
-        let [own, foreign] = SIDES.map(|side| match slot.pick(side, below) {
+        let [own, foreign] = SIDES.map(|side| match slot.pick(side) {
             Some(found) => Some(self.candidate(found)),
-            None if below.of(side) > Seq::default() => self
-                .layers
-                .iter()
-                .filter(|l| self.side(l) == side)
-                .min_by_key(|l| l.head.time_ms)
-                .map(synthetic),
+            None if slot.below.of(side) > Seq::default() => self.synthetic(side),
             None => None,
         });
         Resolved { own, foreign }
+    }
+
+    fn synthetic(&self, side: Side) -> Option<Candidate> {
+        let layers = self.layers.iter().filter(|layer| self.side(layer) == side);
+        layers.min_by_key(|layer| layer.head.time_ms).map(|layer| synthetic_dir(&layer.unit, &layer.head))
     }
 
     fn side(&self, layer: &Layer) -> Side {
@@ -274,11 +272,6 @@ impl Index {
             synthetic: false,
         }
     }
-}
-
-/// A directory that no layer describes, above or in `layer`.
-fn synthetic(layer: &Layer) -> Candidate {
-    synthetic_dir(&layer.unit, &layer.head)
 }
 
 /// A directory that no layer describes, above or in a layer.
@@ -316,7 +309,8 @@ fn slot_path<'a>(layers: &'a [Layer], slot: &Slot) -> impl Iterator<Item = &'a [
     full_path(layers, slot.named_by).take(slot.depth as usize)
 }
 
-/// Whether an entry is one that its unit can have: a loose unit has no directories but its root, and nothing in them.
+/// Whether an entry is one that its unit can have: a loose unit has no directories but its root, and nothing
+/// in them.
 fn belongs(unit: &UnitId, entry: &Entry) -> bool {
     match unit.scope {
         Scope::Tree => true,
@@ -381,11 +375,13 @@ impl<'a> Builder<'a> {
         self.slots.push(Slot::new(place, depth, floor));
     }
 
-    /// Enters an entry at the slot that is open. All entries of a path come before those below it, so its bar is known in time.
+    /// Enters an entry at the slot that is open. All entries of a path come before those below it, so its bar
+    /// is known in time.
     fn offer(&mut self, place: Place) {
         let layer = &self.layers[place.layer as usize];
         let entry = entry_at(self.layers, place);
-        // A manifest that speaks of a generation beyond its commit breaks a rule; its entry is as new as the commit.
+        // A manifest that speaks of a generation beyond its commit breaks a rule; its entry is as new as the
+        // commit.
         let seq = layer.head.seq_of(entry.since).unwrap_or_else(|| layer.head.seq());
         let side = if layer.head.host == self.own { Side::Own } else { Side::Foreign };
         let slot = self.top();
@@ -415,7 +411,7 @@ impl<'a> Builder<'a> {
     fn shows(&self, slot: &Slot) -> Alive {
         let winner = SIDES
             .into_iter()
-            .filter_map(|side| slot.pick(side, slot.below).map(|r| (side, r)))
+            .filter_map(|side| slot.pick(side).map(|r| (side, r)))
             .max_by_key(|(_, r)| r.seq);
         let mut shows = slot.below;
         let Some((side, found)) = winner else { return shows };

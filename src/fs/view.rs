@@ -1,11 +1,14 @@
-//! The committed part of the results tree: layers from the journal's replica, manifests from the journal or the network, merged by [`union`](super::union).
+//! The committed part of the results tree: layers from the journal's replica, manifests from the journal or
+//! the network, merged by [`union`](super::union).
 //!
-//! A path's *chain* is all units that can hold it or its parents; the merged index of a chain is kept as long as its layers stay what they are.
-//! Nothing here waits for the network but [`View::fetch`]: what needs manifests that aren't on this host says so with [`Need`].
+//! A path's *chain* is all units that can hold it or its parents; the merged index of a chain is kept as long
+//! as its layers stay what they are. Nothing here waits for the network but [`View::fetch`]: what needs
+//! manifests that aren't on this host says so with [`Need`].
 //!
-//! Whether a directory above units shows at all would take the manifests of everything below it, and the top of the tree has hundreds of thousands
-//! of these. So *evidence* is enough where nothing speaks against it: a unit at or below it all of whose layers hold file bytes. For who deletes a
-//! directory deletes what is in it, and leaves a layer without bytes in each unit below.
+//! Whether a directory above units shows at all would take the manifests of everything below it, and the top
+//! of the tree has hundreds of thousands of these. So *evidence* is enough where nothing speaks against it: a
+//! unit at or below it all of whose layers hold file bytes. For who deletes a directory deletes what is in
+//! it, and leaves a layer without bytes in each unit below.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,8 +21,8 @@ use std::{
 
 use tracing::warn;
 
-use super::union::{Alive, Index, Layer, Side, synthetic_dir};
 pub use super::union::{Candidate, Resolved};
+use super::union::{Index, Layer, Side, synthetic_dir};
 use crate::{
     cache::{Cache, FetchError, lru::Lru},
     chunk::ObjectKind,
@@ -30,10 +33,12 @@ use crate::{
 
 /// No unit's root is deeper: `hosts/<host>/<task>`.
 const ROOT_DEPTH_MAX: usize = 3;
-/// Paths in merged indexes, about 150 bytes each and as much again for their entries. One index may be beyond it, alone.
+/// Paths in merged indexes, about 150 bytes each and as much again for their entries. One index may be beyond
+/// it, alone.
 const INDEXED_PATHS: u64 = 256 << 10;
-/// Entries of manifests just fetched, should the journal be unable to keep them.
-const FRESH_ENTRIES: u64 = 2 * crate::limits::MANIFEST_ENTRIES as u64;
+/// Entries of manifests that the journal couldn't keep, about 200 bytes each. One manifest may be beyond it,
+/// alone.
+const UNKEPT_ENTRIES: u64 = 200_000;
 /// Manifests on the way at once.
 const FETCHES: usize = 8;
 /// Units looked at for evidence; beyond it what was found must do.
@@ -62,7 +67,7 @@ pub struct View {
     journal: Arc<Journal>,
     cache: Arc<Cache>,
     indexes: Mutex<Lru<Vec<UnitId>, Arc<Index>>>,
-    fresh: Mutex<Lru<Hash, Arc<Manifest>>>,
+    unkept: Mutex<Lru<Hash, Arc<Manifest>>>,
 }
 
 type Heads = Vec<(UnitId, LayerHead)>;
@@ -74,11 +79,12 @@ impl View {
             journal,
             cache,
             indexes: Mutex::new(Lru::new(INDEXED_PATHS)),
-            fresh: Mutex::new(Lru::new(FRESH_ENTRIES)),
+            unkept: Mutex::new(Lru::new(UNKEPT_ENTRIES)),
         }
     }
 
-    /// Whether committed entries can show at or below `path` that this host's spool doesn't hold. Needs no manifest; `true` may be wrong.
+    /// Whether committed entries can show at or below `path` that this host's spool doesn't hold. Needs no
+    /// manifest; `true` may be wrong.
     pub fn relevant(&self, path: &RelPath) -> bool {
         let holds = |unit: &UnitId| unit.holds(path) && self.is_beyond_spool(unit);
         if prefixes(path).flat_map(units_at).any(|unit| holds(&unit)) {
@@ -93,41 +99,50 @@ impl View {
         found.is_break()
     }
 
-    /// Whether a unit has committed entries that the spool may lack: other hosts', or those of an own layer that is partial.
+    /// Whether a unit has committed entries that the spool may lack: other hosts', or those of an own layer
+    /// that is partial.
     fn is_beyond_spool(&self, unit: &UnitId) -> bool {
         self.journal.has_foreign(unit) || self.journal.get(unit).is_some_and(|own| own.partial)
     }
 
     /// What the committed layers say of `path`.
     pub fn lookup(&self, path: &RelPath) -> Result<Resolved, Need> {
-        let index = self.index(path)?;
+        let chain = self.chain(path);
+        let index = self.merged(&chain)?;
         let (slot, bar) = (index.find(path), index.bar(path));
-        let resolve = |elsewhere| slot.map_or(Resolved::default(), |slot| index.resolve(slot, elsewhere));
+        let resolved = slot.map_or(Resolved::default(), |slot| index.resolve(slot));
         let is_plain_dir = slot.is_some_and(|slot| index.is_plain_dir(slot));
-        if bar == Seq::default() && (is_plain_dir || slot.is_none()) {
-            // The own directory may be gone from the spool while others have something in it.
-            let resolved = resolve(Alive::default());
-            let resolved =
-                if resolved.foreign.is_none() { or(resolved, self.evidence(path)) } else { resolved };
-            if !resolved.is_empty() {
-                return Ok(resolved);
-            }
-        } else if is_plain_dir {
-            return Ok(resolve(Alive::default()));
+        let is_uncontested = bar == Seq::default() && (is_plain_dir || slot.is_none());
+        let resolved = if is_uncontested { self.complete(resolved, path) } else { resolved };
+        if is_plain_dir || is_uncontested && !resolved.is_empty() {
+            return Ok(resolved);
         }
-        let (alive, dirs) = self.below(path, bar)?;
-        Ok(or(resolve(alive), dirs))
+        let deeper = self.layers_below(path, bar);
+        if deeper.is_empty() {
+            return Ok(resolved);
+        }
+        let index = self.merged(&[chain, deeper].concat())?;
+        Ok(index.find(path).map_or(Resolved::default(), |slot| index.resolve(slot)))
     }
 
-    /// What the committed layers say of everything directly in `dir`. A directory at or above units' roots may come as a synthetic one
-    /// though a layer describes it: [`View::lookup`] tells its attributes.
+    /// Adds evidence of what others have in a directory: the own one may be gone from the spool meanwhile.
+    fn complete(&self, resolved: Resolved, path: &RelPath) -> Resolved {
+        if resolved.foreign.is_some() {
+            return resolved;
+        }
+        let evidence = self.evidence(path);
+        Resolved { own: resolved.own.or(evidence.own), foreign: evidence.foreign }
+    }
+
+    /// What the committed layers say of everything directly in `dir`. A directory at or above units' roots
+    /// may come as a synthetic one though a layer describes it: [`View::lookup`] tells its attributes.
     pub fn list(&self, dir: &RelPath) -> Result<BTreeMap<Vec<u8>, Resolved>, Need> {
-        let index = self.index(dir)?;
+        let index = self.merged(&self.chain(dir))?;
         let roots = self.child_roots(dir);
         let mut listing = BTreeMap::new();
         if let Some(slot) = index.find(dir) {
             for (name, child) in index.children(slot).filter(|(name, _)| !roots.contains(*name)) {
-                listing.insert(name.to_vec(), index.resolve(child, Alive::default()));
+                listing.insert(name.to_vec(), index.resolve(child));
             }
         }
         let mut need = Need::default();
@@ -149,34 +164,15 @@ impl View {
         if evidence.is_empty() { self.lookup(path) } else { Ok(evidence) }
     }
 
-    /// What shows below `path` in units whose roots are below it, as far as it is newer than `bar`; and synthetic directories for that.
-    fn below(&self, path: &RelPath, bar: Seq) -> Result<(Alive, Resolved), Need> {
-        let (mut alive, mut dirs, mut need) = (Alive::default(), Resolved::default(), Need::default());
-        for root in self.roots_below(path, bar) {
-            match self.index(&root) {
-                Ok(index) => {
-                    let Some(slot) = index.find(path) else { continue };
-                    alive.merge(index.below(slot));
-                    dirs = or(dirs, index.resolve(slot, Alive::default()));
-                }
-                Err(more) => need.add(more),
-            }
-        }
-        dirs.own = dirs.own.filter(|dir| dir.synthetic);
-        dirs.foreign = dirs.foreign.filter(|dir| dir.synthetic);
-        need.or((alive, dirs))
-    }
-
-    /// Roots below `path` of units that have something newer than `bar`.
-    fn roots_below(&self, path: &RelPath, bar: Seq) -> BTreeSet<RelPath> {
-        let mut roots = BTreeSet::new();
+    /// Layers of units whose roots are below `path`, with something newer than `bar`: what is older, these
+    /// can't show or hide.
+    fn layers_below(&self, path: &RelPath, bar: Seq) -> Heads {
+        let mut heads = Vec::new();
         let _ = self.walk(path, &mut |unit| {
-            if self.journal.layers(unit).iter().any(|l| l.entries > 0 && l.seq() > bar) {
-                roots.insert(unit.root.clone());
-            }
+            heads.extend(self.layers_of(unit).filter(|(_, head)| head.seq() > bar));
             ControlFlow::Continue(())
         });
-        roots
+        heads
     }
 
     /// Synthetic directories for units at and below `path` that hold file bytes in each layer.
@@ -228,16 +224,18 @@ impl View {
 
     /// The layers that can have entries at `path` or above it.
     fn chain(&self, path: &RelPath) -> Heads {
-        let layers = |unit: UnitId| {
-            let heads = self.journal.layers(&unit).into_iter().filter(|head| head.entries > 0);
-            heads.map(move |head| (unit.clone(), head)).collect::<Vec<_>>()
-        };
-        prefixes(path).flat_map(units_at).flat_map(layers).collect()
+        prefixes(path).flat_map(units_at).flat_map(|unit| self.layers_of(&unit)).collect()
     }
 
-    /// The merged index of a path's chain.
-    fn index(&self, path: &RelPath) -> Result<Arc<Index>, Need> {
-        let heads = self.chain(path);
+    /// A unit's layers that say anything.
+    fn layers_of(&self, unit: &UnitId) -> impl Iterator<Item = (UnitId, LayerHead)> + use<> {
+        let unit = unit.clone();
+        let layers = self.journal.layers(&unit).into_iter().filter(|head| head.entries > 0);
+        layers.map(move |head| (unit.clone(), head))
+    }
+
+    /// The merged index of some layers.
+    fn merged(&self, heads: &[(UnitId, LayerHead)]) -> Result<Arc<Index>, Need> {
         let key: Vec<UnitId> = heads.iter().map(|(unit, _)| unit.clone()).collect();
         if let Some(index) = self.indexes.lock().expect(NO_PANIC).get(&key)
             && index.layers().iter().map(|l| (&l.unit, &l.head)).eq(heads.iter().map(|(u, h)| (u, h)))
@@ -250,12 +248,12 @@ impl View {
         Ok(index)
     }
 
-    fn load(&self, heads: Heads) -> Result<Vec<Layer>, Need> {
+    fn load(&self, heads: &[(UnitId, LayerHead)]) -> Result<Vec<Layer>, Need> {
         let mut need = Need::default();
         let mut layers = Vec::new();
         for (unit, head) in heads {
             match self.manifest(&head.manifest) {
-                Some(manifest) => layers.push(Layer { unit, head, manifest }),
+                Some(manifest) => layers.push(Layer { unit: unit.clone(), head: head.clone(), manifest }),
                 None => need.add(Need { manifests: vec![head.manifest] }),
             }
         }
@@ -263,8 +261,8 @@ impl View {
     }
 
     fn manifest(&self, hash: &Hash) -> Option<Arc<Manifest>> {
-        let fresh = self.fresh.lock().expect(NO_PANIC).get(hash).cloned();
-        fresh.or_else(|| {
+        let unkept = self.unkept.lock().expect(NO_PANIC).get(hash).cloned();
+        unkept.or_else(|| {
             self.journal.manifest(hash).unwrap_or_else(|error| {
                 warn!(%hash, %error, "a kept manifest can't be read");
                 None
@@ -272,8 +270,8 @@ impl View {
         })
     }
 
-    /// Fetches, checks and keeps the manifests, several at once. Waits for the network. With any error it is worth asking again only
-    /// later; what came meanwhile is kept.
+    /// Fetches, checks and keeps the manifests, several at once. Waits for the network. With any error it is
+    /// worth asking again only later; what came meanwhile is kept.
     pub fn fetch(&self, need: &Need) -> Result<(), FetchError> {
         let next = AtomicUsize::new(0);
         let work = || {
@@ -294,15 +292,12 @@ impl View {
 
     fn fetch_one(&self, hash: &Hash) -> Result<(), FetchError> {
         let encoded = self.cache.get(ObjectKind::Manifest, hash)?;
-        let manifest = match self.journal.keep_manifest(hash, &encoded) {
-            Ok(manifest) => manifest,
-            Err(error) => {
-                warn!(%hash, %error, "a manifest can't be kept");
-                Arc::new(Manifest::decode(&encoded).map_err(|_| FetchError::Damaged)?)
-            }
-        };
-        let weight = manifest.entries().len() as u64 + 1;
-        self.fresh.lock().expect(NO_PANIC).insert(*hash, manifest, weight);
+        if let Err(error) = self.journal.keep_manifest(hash, &encoded) {
+            warn!(%hash, %error, "a manifest can't be kept");
+            let manifest = Arc::new(Manifest::decode(&encoded).map_err(|_| FetchError::Damaged)?);
+            let weight = (manifest.entries().len() as u64).clamp(1, UNKEPT_ENTRIES);
+            self.unkept.lock().expect(NO_PANIC).insert(*hash, manifest, weight);
+        }
         Ok(())
     }
 }
@@ -315,11 +310,8 @@ impl std::fmt::Debug for View {
     }
 }
 
-fn or(first: Resolved, then: Resolved) -> Resolved {
-    Resolved { own: first.own.or(then.own), foreign: first.foreign.or(then.foreign) }
-}
-
-/// A layer that holds file bytes isn't one that only deletes, and one with more than one entry has a directory at its root.
+/// A layer that holds file bytes isn't one that only deletes, and one with more than one entry has a
+/// directory at its root.
 fn is_solid(layer: &LayerHead) -> bool {
     layer.bytes > 0 && layer.entries > 1
 }

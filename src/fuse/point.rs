@@ -12,6 +12,8 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -30,6 +32,9 @@ const COMM_FD: &str = "_FUSE_COMMFD";
 
 /// Where the kernel's control file system for FUSE belongs.
 const CONNECTIONS: &str = "/sys/fs/fuse/connections";
+
+/// How long a killed daemon may take to let go of its mount.
+const DYING: Duration = Duration::from_secs(3);
 
 /// A mount that was made.
 #[derive(Debug)]
@@ -84,9 +89,7 @@ impl Point {
 /// The path as mountinfo will have it, if it is a directory that may be mounted on. A dead mount of ours there is cleared away.
 fn check(path: &Path) -> Result<PathBuf, MountError> {
     let fail = |source| MountError::Point { path: path.to_owned(), source };
-    if let Err(e) = path.symlink_metadata()
-        && e.raw_os_error() == Some(libc::ENOTCONN)
-    {
+    if is_dead(path) {
         tracing::warn!(path = %path.display(), "a dead mount was left here; clearing it away");
         rustix::mount::unmount(path, UnmountFlags::DETACH).map_err(|e| fail(e.into()))?;
     }
@@ -99,6 +102,21 @@ fn check(path: &Path) -> Result<PathBuf, MountError> {
     }
     let mut entries = fs_err::read_dir(&path).map_err(fail)?;
     if entries.next().is_some() { Err(MountError::NotEmpty(path)) } else { Ok(path) }
+}
+
+/// Whether a mount without a daemon is there. A daemon that was killed lets go of its mount a moment after it has gone from sight, so one
+/// that is alive is looked at again for that long.
+fn is_dead(path: &Path) -> bool {
+    let end = Instant::now() + DYING;
+    loop {
+        match path.symlink_metadata() {
+            Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => return true,
+            _ if mount_at(path).is_none_or(|line| line.fs_type != FS_TYPE) || Instant::now() > end => {
+                return false;
+            }
+            _ => thread::sleep(Duration::from_millis(20)),
+        }
+    }
 }
 
 fn mount_directly(path: &Path, options: &MountOptions) -> io::Result<OwnedFd> {

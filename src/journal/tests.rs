@@ -739,3 +739,92 @@ fn a_touch_of_a_running_unit_writes_nothing() {
     }
     assert_eq!(changed(), before);
 }
+
+/// The bytes on disk are a contract with the next version: docs/format-journal.md.
+#[test]
+fn keys_and_values_are_these_bytes() {
+    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+    assert_eq!(hex(&db::unit_key(&exec())), "31322d6d6500686f7374310000");
+    assert_eq!(hex(&db::gone_key(&UnitId::loose(path("7-a")), &path("x/y"))), "0005372d610001782f79");
+    let running = UnitRecord::running(UnitId::loose(path("7-a")), Generation(2), 1_000);
+    let sealed = UnitRecord { state: State::Sealed, manifest: Some(Hash([0xab; 32])), ..running };
+    let committed =
+        Committed { generation: Generation(1), manifest: Hash([0xcd; 32]), seq: Seq(9), time_ms: 5_000 };
+    let record = UnitRecord { committed: Some(committed), partial: true, ..sealed };
+    let (ab, cd) = ("ab".repeat(32), "cd".repeat(32));
+    assert_eq!(
+        hex(&db::encode(&record)),
+        format!(
+            "a9 00 8243372d6101 01 02 02 02 03 5820{ab} 04 84015820{cd}09191388 05 f5 06 f4 07 f4 08 1903e8"
+        )
+        .replace(' ', "")
+    );
+}
+
+/// What must hold of every record, whatever has happened to it.
+fn assert_good(record: &UnitRecord) {
+    let is_sealed = record.state >= State::Sealed;
+    assert_eq!(record.manifest.is_some(), is_sealed, "{record:?}");
+    if record.state >= State::Committed {
+        let committed = record.committed.expect("committed");
+        assert_eq!((committed.generation, Some(committed.manifest)), (record.generation, record.manifest));
+    }
+    assert!(record.committed.is_none_or(|c| c.generation <= record.generation), "{record:?}");
+    assert!(record.state != State::Evicted || record.partial, "{record:?}");
+    assert!(!record.partial || record.committed.is_some(), "{record:?}");
+}
+
+/// One of everything that can be asked of a unit; what is out of turn is refused.
+fn ask(journal: &Journal, catalog: &mut Catalog, unit: &UnitId, operation: u8) {
+    let record = journal.get(unit);
+    let generation = record.as_ref().map_or(Generation::FIRST, |r| r.generation);
+    let _refused = match operation {
+        0 => journal.touch(unit).map(drop),
+        1 | 2 => journal.complete(&[(unit.clone(), BY_ITSELF)]),
+        3 | 4 => journal.seal(unit, generation, &manifest(generation.0)).map(drop),
+        5 | 6 => match record.and_then(|r| r.manifest) {
+            Some(hash) => {
+                let ack = catalog.commit(journal.host(), unit, generation.0, hash);
+                journal.committed(unit, generation, &ack)
+            }
+            None => Ok(()),
+        },
+        7 => journal.evict(unit),
+        8 => journal.recalled(unit),
+        9 => journal.unsend(unit),
+        10 => journal.set_gone(unit, &path("x"), true),
+        _ => journal.forget(unit),
+    };
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(12))]
+    #[test]
+    fn any_order_of_transitions_leaves_good_records(
+        operations in proptest::collection::vec((0..2u8, 0..12u8), 1..60),
+    ) {
+        let (dir, mut journal) = fresh();
+        let mut catalog = Catalog::new();
+        let units = [exec(), UnitId::loose(path("12-me"))];
+        let mut last = [Generation::FIRST; 2];
+        for (which, operation) in operations {
+            let which = usize::from(which);
+            ask(&journal, &mut catalog, &units[which], operation);
+            match journal.get(&units[which]) {
+                Some(record) => {
+                    assert_good(&record);
+                    assert!(record.generation >= last[which], "generations never fall");
+                    last[which] = record.generation;
+                    assert!(record.partial || journal.gone(&units[which]).is_empty());
+                }
+                None => last[which] = Generation::FIRST,
+            }
+        }
+        let before = units.clone().map(|unit| (journal.get(&unit), journal.gone(&unit)));
+        let counts = journal.counts();
+        drop(journal);
+        journal = open(dir.path());
+        assert_eq!(units.map(|unit| (journal.get(&unit), journal.gone(&unit))), before);
+        assert_eq!(journal.counts(), counts);
+    }
+}

@@ -302,3 +302,6 @@ fn check_names(names: &[Name]) -> Result<(), ManifestError> {
     let short = names.iter().all(|n| !n.name.is_empty() && n.name.len() <= limits::TEXT_BYTES);
     if ascending && short { Ok(()) } else { Err(ManifestError::NotCanonical) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,96 @@
-//! The store's side of a session, and its daemon.
+//! The store's side: sessions, one a host, and the daemon that listens for them.
+//!
+//! [`session`] speaks the protocol of `docs/protocol.md` over any pair of streams; [`serve`] and [`serve_stdio`] find
+//! the streams. What they need of a store is [`StoreApi`]. A drone is not trusted: a session is pinned to a name and rights by how it
+//! was opened ([`Identity`]), never by what it says.
+
+mod api;
+mod authorized;
+mod checks;
+mod daemon;
+mod greeting;
+mod hosts;
+mod may;
+mod opened;
+mod outbox;
+mod session;
+mod socket;
+mod stdio;
+
+#[cfg(test)]
+pub(crate) mod mem;
+#[cfg(test)]
+mod tests;
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    limits,
+    wire::{
+        frame::{Bounds, FrameReader, FrameWriter},
+        rights::Rights,
+    },
+};
+
+pub use api::{NewCommit, StoreApi, StoreFault};
+pub use authorized::{AuthorizedKeyError, print_authorized_key};
+pub use daemon::{OpenStore, OpenStoreError, ServeError, ServeOptions, serve};
+pub use opened::{CONTROL_SOCKET, open_store};
+pub use session::SessionEnd;
+pub use stdio::serve_stdio;
+
+/// Who a session is, as far as that was settled before its first byte.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Identity {
+    /// The only host name that it may use.
+    pub pinned_name: Option<String>,
+    /// What it may do.
+    pub rights: Rights,
+}
+
+/// What all sessions of one store share.
+pub struct Server {
+    store: Arc<dyn StoreApi>,
+    settings: Vec<String>,
+    live: hosts::LiveHosts,
+    history: hosts::History,
+    stop: CancellationToken,
+}
+
+impl Server {
+    /// Serves `store`; `settings` are those that must agree, as `name=value`.
+    pub fn new(store: Arc<dyn StoreApi>, settings: Vec<String>) -> Arc<Self> {
+        let (live, history) = Default::default();
+        Arc::new(Self { store, settings, live, history, stop: CancellationToken::new() })
+    }
+
+    /// Ends all sessions, after which none begins.
+    pub fn stop(&self) {
+        self.stop.cancel();
+    }
+
+    /// Serves one host until one of the two ends it.
+    pub async fn run_session<R, W>(self: &Arc<Self>, reader: R, writer: W, identity: Identity) -> SessionEnd
+    where
+        R: AsyncRead + Unpin + Send,
+        W: AsyncWrite + Unpin + Send,
+    {
+        let (reader, writer) = framed(reader, writer, Bounds::GREETING);
+        session::run(self, reader, writer, identity, None).await
+    }
+}
+
+fn framed<R, W>(reader: R, writer: W, bounds: Bounds) -> (FrameReader<R>, FrameWriter<W>)
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let silence = Duration::from_millis(limits::SILENCE_TIMEOUT_MS);
+    (
+        FrameReader::new(reader, bounds, silence, Arc::default()),
+        FrameWriter::new(writer, silence, Arc::default()),
+    )
+}

@@ -32,12 +32,14 @@ impl Work {
 }
 
 /// A unit's activity at one moment.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Snapshot {
     /// Open handles of any kind.
     pub handles: usize,
     /// Handles open for writing.
     pub writers: usize,
+    /// Operations that are going on.
+    pub operations: usize,
     /// When a write, a close after writing, or a change of the name space was last seen; `None` = not since start.
     pub changed: Option<Instant>,
 }
@@ -112,9 +114,10 @@ impl Activity {
     /// What is known of `unit`.
     pub fn snapshot(&self, unit: &UnitId) -> Snapshot {
         let units = self.lock();
-        units.get(unit).map_or(Snapshot { handles: 0, writers: 0, changed: None }, |w| Snapshot {
+        units.get(unit).map_or(Snapshot::default(), |w| Snapshot {
             handles: w.handles,
             writers: w.writers,
+            operations: w.operations,
             changed: w.changed,
         })
     }

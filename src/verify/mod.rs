@@ -1,1 +1,234 @@
 //! Checks that nothing is missing, and says what is.
+//!
+//! A check changes nothing. What it finds is a [`Finding`] with a stable code, the units that it touches and what to do about it; the
+//! [`Report`] of several checks is one. [`local`] checks a host's journal and spool, [`store`] the results host's half, [`json`] is both's output.
+
+pub mod json;
+pub mod local;
+pub mod store;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::ids::{RelPath, UnitId};
+
+/// Findings kept in a report; beyond that they are only counted. A lost disk must not fill the memory.
+pub const FINDINGS_MAX: usize = 10_000;
+
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// Derived or spare; nothing stored is affected, and the program mends it by itself or with the named command.
+    Warning,
+    /// Something stored isn't as it was.
+    Error,
+}
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Stable, kebab-case, for scripts.
+    pub code: &'static str,
+    pub severity: Severity,
+    /// For people: what, where.
+    pub message: String,
+    /// Units that it touches, as far as known.
+    pub units: Vec<UnitId>,
+    /// Paths that it touches, from the top of the tree; of many, the first ones.
+    pub paths: Vec<RelPath>,
+    /// What to do about it.
+    pub repair: String,
+}
+
+impl Finding {
+    /// One that names no unit yet.
+    pub fn new(
+        code: &'static str,
+        severity: Severity,
+        message: impl Into<String>,
+        repair: impl Into<String>,
+    ) -> Self {
+        let (message, repair) = (message.into(), repair.into());
+        Self { code, severity, message, units: Vec::new(), paths: Vec::new(), repair }
+    }
+}
+
+/// What was looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// A host's own units.
+    pub units: u64,
+    pub records: u64,
+    pub manifests: u64,
+    /// Regular files of all manifests.
+    pub files: u64,
+    pub packs: u64,
+    pub blocks: u64,
+    pub objects: u64,
+    /// Bytes that were read and hashed, as stored.
+    pub bytes_read: u64,
+    /// Cut files whose whole content was hashed.
+    pub recipes_read: u64,
+}
+
+/// What a check found.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    pub findings: Vec<Finding>,
+    /// Findings beyond [`FINDINGS_MAX`].
+    pub more_findings: u64,
+    /// Findings that were repaired since.
+    pub repaired: u64,
+    /// What is worth knowing and isn't wrong.
+    pub notes: Vec<String>,
+    /// Why the check, or a part of it, couldn't run.
+    pub could_not_run: Option<String>,
+    pub counts: Counts,
+}
+
+impl Report {
+    /// Of a check that couldn't run.
+    pub fn not_run(why: impl Into<String>) -> Self {
+        Self { could_not_run: Some(why.into()), ..Self::default() }
+    }
+
+    /// Adds a finding.
+    pub fn find(&mut self, finding: Finding) {
+        match self.findings.len() < FINDINGS_MAX {
+            true => self.findings.push(finding),
+            false => self.more_findings += 1,
+        }
+    }
+
+    /// Whether nothing was found, and all was looked at.
+    pub fn is_clean(&self) -> bool {
+        self.findings.is_empty() && self.could_not_run.is_none()
+    }
+
+    /// As fsck(8): 0 clean, 1 all corrected, 4 something left, 8 could not run.
+    pub fn exit_code(&self) -> u8 {
+        let found = self.findings.len() as u64 + self.more_findings;
+        match (&self.could_not_run, found) {
+            (Some(_), _) => 8,
+            (None, 0) => 0,
+            (None, found) if found == self.repaired => 1,
+            (None, _) => 4,
+        }
+    }
+
+    /// Adds another check's report to this one.
+    pub fn merge(&mut self, other: Report) {
+        other.findings.into_iter().for_each(|finding| self.find(finding));
+        self.more_findings += other.more_findings;
+        self.repaired += other.repaired;
+        self.notes.extend(other.notes);
+        self.could_not_run = self.could_not_run.take().or(other.could_not_run);
+        self.counts.add(&other.counts);
+    }
+}
+
+impl Counts {
+    fn add(&mut self, other: &Counts) {
+        self.units += other.units;
+        self.records += other.records;
+        self.manifests += other.manifests;
+        self.files += other.files;
+        self.packs += other.packs;
+        self.blocks += other.blocks;
+        self.objects += other.objects;
+        self.bytes_read += other.bytes_read;
+        self.recipes_read += other.recipes_read;
+    }
+}
+
+/// How thorough a check is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VerifyOptions {
+    /// Read every byte, not only what describes it.
+    pub read_data: bool,
+    /// Of the data, read only one part in so many.
+    pub sample: Option<Sample>,
+}
+
+/// Part `part` of `of`, from 1; all parts together are everything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sample {
+    part: u32,
+    of: u32,
+}
+
+impl Sample {
+    /// `None` unless 1 ≤ part ≤ of.
+    pub fn new(part: u32, of: u32) -> Option<Self> {
+        (1..=of).contains(&part).then_some(Self { part, of })
+    }
+
+    /// Whether the thing with this number is in the part.
+    pub fn takes(&self, number: u32) -> bool {
+        number % self.of == self.part - 1
+    }
+}
+
+impl VerifyOptions {
+    /// Whether the data of the thing with this number is read.
+    pub fn reads(&self, number: u32) -> bool {
+        self.read_data && self.sample.is_none_or(|sample| sample.takes(number))
+    }
+}
+
+/// What a check is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    pub phase: &'static str,
+    pub done: u64,
+    pub total: u64,
+}
+
+/// Is told of progress, from any thread.
+pub type OnProgress<'a> = &'a (dyn Fn(Progress) + Sync);
+
+/// Counts up towards a total.
+struct Meter<'a> {
+    tell: OnProgress<'a>,
+    phase: &'static str,
+    done: AtomicU64,
+    total: u64,
+}
+
+impl<'a> Meter<'a> {
+    fn new(tell: OnProgress<'a>, phase: &'static str, total: u64) -> Self {
+        tell(Progress { phase, done: 0, total });
+        Self { tell, phase, done: AtomicU64::new(0), total }
+    }
+
+    fn advance(&self, by: u64) {
+        let done = self.done.fetch_add(by, Ordering::Relaxed) + by;
+        (self.tell)(Progress { phase: self.phase, done, total: self.total });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes_are_those_of_fsck() {
+        let mut report = Report::default();
+        assert_eq!(report.exit_code(), 0);
+        report.find(Finding::new("x", Severity::Warning, "x", "y"));
+        assert_eq!(report.exit_code(), 4);
+        report.repaired = 1;
+        assert_eq!(report.exit_code(), 1);
+        report.merge(Report::not_run("no"));
+        assert_eq!(report.exit_code(), 8);
+    }
+
+    #[test]
+    fn the_parts_of_a_sample_are_everything_once() {
+        assert_eq!(Sample::new(0, 3), None);
+        assert_eq!(Sample::new(4, 3), None);
+        for number in 0..20 {
+            let taken = (1..=3).filter(|part| Sample::new(*part, 3).expect("a part").takes(number)).count();
+            assert_eq!(taken, 1);
+        }
+    }
+}

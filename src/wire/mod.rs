@@ -3,16 +3,70 @@
 //! The host sends hashes, the store answers what it wants: the store is the only authority on what it holds. A session is two ordered streams
 //! of frames; requests carry a number, and answers to different numbers may overtake one another.
 
+pub mod frame;
+pub mod link;
+pub mod rights;
+
 use minicbor::{Decode, Encode};
 
 use crate::{
     catalog::{Head, Record},
     chunk::{ChunkParams, ObjectKind},
-    ids::{Generation, Hash, HostUuid, StoreUuid, UnitId},
+    ids::{Generation, Hash, HostUuid, Seq, StoreUuid, UnitId},
+    limits,
 };
+use frame::Frame;
+use rights::Rights;
 
 /// Version of the protocol that this program speaks.
 pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Longest message after the greeting: [`limits::RECORDS_PER_PUSH`] records with paths of [`limits::PATH_BYTES`] are 4.6 MiB,
+/// [`limits::HASHES_PER_ASK`] hashes 2.2 MiB.
+pub const MESSAGE_BYTES: usize = 8 << 20;
+/// Longest Hello, Welcome or Refused: a name and some settings, from somebody not known yet.
+pub const HELLO_BYTES: usize = 64 << 10;
+/// Longest join preamble: a name and a number.
+pub const JOIN_BYTES: usize = 1 << 10;
+/// Questions (Offer, Missing, Commit) that a host may have open: a few layers at once, several questions each.
+pub const QUESTIONS_OPEN: usize = 256;
+/// Fetches that a host may have open: as many readers wait at once.
+pub const FETCHES_OPEN: usize = 64;
+/// Records that the store may send ahead of [`ToStore::Taken`].
+pub const FOLLOW_WINDOW: u64 = 4 * limits::RECORDS_PER_PUSH as u64;
+
+/// What a block of `bytes` takes of [`limits::UPLOAD_CREDIT_BYTES`]. A block beyond all of it travels alone.
+pub fn charge(bytes: usize) -> u64 {
+    (bytes as u64).min(limits::UPLOAD_CREDIT_BYTES)
+}
+
+/// Why bytes aren't a message.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MessageError {
+    /// Not this encoding, or a message of a later version.
+    #[error("message doesn't decode: {0}")]
+    Encoding(String),
+    /// Something follows the message in its frame.
+    #[error("message with {0} bytes after its end")]
+    Trailing(usize),
+    /// A list beyond its limit.
+    #[error("message with {0} {1}")]
+    TooMany(usize, &'static str),
+}
+
+/// Puts a message into a frame.
+pub fn message_frame<T: Encode<()>>(message: &T) -> Frame {
+    Frame::Message(minicbor::to_vec(message).expect("encoding into a Vec can't fail"))
+}
+
+fn decode_all<'b, T: Decode<'b, ()>>(bytes: &'b [u8]) -> Result<T, MessageError> {
+    let mut decoder = minicbor::Decoder::new(bytes);
+    let message = decoder.decode().map_err(|e| MessageError::Encoding(e.to_string()))?;
+    match bytes.len() - decoder.position() {
+        0 => Ok(message),
+        more => Err(MessageError::Trailing(more)),
+    }
+}
 
 /// Number that ties an answer to its request; the host counts up from 1 in each session.
 pub type RequestId = u64;
@@ -41,6 +95,46 @@ pub enum ToStore {
     /// Are you there?
     #[n(6)]
     Ping,
+    /// Records up to here were taken in: the store may send [`FOLLOW_WINDOW`] more.
+    #[n(7)]
+    Taken(#[n(0)] Seq),
+}
+
+impl ToStore {
+    /// Takes a message's bytes from outside.
+    pub fn decode(bytes: &[u8]) -> Result<Self, MessageError> {
+        match decode_all(bytes)? {
+            Self::Missing(_, _, hashes) if hashes.len() > limits::HASHES_PER_ASK => {
+                Err(MessageError::TooMany(hashes.len(), "hashes"))
+            }
+            message => Ok(message),
+        }
+    }
+}
+
+/// First on a unix socket when a process speaks for somebody else: who that is and what he may do.
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct Join {
+    #[n(0)]
+    pub version: u32,
+    /// The only host name that this session may use.
+    #[n(1)]
+    pub pinned_name: Option<String>,
+    #[n(2)]
+    pub rights: Rights,
+}
+
+impl Join {
+    /// Takes a preamble's bytes from outside.
+    pub fn decode(bytes: &[u8]) -> Result<Self, MessageError> {
+        decode_all(bytes)
+    }
+
+    /// Puts it into its frame.
+    pub fn frame(&self) -> Frame {
+        Frame::Join(minicbor::to_vec(self).expect("encoding into a Vec can't fail"))
+    }
 }
 
 /// Who connects and what it knows.
@@ -93,7 +187,7 @@ pub enum FromStore {
     /// To Commit: durable, under this record.
     #[n(4)]
     Committed(#[n(0)] RequestId, #[n(1)] Record),
-    /// To Commit: not entered, and why; the session goes on.
+    /// To Commit: not entered, to Fetch: there but can't be read; and why. The session goes on.
     #[n(5)]
     Rejected(#[n(0)] RequestId, #[n(1)] String),
     /// To Fetch: the store doesn't hold it. (A block that is there comes in a block frame.)
@@ -111,6 +205,18 @@ pub enum FromStore {
     /// To Ping.
     #[n(10)]
     Pong,
+}
+
+impl FromStore {
+    /// Takes a message's bytes from outside.
+    pub fn decode(bytes: &[u8]) -> Result<Self, MessageError> {
+        match decode_all(bytes)? {
+            Self::Records(records) if records.len() > limits::RECORDS_PER_PUSH => {
+                Err(MessageError::TooMany(records.len(), "records"))
+            }
+            message => Ok(message),
+        }
+    }
 }
 
 /// The store introduces itself.

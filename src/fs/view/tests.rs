@@ -89,12 +89,14 @@ impl Lab {
         Self { dir, journal, view, source, store, head, hosts, layers, told_bytes: None }
     }
 
-    /// Host number `host` commits the next generation of its layer with these changes; no body = no longer there.
+    /// Host number `host` commits the next generation of its layer with these changes; no body = no longer
+    /// there.
     fn commit(&mut self, host: usize, unit: &UnitId, changes: &[(&str, Option<Body>)]) -> Seq {
         self.commit_after(host, unit, changes, 0)
     }
 
-    /// As `commit`, after generations that were overtaken before they were committed. The first of the changes happened in the first of these.
+    /// As `commit`, after generations that were overtaken before they were committed. The first of the
+    /// changes happened in the first of these.
     fn commit_after(
         &mut self,
         host: usize,
@@ -198,7 +200,8 @@ fn a_late_line_does_not_bring_old_files_back() {
     assert_eq!(lab.lookup("1-me/h/keyval").winner().map(|c| c.seq), Some(late));
 }
 
-/// Two hosts with different files in one execution dir: all are there, and own entries are told apart from foreign ones.
+/// Two hosts with different files in one execution dir: all are there, and own entries are told apart from
+/// foreign ones.
 #[test]
 fn two_hosts_share_an_execution_dir() {
     let mut lab = Lab::new();

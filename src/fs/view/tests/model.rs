@@ -1,4 +1,5 @@
-//! The view against a model that keeps, for each host, unit and path, the last committed change, and says by brute force what shows.
+//! The view against a model that keeps, for each host, unit and path, the last committed change, and says by
+//! brute force what shows.
 
 use proptest::{collection::vec, prelude::*, sample::select};
 
@@ -165,8 +166,8 @@ fn names_by(lab: &Lab, dir: &RelPath) -> Vec<Vec<u8>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
-    /// Precedence is by path: after each commit the view shows at every path the newest change that nothing newer hides,
-    /// and lists exactly what it shows.
+    /// Precedence is by path: after each commit the view shows at every path the newest change that nothing
+    /// newer hides, and lists exactly what it shows.
     #[test]
     fn the_view_agrees_with_the_last_committed_changes(steps in vec(step(), 1..14)) {
         let mut lab = Lab::new();

@@ -1,0 +1,223 @@
+//! The command line's words: one type a command, in the order of `docs/cli.md`.
+
+use std::{ffi::OsString, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand};
+
+/// One tree of Autotest results on every machine: written at local speed, kept on the results host, never lost.
+#[derive(Debug, Parser)]
+#[command(name = "resultsfs", version, max_term_width = 100)]
+pub struct Cli {
+    /// The configuration: a global_config.ini, or the directory that holds it.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// One JSON object a line on stdout.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Only errors on stderr.
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+    /// More on stderr: each operation of the daemon.
+    #[arg(long, short, global = true)]
+    pub verbose: bool,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Mount the results tree and run this host's daemon; returns once the mount answers.
+    Mount(MountArgs),
+    /// Wait for open files, finish the journal and unmount.
+    Umount(UmountArgs),
+    /// Run the results host's store.
+    Serve(ServeArgs),
+    /// Units by state, queue, rates, connection, spool and cache.
+    Status(StatusArgs),
+    /// List units.
+    Jobs(JobsArgs),
+    /// Say everything that is known of a path: where its bytes are and what happens next.
+    Explain(PathArg),
+    /// Offload now instead of after the settling time.
+    Offload(OffloadArgs),
+    /// Say of units that they are complete, whatever their pidfiles say.
+    Complete(PathsArgs),
+    /// Free the local copies of committed units.
+    Evict(PathsArgs),
+    /// Bring evicted units back to local disk.
+    Recall(PathsArgs),
+    /// Check that nothing is missing: journal, spool and store.
+    Verify(VerifyArgs),
+    /// Show the settings that are in effect, where each came from, and what is wrong.
+    Config(ConfigArgs),
+    /// Run the whole system on this machine in a temporary directory.
+    Demo(DemoArgs),
+    /// Write generated job results into a directory (for tests and benchmarks).
+    #[command(hide = true)]
+    Generate(GenerateArgs),
+}
+
+/// `mount [SOURCE] MOUNTPOINT`.
+#[derive(Debug, Args)]
+pub struct MountArgs {
+    /// [SOURCE] MOUNTPOINT. SOURCE is the configuration file; without MOUNTPOINT it is taken from the configuration.
+    #[arg(value_name = "[SOURCE] MOUNTPOINT", num_args = 0..=2)]
+    pub places: Vec<PathBuf>,
+    /// Mount options, separated by commas: ro, allow_other, passthrough=auto|off, config=FILE.
+    #[arg(short = 'o', value_name = "OPTS", value_delimiter = ',')]
+    pub options: Vec<String>,
+    /// Stay in the foreground and log to stderr.
+    #[arg(long, short)]
+    pub foreground: bool,
+    /// This is the daemon that a `mount` in the background has started; it says on stdout when it is ready.
+    #[arg(long, hide = true)]
+    pub background_child: bool,
+    /// Accepted as mount(8) passes them to its helpers; without effect.
+    #[arg(short = 's', hide = true)]
+    pub sloppy: bool,
+    #[arg(short = 'n', hide = true)]
+    pub no_mtab: bool,
+    #[arg(short = 't', hide = true, value_name = "TYPE")]
+    pub fs_type: Option<String>,
+}
+
+/// `umount MOUNTPOINT`.
+#[derive(Debug, Args)]
+pub struct UmountArgs {
+    /// Where the tree is mounted; without it, the configuration's.
+    pub mountpoint: Option<PathBuf>,
+    /// How long to wait for open files, seconds.
+    #[arg(long, default_value_t = 30, value_name = "S")]
+    pub timeout: u64,
+    /// Detach at once, even with open files; they go on working until they are closed or the daemon ends.
+    #[arg(long, short)]
+    pub lazy: bool,
+}
+
+/// `serve`.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// Speak the protocol on stdin and stdout: what ssh runs. Joins the daemon, or opens the store if none runs.
+    #[arg(long)]
+    pub stdio: bool,
+    /// Pin the session to this host name; for a forced command in authorized_keys.
+    #[arg(long, value_name = "NAME")]
+    pub drone: Option<String>,
+    /// What the session may do: add, overlay, delete.
+    #[arg(long, value_name = "RIGHTS", default_value = "add,overlay")]
+    pub allow: String,
+    /// Print the authorized_keys line that lets the key in this file do this, and nothing else.
+    #[arg(long, value_name = "KEYFILE", requires = "drone")]
+    pub print_authorized_key: Option<PathBuf>,
+}
+
+/// `status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Again every second.
+    #[arg(long)]
+    pub watch: bool,
+}
+
+/// `jobs`.
+#[derive(Debug, Args)]
+pub struct JobsArgs {
+    /// Only units whose path holds this text, or matches it as a pattern with * and ?.
+    pub pattern: Option<String>,
+}
+
+/// One path.
+#[derive(Debug, Args)]
+pub struct PathArg {
+    /// A path in the mount, or from the top of the results tree.
+    pub path: OsString,
+}
+
+/// Some paths.
+#[derive(Debug, Args)]
+pub struct PathsArgs {
+    /// Paths in the mount, or from the top of the results tree; a job stands for all its units.
+    #[arg(required = true)]
+    pub paths: Vec<OsString>,
+}
+
+/// `offload`.
+#[derive(Debug, Args)]
+pub struct OffloadArgs {
+    /// Units; without any, all that are complete.
+    pub paths: Vec<OsString>,
+    /// Return when they are committed.
+    #[arg(long)]
+    pub wait: bool,
+    /// With --wait: give up after this many seconds.
+    #[arg(long, value_name = "S", default_value_t = 3600)]
+    pub timeout: u64,
+}
+
+/// `verify`.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// Only these units.
+    pub paths: Vec<OsString>,
+    /// Only the store on this machine.
+    #[arg(long, conflicts_with = "local")]
+    pub store: bool,
+    /// Only this host's journal and spool.
+    #[arg(long)]
+    pub local: bool,
+    /// Read and hash every byte.
+    #[arg(long)]
+    pub read_data: bool,
+    /// Read only slice N of M.
+    #[arg(long, value_name = "N/M", requires = "read_data")]
+    pub sample: Option<String>,
+    /// Mend what can be mended.
+    #[arg(long)]
+    pub repair: bool,
+    /// Accepted as fsck(8) passes them; without effect.
+    #[arg(short = 'a', short_aliases = ['p', 'y', 'n', 'C', 'T', 'M', 'f'], hide = true, action = clap::ArgAction::Count)]
+    pub fsck_flags: u8,
+}
+
+/// `config`.
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    /// With the source of each setting.
+    #[arg(long)]
+    pub explain: bool,
+}
+
+/// `demo`.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// How many jobs to play.
+    #[arg(long, default_value_t = 12, value_name = "N")]
+    pub jobs: u32,
+    /// Play the jobs of an existing results directory instead of generated ones.
+    #[arg(long, value_name = "DIR")]
+    pub from: Option<PathBuf>,
+    /// Seed of the generator.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Leave the temporary directory behind.
+    #[arg(long)]
+    pub keep: bool,
+}
+
+/// `generate`.
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    /// An existing or new directory.
+    pub dir: PathBuf,
+    #[arg(long, default_value_t = 10)]
+    pub jobs: u32,
+    /// Number of the first job.
+    #[arg(long, default_value_t = 1)]
+    pub first: u32,
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Size of the jobs, 1.0 = about 16 MB each.
+    #[arg(long, default_value_t = 1.0)]
+    pub scale: f64,
+}

@@ -1,0 +1,73 @@
+//! How a command fails: what happened, what to do, and the exit code that says it to scripts.
+
+use std::fmt::Display;
+
+use crate::control::ControlError;
+
+/// A command's end: its exit code, or why it failed.
+pub type Outcome = Result<u8, Failure>;
+
+/// A failure for people and scripts.
+#[derive(Debug)]
+pub struct Failure {
+    /// 1 failed, 2 usage; fsck(8)'s codes for `verify`.
+    pub exit: u8,
+    message: String,
+    hint: Option<String>,
+}
+
+impl Failure {
+    /// Something went wrong.
+    pub fn new(message: impl Display) -> Self {
+        Self { exit: 1, message: message.to_string(), hint: None }
+    }
+
+    /// The command was called wrongly.
+    pub fn usage(message: impl Display) -> Self {
+        Self { exit: usage_code(), message: message.to_string(), hint: None }
+    }
+
+    /// With what to do about it.
+    pub fn hint(mut self, hint: impl Display) -> Self {
+        self.hint = Some(hint.to_string());
+        self
+    }
+
+    /// With another exit code.
+    pub fn exit(mut self, exit: u8) -> Self {
+        self.exit = exit;
+        self
+    }
+
+    /// The configuration can't be used. Its text has file, line and mend already.
+    pub fn from_config(error: crate::config::ConfigError) -> Self {
+        let hint = error.hint();
+        Self::new(error).hint(hint)
+    }
+
+    /// The daemon could not be asked, or said no.
+    pub fn from_control(error: ControlError) -> Self {
+        match error {
+            ControlError::NotRunning { .. } => Self::new(error)
+                .hint("mount the tree first (`resultsfs mount`), or name its configuration with --config"),
+            ControlError::Failed { message, hint } => Self { exit: 1, message, hint },
+            broken @ ControlError::Broken { .. } => Self::new(broken),
+        }
+    }
+
+    /// Says it on stderr.
+    pub fn print(&self, quiet: bool) {
+        eprintln!("resultsfs: {}", self.message);
+        if let Some(hint) = self.hint.as_ref().filter(|_| !quiet) {
+            eprintln!("hint: {hint}");
+        }
+    }
+}
+
+/// Exit code for wrong usage: 2, and 16 where fsck(8)'s codes hold.
+pub fn usage_code() -> u8 {
+    let fsck = std::env::args_os().take(3).any(|a| {
+        a == "verify" || std::path::Path::new(&a).file_name().is_some_and(|n| n == "fsck.resultsfs")
+    });
+    if fsck { 16 } else { 2 }
+}

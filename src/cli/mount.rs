@@ -1,0 +1,287 @@
+//! `mount` and `umount`: the daemon in the foreground or behind, and its end.
+//!
+//! In the background, the command starts itself again with `--background-child`, in a session of its own, and waits until that says on
+//! its stdout that the mount answers or why it doesn't. So a script that goes on after `mount` finds the tree.
+
+use std::{
+    fs::File,
+    io::{BufRead, BufReader, Write},
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use fs_err as fs;
+
+use super::{
+    args::{Cli, MountArgs, UmountArgs},
+    failure::{Failure, Outcome},
+};
+use crate::{
+    config::Config,
+    control::{self, ControlError, Request},
+    daemon::{self, DaemonOptions},
+    fuse::Passthrough,
+};
+
+/// Options of mount(8) that mean nothing to the daemon but may stand in an fstab.
+const IGNORED_OPTIONS: &[&str] = &[
+    "rw",
+    "defaults",
+    "noauto",
+    "auto",
+    "user",
+    "nouser",
+    "users",
+    "nofail",
+    "_netdev",
+    "dev",
+    "nodev",
+    "suid",
+    "nosuid",
+    "exec",
+    "noexec",
+    "async",
+    "atime",
+    "noatime",
+    "relatime",
+    "default_permissions",
+    "allow_other",
+];
+
+/// `mount [SOURCE] MOUNTPOINT`.
+pub fn mount(cli: &Cli, args: &MountArgs) -> Outcome {
+    let options = parse_options(args)?;
+    let config = load(cli, args, &options)?;
+    let mountpoint = mountpoint(args, &config)?;
+    if let Some(done) = already_served(&config, &mountpoint)? {
+        return Ok(done);
+    }
+    let options =
+        DaemonOptions { config, mountpoint, read_only: options.read_only, passthrough: options.passthrough };
+    if args.background_child {
+        return background_child(options);
+    }
+    if args.foreground {
+        return daemon::run(options, daemon::notify_systemd).map(|()| 0).map_err(from_daemon);
+    }
+    start_in_background(&options)
+}
+
+fn from_daemon(error: daemon::DaemonError) -> Failure {
+    let hint = error.hint();
+    let failure = Failure::new(error);
+    match hint {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
+
+/// Whether the store is served on this machine.
+fn is_results_host(config: &Config) -> bool {
+    std::os::unix::net::UnixStream::connect(&config.serve_socket).is_ok()
+}
+
+struct Options {
+    read_only: bool,
+    passthrough: Passthrough,
+    config: Option<PathBuf>,
+}
+
+fn parse_options(args: &MountArgs) -> Result<Options, Failure> {
+    let mut options = Options { read_only: false, passthrough: Passthrough::Auto, config: None };
+    for option in args.options.iter().map(String::as_str).filter(|o| !o.is_empty()) {
+        match option.split_once('=').unwrap_or((option, "")) {
+            ("ro", "") => options.read_only = true,
+            ("passthrough", "auto") => options.passthrough = Passthrough::Auto,
+            ("passthrough", "off") => options.passthrough = Passthrough::Off,
+            ("config", path) if !path.is_empty() => options.config = Some(path.into()),
+            (name, "") if IGNORED_OPTIONS.contains(&name) || name.starts_with("x-") => {}
+            (name, _) if name.starts_with("x-") || name == "comment" => {}
+            _ => {
+                return Err(Failure::usage(format!("unknown mount option `{option}`")).hint(
+                    "known are ro, passthrough=auto, passthrough=off, config=FILE, and mount(8)'s own",
+                ));
+            }
+        }
+    }
+    Ok(options)
+}
+
+fn load(cli: &Cli, args: &MountArgs, options: &Options) -> Result<Config, Failure> {
+    let source = match &args.places[..] {
+        [source, _] if !matches!(source.to_str(), Some("resultsfs" | "none" | "")) => Some(source.as_path()),
+        _ => None,
+    };
+    let path = source.or(options.config.as_deref()).or(cli.config.as_deref());
+    Config::load(path).map_err(Failure::from_config)
+}
+
+fn mountpoint(args: &MountArgs, config: &Config) -> Result<PathBuf, Failure> {
+    let path = match &args.places[..] {
+        [.., mountpoint] => mountpoint.clone(),
+        [] => config.mountpoint_default(is_results_host(config)),
+    };
+    std::path::absolute(&path).map_err(|e| Failure::usage(format!("{}: {e}", path.display())))
+}
+
+/// Whether this host's daemon runs already: for the same mount point that is a success (the service has mounted it before the mount unit
+/// came to it), for another one an error.
+fn already_served(config: &Config, mountpoint: &Path) -> Result<Option<u8>, Failure> {
+    let mut serving = None;
+    match control::ask(&config.control_socket(), &Request::Hello, |item| serving = Some(item)) {
+        Err(ControlError::NotRunning { .. }) => return Ok(None),
+        Err(other) => return Err(Failure::from_control(other)),
+        Ok(_) => {}
+    }
+    let serving = serving.as_ref().and_then(|item| item["mountpoint"].as_str()).unwrap_or_default();
+    if Path::new(serving) == mountpoint {
+        tracing::info!("{} is mounted already", mountpoint.display());
+        return Ok(Some(0));
+    }
+    Err(Failure::new(format!(
+        "the daemon of state directory {} has its mount at {serving}",
+        config.state_dir.display()
+    ))
+    .hint("unmount that first, or give this mount a state_dir of its own"))
+}
+
+fn start_in_background(options: &DaemonOptions) -> Outcome {
+    let log = open_log(&options.config)?;
+    let exe = std::env::current_exe().map_err(|e| Failure::new(format!("can't find this program: {e}")))?;
+    let mut command = Command::new(exe);
+    command.arg("--config").arg(&options.config.files[0]).args(["mount", "--background-child"]);
+    if options.read_only {
+        command.args(["-o", "ro"]);
+    }
+    if matches!(options.passthrough, Passthrough::Off) {
+        command.args(["-o", "passthrough=off"]);
+    }
+    let mut child = command
+        .arg(&options.mountpoint)
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(log)
+        .spawn()
+        .map_err(|e| Failure::new(format!("can't start the daemon: {e}")))?;
+    await_ready(&mut child, &options.config)
+}
+
+fn await_ready(child: &mut Child, config: &Config) -> Outcome {
+    let stdout = child.stdout.take().expect("stdout was asked to be a pipe");
+    let mut lines = BufReader::new(stdout).lines();
+    let first = lines.next().and_then(Result::ok);
+    match first.as_deref() {
+        Some("ready") => Ok(0),
+        Some(message) => {
+            let failure = Failure::new(message.strip_prefix("failed ").unwrap_or(message));
+            Err(match lines.next().and_then(Result::ok) {
+                Some(hint) => failure.hint(hint),
+                None => failure,
+            })
+        }
+        None => Err(Failure::new("the daemon ended before the mount answered")
+            .hint(format!("its log is {}", log_path(config).display()))),
+    }
+}
+
+fn log_path(config: &Config) -> PathBuf {
+    config.state_dir.join("daemon.log")
+}
+
+fn open_log(config: &Config) -> Result<File, Failure> {
+    let path = log_path(config);
+    daemon::make_state_dir(config).map_err(from_daemon)?;
+    let file = fs::OpenOptions::new().create(true).append(true).open(path).map_err(Failure::new)?;
+    Ok(file.into_parts().0)
+}
+
+/// The daemon behind a `mount` that waits for one line: `ready`, or `failed` with the reason and a line with the hint.
+fn background_child(options: DaemonOptions) -> Outcome {
+    rustix::process::setsid().map_err(|e| Failure::new(format!("setsid: {e}")))?;
+    let ready = || {
+        let mut stdout = std::io::stdout();
+        // The parent may have been killed; the mount goes on.
+        let _ = writeln!(stdout, "ready").and_then(|()| stdout.flush());
+        if let Ok(null) = File::options().write(true).open("/dev/null") {
+            let _ = rustix::stdio::dup2_stdout(null);
+        }
+    };
+    daemon::run(options, ready).map(|()| 0).map_err(|error| {
+        println!("failed {error}");
+        if let Some(hint) = error.hint() {
+            println!("{hint}");
+        }
+        from_daemon(error)
+    })
+}
+
+/// `umount MOUNTPOINT`.
+pub fn umount(cli: &Cli, args: &UmountArgs) -> Outcome {
+    let (config, mountpoint) = find_mount(cli, args)?;
+    let request = Request::Umount { lazy: args.lazy, timeout_s: args.timeout };
+    let socket = config.control_socket();
+    match control::ask(&socket, &request, |_| {}) {
+        Ok(code) => {
+            let bound = Duration::from_secs(args.timeout.max(10));
+            if !control::wait_gone(&socket, bound) {
+                return Err(Failure::new("unmounted, but the daemon is still at work")
+                    .hint("`resultsfs status` says what it waits for"));
+            }
+            Ok(code)
+        }
+        Err(ControlError::NotRunning { .. }) => clear_dead(&mountpoint),
+        Err(other) => Err(Failure::from_control(other)),
+    }
+}
+
+fn find_mount(cli: &Cli, args: &UmountArgs) -> Result<(Config, PathBuf), Failure> {
+    let wanted = args.mountpoint.as_ref().and_then(|m| std::path::absolute(m).ok());
+    let source = wanted.as_deref().and_then(source_of_mount);
+    let config = Config::load(cli.config.as_deref().or(source.as_deref())).map_err(Failure::from_config)?;
+    let mountpoint = wanted.unwrap_or_else(|| config.mountpoint_default(is_results_host(&config)));
+    Ok((config, mountpoint))
+}
+
+/// The configuration file that a mount was made with: it is the mount's source in mountinfo.
+fn source_of_mount(mountpoint: &Path) -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let mut found = None;
+    for line in mounts.lines() {
+        let (fields, tail) = line.split_once(" - ")?;
+        let place = fields.split(' ').nth(4).map(unescape)?;
+        let mut tail = tail.split(' ');
+        if tail.next() == Some("fuse.resultsfs")
+            && place.as_os_str().as_bytes() == mountpoint.as_os_str().as_bytes()
+        {
+            found = tail.next().map(unescape);
+        }
+    }
+    found
+}
+
+/// mountinfo writes blanks and the like as `\ooo`.
+fn unescape(field: &str) -> PathBuf {
+    let mut bytes = Vec::new();
+    let mut rest = field.as_bytes();
+    while let [first, tail @ ..] = rest {
+        let octal = (*first == b'\\').then(|| tail.get(..3)).flatten();
+        let code = octal.and_then(|o| u8::from_str_radix(std::str::from_utf8(o).ok()?, 8).ok());
+        bytes.push(code.unwrap_or(*first));
+        rest = if code.is_some() { &tail[3..] } else { tail };
+    }
+    PathBuf::from(std::ffi::OsStr::from_bytes(&bytes))
+}
+
+/// The daemon is gone; if its mount still stands there, dead, take it away.
+fn clear_dead(mountpoint: &Path) -> Outcome {
+    if source_of_mount(mountpoint).is_none() {
+        return Err(Failure::new(format!("{} isn't mounted", mountpoint.display())));
+    }
+    rustix::mount::unmount(mountpoint, rustix::mount::UnmountFlags::DETACH)
+        .map_err(|e| Failure::new(format!("can't unmount {}: {e}", mountpoint.display())))?;
+    eprintln!("resultsfs: no daemon was running; the dead mount at {} was cleared", mountpoint.display());
+    Ok(0)
+}

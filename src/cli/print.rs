@@ -1,0 +1,134 @@
+//! Output: the same objects as JSON lines or as text.
+
+use serde_json::Value;
+
+use super::args::Cli;
+
+/// One JSON line, or nothing if it isn't wanted.
+fn json_line(json: bool, item: &Value) -> bool {
+    if json {
+        println!("{item}");
+    }
+    json
+}
+
+fn text<'a>(item: &'a Value, key: &str) -> &'a str {
+    item[key].as_str().unwrap_or("-")
+}
+
+fn number(item: &Value, key: &str) -> u64 {
+    item[key].as_u64().unwrap_or(0)
+}
+
+/// Bytes for people: three digits and a binary unit.
+pub fn bytes(n: u64) -> String {
+    indicatif::BinaryBytes(n).to_string()
+}
+
+/// Clears the terminal for `--watch`.
+pub fn clear_screen() {
+    print!("\x1b[H\x1b[2J");
+}
+
+/// `status`.
+pub fn status(json: bool, item: &Value) {
+    if json_line(json, item) {
+        return;
+    }
+    println!("host        {} at {}", text(item, "host"), text(item, "mountpoint"));
+    println!("store       {}", connection(&item["connection"]));
+    let units = &item["units"];
+    let states = ["running", "complete", "sealed", "committed", "evicted"];
+    let counts: Vec<String> = states.iter().map(|s| format!("{} {s}", number(units, s))).collect();
+    println!("units       {}", counts.join(", "));
+    println!(
+        "queue       {} in {} units; sent {} of {} read",
+        bytes(number(item, "queue_bytes")),
+        number(item, "queue_units"),
+        bytes(number(&item["offload"], "bytes_sent")),
+        bytes(number(&item["offload"], "bytes_read")),
+    );
+    println!(
+        "spool       {} free of {} ({} % used)",
+        bytes(number(&item["spool"], "free_bytes")),
+        bytes(number(&item["spool"], "total_bytes")),
+        number(&item["spool"], "used_percent")
+    );
+    println!(
+        "cache       {} of {}",
+        bytes(number(&item["cache"], "bytes")),
+        bytes(number(&item["cache"], "max_bytes"))
+    );
+    println!("data path   {}", text(item, "data_path"));
+    for list in ["unrecognised", "warnings", "errors"] {
+        for entry in item[list].as_array().into_iter().flatten() {
+            println!("{list:11} {}", entry.as_str().unwrap_or_default());
+        }
+    }
+}
+
+fn connection(item: &Value) -> String {
+    let target = text(item, "target");
+    match text(item, "state") {
+        "none" => "none: results_host is localhost or blank, nothing is copied".to_owned(),
+        "up" => format!("connected to {target}, store {}", text(item, "store")),
+        _ => format!("NOT connected to {target}: {}", text(item, "last_error")),
+    }
+}
+
+/// A line of `jobs`.
+pub fn unit_line(json: bool, item: &Value) {
+    if json_line(json, item) {
+        return;
+    }
+    println!(
+        "{:10} {:>4} {:>12}  {}{}",
+        text(item, "state"),
+        number(item, "generation"),
+        text(item, "host"),
+        text(item, "unit"),
+        item["note"].as_str().map(|n| format!("  ({n})")).unwrap_or_default()
+    );
+}
+
+/// `explain`: keys and values, lists indented.
+pub fn explain(json: bool, item: &Value) {
+    if json_line(json, item) {
+        return;
+    }
+    for (key, value) in
+        item.as_object().into_iter().flatten().filter(|(k, _)| !matches!(k.as_str(), "v" | "kind"))
+    {
+        print_value(0, &key.replace('_', " "), value);
+    }
+}
+
+fn print_value(depth: usize, key: &str, value: &Value) {
+    let pad = "  ".repeat(depth);
+    match value {
+        Value::Null => {}
+        Value::Object(map) => {
+            println!("{pad}{key}:");
+            map.iter().for_each(|(k, v)| print_value(depth + 1, &k.replace('_', " "), v));
+        }
+        Value::Array(list) if list.is_empty() => {}
+        Value::Array(list) => list.iter().for_each(|v| print_value(depth, key, v)),
+        Value::String(s) => println!("{pad}{key}: {s}"),
+        other => println!("{pad}{key}: {other}"),
+    }
+}
+
+/// What a command did, unit by unit. Text is talk: stderr.
+pub fn progress(cli: &Cli, item: &Value) {
+    if json_line(cli.json, item) || cli.quiet {
+        return;
+    }
+    match item["unit"].as_str() {
+        Some(unit) => eprintln!("{:10} {unit}{}", text(item, "result"), note(item)),
+        None => eprintln!("{}", text(item, "message")),
+    }
+}
+
+fn note(item: &Value) -> String {
+    item["note"].as_str().map(|n| format!("  ({n})")).unwrap_or_default()
+}

@@ -1,0 +1,77 @@
+//! Commands that the running daemon answers.
+
+use std::{
+    ffi::{OsStr, OsString},
+    os::unix::ffi::OsStrExt,
+    path::Path,
+};
+
+use serde_json::Value;
+
+use super::{
+    args::{Cli, OffloadArgs},
+    failure::{Failure, Outcome},
+    load_config, print,
+};
+use crate::control::{self, RawPath, Request};
+
+/// `status`: once, or every second.
+pub fn status(cli: &Cli, watch: bool) -> Outcome {
+    loop {
+        let code = ask(cli, &Request::Status, |item| print::status(cli.json, &item))?;
+        if !watch {
+            return Ok(code);
+        }
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        if !cli.json {
+            print::clear_screen();
+        }
+    }
+}
+
+/// `jobs [PATTERN]`.
+pub fn jobs(cli: &Cli, pattern: Option<String>) -> Outcome {
+    ask(cli, &Request::Jobs { pattern }, |item| print::unit_line(cli.json, &item))
+}
+
+/// `explain PATH`.
+pub fn explain(cli: &Cli, path: &OsStr) -> Outcome {
+    ask(cli, &Request::Explain { path: raw(path)? }, |item| print::explain(cli.json, &item))
+}
+
+/// `offload [PATH…]`.
+pub fn offload(cli: &Cli, args: &OffloadArgs) -> Outcome {
+    let request = Request::Offload { paths: raws(&args.paths)?, wait: args.wait, timeout_s: args.timeout };
+    ask(cli, &request, |item| print::progress(cli, &item))
+}
+
+/// `complete PATH…`.
+pub fn complete(cli: &Cli, paths: &[OsString]) -> Outcome {
+    ask(cli, &Request::Complete { paths: raws(paths)? }, |item| print::progress(cli, &item))
+}
+
+/// `evict PATH…`.
+pub fn evict(cli: &Cli, paths: &[OsString]) -> Outcome {
+    ask(cli, &Request::Evict { paths: raws(paths)? }, |item| print::progress(cli, &item))
+}
+
+/// `recall PATH…`.
+pub fn recall(cli: &Cli, paths: &[OsString]) -> Outcome {
+    ask(cli, &Request::Recall { paths: raws(paths)? }, |item| print::progress(cli, &item))
+}
+
+fn ask(cli: &Cli, request: &Request, each: impl FnMut(Value)) -> Outcome {
+    let config = load_config(cli)?;
+    control::ask(&config.control_socket(), request, each).map_err(Failure::from_control)
+}
+
+/// Paths as bytes, with what they mean in this working directory. Symbolic links aren't followed: the path may be one.
+pub fn raws(paths: &[OsString]) -> Result<Vec<RawPath>, Failure> {
+    paths.iter().map(|p| raw(p)).collect()
+}
+
+fn raw(path: &OsStr) -> Result<RawPath, Failure> {
+    let absolute = std::path::absolute(Path::new(path))
+        .map_err(|e| Failure::usage(format!("{}: {e}", path.to_string_lossy())))?;
+    Ok(RawPath { given: path.as_bytes().to_vec(), absolute: absolute.into_os_string().as_bytes().to_vec() })
+}

@@ -1,0 +1,65 @@
+//! `serve`: the store's daemon, a session on stdin and stdout, or the line for authorized_keys.
+
+use std::{path::Path, sync::Arc};
+
+use super::{
+    args::{Cli, ServeArgs},
+    failure::{Failure, Outcome},
+    load_config,
+};
+use crate::{
+    clock::SystemClock,
+    server::{self, Identity, ServeError, ServeOptions},
+    store::StoreOptions,
+    wire::rights::Rights,
+};
+
+/// `serve`.
+pub fn serve(cli: &Cli, args: &ServeArgs) -> Outcome {
+    let rights: Rights = args.allow.parse().map_err(Failure::usage)?;
+    if let (Some(key_file), Some(drone)) = (&args.print_authorized_key, &args.drone) {
+        return print_key(cli, key_file, drone, rights);
+    }
+    let config = load_config(cli)?;
+    let options = ServeOptions {
+        socket: config.serve_socket.clone(),
+        settings: config.fingerprint(),
+        local_rights: rights,
+    };
+    let store_dir = config.store_dir.clone();
+    let open = move || server::open_store(&store_dir, StoreOptions { clock: Arc::new(SystemClock) });
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::new(format!("can't start the runtime: {e}")))?;
+    let identity = Identity { pinned_name: args.drone.clone(), rights };
+    let done = runtime.block_on(async {
+        if args.stdio {
+            server::serve_stdio(&open, options, identity).await
+        } else {
+            server::serve(&open, options).await
+        }
+    });
+    // A blocking read of stdin can't be cancelled; the session is over, so nothing is waited for.
+    runtime.shutdown_background();
+    done.map(|()| 0).map_err(from_serve)
+}
+
+fn from_serve(error: ServeError) -> Failure {
+    let failure = Failure::new(&error);
+    match error {
+        ServeError::Served { .. } => failure.hint("one daemon serves a store; nothing more is needed"),
+        _ => failure,
+    }
+}
+
+fn print_key(cli: &Cli, key_file: &Path, drone: &str, rights: Rights) -> Outcome {
+    let exe = std::env::current_exe().map_err(|e| Failure::new(format!("can't find this program: {e}")))?;
+    let mut command = vec![exe.display().to_string()];
+    if let Some(config) = &cli.config {
+        command.extend(["--config".to_owned(), config.display().to_string()]);
+    }
+    let line = server::print_authorized_key(key_file, drone, rights, &command).map_err(Failure::new)?;
+    println!("{line}");
+    Ok(0)
+}

@@ -1,0 +1,162 @@
+//! `verify`, also as `fsck.resultsfs`: this host through its daemon (or alone, where none runs), the store by its files.
+
+use std::{io::IsTerminal, time::Duration};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::Value;
+
+use super::{
+    args::{Cli, VerifyArgs},
+    failure::{Failure, Outcome},
+    load_config, print, remote,
+};
+use crate::{
+    config::Config,
+    control::{self, ControlError, Request},
+    journal::Journal,
+    server,
+    spool::{Spool, activity::Activity},
+    verify::{
+        self, Report, Sample, VerifyOptions, json,
+        store::{Source, verify_store},
+    },
+};
+
+/// fsck(8): it could not be checked.
+const COULD_NOT: u8 = 8;
+
+/// `verify`. The exit code is fsck(8)'s: a sum of bits.
+pub fn verify(cli: &Cli, args: &VerifyArgs) -> Outcome {
+    if args.repair {
+        return Err(Failure::new("--repair isn't built yet; nothing was changed")
+            .hint("verify without it names each finding's repair")
+            .exit(16));
+    }
+    let config = load_config(cli).map_err(|f| f.exit(COULD_NOT))?;
+    let store_here = config.store_dir.join("catalog").exists();
+    let local_here = config.state_dir.join("journal.redb").exists();
+    let (local, store) = (!args.store && local_here, !args.local && store_here);
+    if !local && !store {
+        return Err(Failure::new("there is neither a journal nor a store here to check")
+            .hint(format!("looked in {} and {}", config.state_dir.display(), config.store_dir.display()))
+            .exit(COULD_NOT));
+    }
+    let mut code = 0;
+    if local {
+        code |= check_local(cli, args, &config)?;
+    }
+    if store {
+        code |= check_store(cli, args, &config)?;
+    }
+    Ok(code)
+}
+
+fn check_local(cli: &Cli, args: &VerifyArgs, config: &Config) -> Outcome {
+    let paths = remote::raws(&args.paths)?;
+    let request = Request::Verify { paths, read_data: args.read_data };
+    match control::ask(&config.control_socket(), &request, |item| show(cli, &item)) {
+        Err(ControlError::NotRunning { .. }) if args.paths.is_empty() => check_alone(cli, args, config),
+        Err(e) => Err(Failure::from_control(e).exit(COULD_NOT)),
+        Ok(code) => Ok(code),
+    }
+}
+
+/// Without a daemon the journal is ours for the time.
+fn check_alone(cli: &Cli, args: &VerifyArgs, config: &Config) -> Outcome {
+    let could_not = |e: &dyn std::fmt::Display| Failure::new(e).exit(COULD_NOT);
+    let journal = Journal::open(&config.state_dir, std::sync::Arc::new(crate::clock::SystemClock))
+        .map_err(|e| could_not(&e))?;
+    let spool = Spool::open(&config.spool_dir).map_err(|e| could_not(&e))?;
+    let (activity, _touched) = Activity::new();
+    let report = verify::local::check(&journal, &spool, &activity, &[], args.read_data);
+    Ok(show_report(cli, &report, "local"))
+}
+
+/// By whoever has the store open, or else by its files.
+fn check_store(cli: &Cli, args: &VerifyArgs, config: &Config) -> Outcome {
+    let sample = sample(args.sample.as_deref())?;
+    let socket = config.store_dir.join(server::CONTROL_SOCKET);
+    let request = Request::VerifyStore { read_data: args.read_data, sample };
+    match control::ask(&socket, &request, |item| show(cli, &item)) {
+        Err(ControlError::NotRunning { .. }) => {}
+        Err(e) => return Err(Failure::from_control(e).exit(COULD_NOT)),
+        Ok(code) => return Ok(code),
+    }
+    let sample = sample.and_then(|(part, of)| Sample::new(part, of));
+    let options = VerifyOptions { read_data: args.read_data, sample };
+    let bar = progress_bar(cli);
+    let report = verify_store(Source::Closed(&config.store_dir), &options, &|progress| {
+        bar.set_message(progress.phase);
+        bar.set_length(progress.total);
+        bar.set_position(progress.done);
+    });
+    bar.finish_and_clear();
+    if let Some(why) = &report.could_not_run {
+        return Err(Failure::new(why).exit(COULD_NOT));
+    }
+    Ok(show_report(cli, &report, "store"))
+}
+
+/// `N/M`, slices counted from 1.
+fn sample(text: Option<&str>) -> Result<Option<(u32, u32)>, Failure> {
+    let Some(text) = text else { return Ok(None) };
+    let parts = text.split_once('/').and_then(|(n, m)| Some((n.parse().ok()?, m.parse().ok()?)));
+    match parts {
+        Some((n, m)) if (1..=m).contains(&n) => Ok(Some((n, m))),
+        _ => Err(Failure::usage(format!("--sample {text}: want N/M with 1 ≤ N ≤ M")).exit(16)),
+    }
+}
+
+fn progress_bar(cli: &Cli) -> ProgressBar {
+    if cli.quiet || cli.json || !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{msg} {bar:40} {pos}/{len} {eta}")
+        .expect("a constant template that a test would have caught");
+    let bar = ProgressBar::new(0).with_style(style);
+    bar.enable_steady_tick(Duration::from_millis(250));
+    bar
+}
+
+fn show_report(cli: &Cli, report: &Report, part: &str) -> u8 {
+    report.findings.iter().for_each(|f| show(cli, &json::finding(f)));
+    show(cli, &json::summary(report, part));
+    report.exit_code()
+}
+
+/// A finding or a summary, as JSON or as text.
+fn show(cli: &Cli, item: &Value) {
+    if cli.json {
+        println!("{item}");
+        return;
+    }
+    let text = |key: &str| item[key].as_str().unwrap_or_default();
+    if item["kind"] == "summary" {
+        let number = |key: &str| item[key].as_u64().unwrap_or(0);
+        println!(
+            "{}: {} units, {} files, {} packs, {} read; {}",
+            text("part"),
+            number("units"),
+            number("files"),
+            number("packs"),
+            print::bytes(number("bytes_read")),
+            if item["clean"] == true {
+                "clean".to_owned()
+            } else {
+                format!("{} findings", number("findings"))
+            }
+        );
+        for note in item["notes"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+            println!("    {note}");
+        }
+        return;
+    }
+    println!("{} [{}] {}", text("severity"), text("code"), text("message"));
+    for unit in item["units"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        println!("    unit {unit}");
+    }
+    for path in item["paths"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        println!("    path {path}");
+    }
+    println!("    repair: {}", text("repair"));
+}

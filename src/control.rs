@@ -1,0 +1,123 @@
+//! Control sockets: how commands talk to the daemons on this machine. One request a connection, JSON lines.
+//!
+//! The mount daemon listens on `<state_dir>/control.sock`, whoever has the store open on `<store_dir>/control.sock`. A request is one line; the answer
+//! is any number of `item` lines and one `done` or `failed` line. Both sockets are for their owner and root only. The commands of [`crate::cli`] are the
+//! only clients, of the same version: this is not an interface for others, `--json` is.
+
+use std::{
+    io::{self, BufRead, BufReader, Write},
+    os::unix::net::UnixStream,
+    path::Path,
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// What a command asks of the daemon.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case")]
+pub enum Request {
+    /// Who are you, and where is your mount?
+    Hello,
+    Status,
+    Jobs {
+        pattern: Option<String>,
+    },
+    Explain {
+        path: RawPath,
+    },
+    Offload {
+        paths: Vec<RawPath>,
+        wait: bool,
+        timeout_s: u64,
+    },
+    Complete {
+        paths: Vec<RawPath>,
+    },
+    Evict {
+        paths: Vec<RawPath>,
+    },
+    Recall {
+        paths: Vec<RawPath>,
+    },
+    /// Of this host's journal and spool.
+    Verify {
+        paths: Vec<RawPath>,
+        read_data: bool,
+    },
+    /// Of the store that is open here. `sample` is part and number of parts.
+    VerifyStore {
+        read_data: bool,
+        sample: Option<(u32, u32)>,
+    },
+    /// Unmount and end.
+    Umount {
+        lazy: bool,
+        timeout_s: u64,
+    },
+}
+
+/// A path as the user gave it, and made absolute by the client's working directory. Bytes, since names needn't be UTF-8.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RawPath {
+    pub given: Vec<u8>,
+    pub absolute: Vec<u8>,
+}
+
+/// One line of an answer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reply {
+    /// One object of output.
+    Item(Value),
+    /// The end, with the command's exit code.
+    Done { exit: u8 },
+    /// The end: it could not be done.
+    Failed { message: String, hint: Option<String> },
+}
+
+/// Why a daemon could not be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// Nobody listens.
+    #[error("no daemon answers on {path}")]
+    NotRunning { path: String },
+    /// The conversation broke.
+    #[error("the daemon's answer on {path} broke off: {source}")]
+    Broken { path: String, source: io::Error },
+    /// It said no.
+    #[error("{message}")]
+    Failed { message: String, hint: Option<String> },
+}
+
+/// Asks the daemon at `socket`; `each` gets every item as it comes. Returns the command's exit code.
+pub fn ask(socket: &Path, request: &Request, mut each: impl FnMut(Value)) -> Result<u8, ControlError> {
+    let path = socket.display().to_string();
+    let stream = UnixStream::connect(socket).map_err(|_| ControlError::NotRunning { path: path.clone() })?;
+    let broken = |source| ControlError::Broken { path: path.clone(), source };
+    let mut line = serde_json::to_string(request).map_err(|e| broken(e.into()))?;
+    line.push('\n');
+    (&stream).write_all(line.as_bytes()).map_err(broken)?;
+    for line in BufReader::new(&stream).lines() {
+        let reply = serde_json::from_str(&line.map_err(broken)?).map_err(|e| broken(e.into()))?;
+        match reply {
+            Reply::Item(value) => each(value),
+            Reply::Done { exit } => return Ok(exit),
+            Reply::Failed { message, hint } => return Err(ControlError::Failed { message, hint }),
+        }
+    }
+    Err(broken(io::ErrorKind::UnexpectedEof.into()))
+}
+
+/// Waits until nobody listens at `socket` any more, at most `bound`.
+pub fn wait_gone(socket: &Path, bound: Duration) -> bool {
+    let end = std::time::Instant::now() + bound;
+    while UnixStream::connect(socket).is_ok() {
+        if std::time::Instant::now() > end {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    true
+}

@@ -1,0 +1,349 @@
+//! Answers the commands that come over the control socket.
+
+use std::{collections::BTreeSet, io, path::Path, sync::Arc, time::Duration};
+
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    net::{UnixListener, UnixStream, unix::OwnedWriteHalf},
+    sync::mpsc,
+};
+use tracing::{debug, warn};
+
+use super::{End, Host, report};
+use crate::{
+    control::{RawPath, Reply, Request},
+    fuse::Mounted,
+    ids::{RelPath, UnitId},
+    layout::Reason,
+    offload::CommandError,
+    verify,
+};
+
+/// Longest request line: a few thousand paths.
+const REQUEST_BYTES: u64 = 16 << 20;
+
+/// How long a close(2) may be on its way to us.
+const CLOSE_GRACE: Duration = Duration::from_millis(500);
+
+/// Takes connections until the daemon ends.
+pub(super) async fn answer(
+    listener: UnixListener,
+    host: Arc<Host>,
+    mounted: Arc<Mounted>,
+    stop: mpsc::Sender<End>,
+) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) if !is_allowed(&stream) => warn!("refused a command from another user"),
+            Ok((stream, _)) => {
+                let commands = Commands { host: host.clone(), mounted: mounted.clone(), stop: stop.clone() };
+                tokio::spawn(async move {
+                    if let Err(e) = commands.one(stream).await {
+                        debug!("a command's caller went away: {e}");
+                    }
+                });
+            }
+            Err(e) => {
+                warn!("control socket: {e}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// Root and the daemon's own user.
+fn is_allowed(stream: &UnixStream) -> bool {
+    stream.peer_cred().is_ok_and(|c| c.uid() == 0 || c.uid() == rustix::process::geteuid().as_raw())
+}
+
+/// How a command ended: exit code, or what went wrong and what to do.
+type Ended = Result<u8, Refusal>;
+
+struct Refusal {
+    message: String,
+    hint: Option<String>,
+}
+
+impl Refusal {
+    fn new(message: impl ToString) -> Self {
+        Self { message: message.to_string(), hint: None }
+    }
+
+    fn hint(mut self, hint: &str) -> Self {
+        self.hint = Some(hint.to_owned());
+        self
+    }
+}
+
+struct Commands {
+    host: Arc<Host>,
+    mounted: Arc<Mounted>,
+    stop: mpsc::Sender<End>,
+}
+
+/// The lines of an answer; a caller that went away is noticed at the end.
+struct Output {
+    stream: OwnedWriteHalf,
+}
+
+impl Output {
+    async fn reply(&mut self, reply: &Reply) -> io::Result<()> {
+        let mut line = serde_json::to_vec(reply)?;
+        line.push(b'\n');
+        self.stream.write_all(&line).await
+    }
+
+    async fn item(&mut self, item: Value) -> io::Result<()> {
+        self.reply(&Reply::Item(item)).await
+    }
+}
+
+impl Commands {
+    async fn one(&self, stream: UnixStream) -> io::Result<()> {
+        let (read, write) = stream.into_split();
+        let mut output = Output { stream: write };
+        let mut line = String::new();
+        BufReader::new(tokio::io::AsyncReadExt::take(read, REQUEST_BYTES)).read_line(&mut line).await?;
+        let Ok(request) = serde_json::from_str::<Request>(&line) else { return Ok(()) };
+        let ends = matches!(request, Request::Umount { .. });
+        let last = match self.run(request, &mut output).await? {
+            Ok(exit) => Reply::Done { exit },
+            Err(Refusal { message, hint }) => Reply::Failed { message, hint },
+        };
+        output.reply(&last).await?;
+        if ends && matches!(last, Reply::Done { .. }) {
+            let _ = self.stop.send(End::Command).await;
+        }
+        Ok(())
+    }
+
+    async fn run(&self, request: Request, output: &mut Output) -> io::Result<Ended> {
+        match request {
+            Request::Hello => {
+                output.item(report::hello(&self.host)).await?;
+                Ok(Ok(0))
+            }
+            Request::Status => {
+                output.item(report::status(&self.host, &self.mounted)).await?;
+                Ok(Ok(0))
+            }
+            Request::Jobs { pattern } => {
+                for unit in report::jobs(&self.host, pattern.as_deref()) {
+                    output.item(unit).await?;
+                }
+                Ok(Ok(0))
+            }
+            Request::Explain { path } => self.explain(&path, output).await,
+            Request::Offload { paths, wait, timeout_s } => {
+                self.offload(&paths, wait, timeout_s, output).await
+            }
+            Request::Complete { paths } => self.complete(&paths, output).await,
+            Request::Evict { paths } => self.evict(&paths, output).await,
+            Request::Recall { paths } => self.recall(&paths, output).await,
+            Request::Verify { paths, read_data } => self.verify(&paths, read_data, output).await,
+            Request::VerifyStore { .. } => {
+                Ok(Err(Refusal::new("this is the mount's daemon, not the store's")))
+            }
+            Request::Umount { lazy, timeout_s } => Ok(self.umount(lazy, timeout_s).await),
+        }
+    }
+
+    /// The place in the tree that a user means: below the mount, or from the tree's top.
+    fn tree_path(&self, raw: &RawPath) -> Result<RelPath, Refusal> {
+        let bytes = |path: &[u8]| {
+            let end = path.iter().rposition(|b| *b != b'/').map_or(0, |at| at + 1);
+            let path = &path[..end];
+            RelPath::parse(path.strip_prefix(b"./").unwrap_or(path))
+        };
+        use std::os::unix::ffi::OsStrExt;
+        let absolute = Path::new(std::ffi::OsStr::from_bytes(&raw.absolute));
+        let parsed = match absolute.strip_prefix(&self.host.mountpoint) {
+            Ok(below) => bytes(below.as_os_str().as_bytes()),
+            Err(_) => bytes(&raw.given),
+        };
+        parsed.map_err(|e| {
+            Refusal::new(format!("{}: {e}", String::from_utf8_lossy(&raw.given)))
+                .hint("give a path in the mount, or one from the top of the results tree")
+        })
+    }
+
+    fn tree_paths(&self, paths: &[RawPath]) -> Result<Vec<RelPath>, Refusal> {
+        paths.iter().map(|raw| self.tree_path(raw)).collect()
+    }
+
+    /// The own units that paths name: those at or below each, or the one that holds it.
+    fn units(&self, paths: &[RawPath]) -> Result<Vec<UnitId>, Refusal> {
+        let known = self.host.engine.units();
+        let mut named = BTreeSet::new();
+        for raw in paths {
+            let path = self.tree_path(raw)?;
+            let below: Vec<&UnitId> = known.iter().filter(|u| u.root.is_below(&path)).collect();
+            if below.is_empty() {
+                named.insert(self.host.unit_of(&path).ok_or_else(|| {
+                    Refusal::new(format!("{path} belongs to no unit on this host"))
+                        .hint("`resultsfs jobs` lists the units")
+                })?);
+            }
+            named.extend(below.into_iter().cloned());
+        }
+        Ok(named.into_iter().collect())
+    }
+
+    async fn explain(&self, raw: &RawPath, output: &mut Output) -> io::Result<Ended> {
+        let path = match self.tree_path(raw) {
+            Ok(path) => path,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let host = self.host.clone();
+        match tokio::task::spawn_blocking(move || report::explain(&host, &path)).await {
+            Ok(item) => {
+                output.item(item).await?;
+                Ok(Ok(0))
+            }
+            Err(e) => Ok(Err(Refusal::new(e))),
+        }
+    }
+
+    async fn offload(
+        &self,
+        paths: &[RawPath],
+        wait: bool,
+        timeout_s: u64,
+        output: &mut Output,
+    ) -> io::Result<Ended> {
+        let units = match self.units(paths) {
+            Ok(units) => units,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let engine = &self.host.engine;
+        if let Err(e) = self.complete_now(&units).await {
+            return Ok(Err(Refusal::new(e)));
+        }
+        if !wait {
+            return Ok(Ok(0));
+        }
+        if self.host.link.is_none() {
+            return Ok(Err(Refusal::new("results_host is localhost or blank: nothing is copied anywhere")));
+        }
+        let left = engine.wait(&units, Duration::from_secs(timeout_s)).await;
+        if left.is_empty() {
+            return Ok(Ok(0));
+        }
+        for unit in &left {
+            output.item(progress(unit, "waiting", self.host.why(unit))).await?;
+        }
+        Ok(Err(Refusal::new(format!("{} units are not committed after {timeout_s} s", left.len()))
+            .hint("`resultsfs status` shows the connection, `explain PATH` what a unit waits for")))
+    }
+
+    /// A round of completion without settling. The kernel tells of a close after close(2) has returned, so a unit that only waits for
+    /// writers is looked at again for a moment: what a script wrote just before it called us counts.
+    async fn complete_now(&self, units: &[UnitId]) -> Result<(), CommandError> {
+        let end = tokio::time::Instant::now() + CLOSE_GRACE;
+        loop {
+            let round = self.host.engine.offload_now(units).await?;
+            let closing = round.not_yet.iter().any(|(_, reason)| matches!(reason, Reason::Writers { .. }));
+            if !closing || tokio::time::Instant::now() >= end {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn complete(&self, paths: &[RawPath], output: &mut Output) -> io::Result<Ended> {
+        let mut units = Vec::new();
+        for raw in paths {
+            match self
+                .tree_path(raw)
+                .map(|path| (self.host.adoptable(&path), self.units(std::slice::from_ref(raw))))
+            {
+                Ok((Some(unit), _)) => units.push(unit),
+                Ok((None, Ok(named))) => units.extend(named),
+                Ok((None, Err(refusal))) | Err(refusal) => return Ok(Err(refusal)),
+            }
+        }
+        for unit in units {
+            match self.host.engine.complete(&unit).await {
+                Ok(()) => output.item(progress(&unit, "complete", None)).await?,
+                Err(e) => return Ok(Err(Refusal::new(format!("{unit}: {e}")))),
+            }
+        }
+        Ok(Ok(0))
+    }
+
+    async fn evict(&self, paths: &[RawPath], output: &mut Output) -> io::Result<Ended> {
+        let units = match self.units(paths) {
+            Ok(units) => units,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let mut exit = 0;
+        for unit in units {
+            match self.host.engine.evict(&unit).await {
+                Ok(()) => output.item(progress(&unit, "evicted", None)).await?,
+                Err(e) => {
+                    exit = 3;
+                    output.item(progress(&unit, "kept", Some(e.to_string()))).await?;
+                }
+            }
+        }
+        Ok(Ok(exit))
+    }
+
+    async fn recall(&self, paths: &[RawPath], output: &mut Output) -> io::Result<Ended> {
+        let units = match self.units(paths) {
+            Ok(units) => units,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        for unit in units {
+            match self.host.engine.recall(&unit).await {
+                Ok(()) => output.item(progress(&unit, "local", None)).await?,
+                Err(e) => return Ok(Err(Refusal::new(format!("{unit}: {e}")))),
+            }
+        }
+        Ok(Ok(0))
+    }
+
+    async fn verify(&self, paths: &[RawPath], read_data: bool, output: &mut Output) -> io::Result<Ended> {
+        let paths = match self.tree_paths(paths) {
+            Ok(paths) => paths,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let host = self.host.clone();
+        let checked = tokio::task::spawn_blocking(move || {
+            verify::local::check(&host.journal, &host.spool, &host.activity, &paths, read_data)
+        });
+        let report = match checked.await {
+            Ok(report) => report,
+            Err(e) => return Ok(Err(Refusal::new(e))),
+        };
+        for finding in &report.findings {
+            output.item(verify::json::finding(finding)).await?;
+        }
+        output.item(verify::json::summary(&report, "local")).await?;
+        Ok(Ok(report.exit_code()))
+    }
+
+    async fn umount(&self, lazy: bool, timeout_s: u64) -> Ended {
+        let end = tokio::time::Instant::now() + Duration::from_secs(timeout_s);
+        loop {
+            let error = match self.mounted.unmount(lazy) {
+                Ok(()) => return Ok(0),
+                Err(error) => error,
+            };
+            if tokio::time::Instant::now() >= end {
+                let open = self.host.activity.open_handles();
+                return Err(Refusal::new(format!(
+                    "can't unmount {}: {error}; {open} files are open",
+                    self.host.mountpoint.display()
+                ))
+                .hint("`fuser -vm MOUNTPOINT` shows who works there; --lazy detaches all the same"));
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
+fn progress(unit: &UnitId, result: &str, note: Option<String>) -> Value {
+    json!({"v": 1, "kind": "progress", "unit": unit.to_string(), "result": result, "note": note})
+}

@@ -1,0 +1,158 @@
+//! Follows the store's catalog: keeps the replica, tells the kernel what has changed, and notices a store that isn't the one it was.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use super::Host;
+use crate::{
+    catalog::{Head, Record},
+    fuse::Notices,
+    ids::{StoreUuid, UnitId},
+    journal::State,
+    wire::{Welcome, link::LinkEvent},
+};
+
+/// Takes the connection's events until it ends.
+pub async fn follow(host: Arc<Host>, notices: Notices, mut events: mpsc::UnboundedReceiver<LinkEvent>) {
+    let mut follower = Follower { host, notices, store: None, target: None };
+    while let Some(event) = events.recv().await {
+        follower.take(event);
+    }
+}
+
+struct Follower {
+    host: Arc<Host>,
+    notices: Notices,
+    store: Option<StoreUuid>,
+    /// The head that the store had when this session began: at that point the replica is complete enough to compare.
+    target: Option<Head>,
+}
+
+impl Follower {
+    fn take(&mut self, event: LinkEvent) {
+        match event {
+            LinkEvent::Up(welcome) => self.up(&welcome),
+            LinkEvent::Records(records) => self.records(&records),
+            LinkEvent::Resync(head) => self.resync(head),
+            LinkEvent::Down { reason, .. } => {
+                info!("no connection to the store: {reason}");
+                self.host.engine.link_down();
+            }
+        }
+    }
+
+    fn up(&mut self, welcome: &Welcome) {
+        info!("connected to store {} at sequence number {}", welcome.store, welcome.head.seq);
+        welcome.differences.iter().for_each(|d| warn!("settings differ from the store's: {d}"));
+        self.store = Some(welcome.store);
+        self.target = Some(welcome.head);
+        let known = self.host.journal.head();
+        if known.is_some_and(|(store, _)| store != welcome.store) {
+            warn!("this is another store than before; the replica begins anew");
+        }
+        let from = match known {
+            Some((store, head)) if store == welcome.store => head,
+            _ => self.begin_anew(welcome.store),
+        };
+        self.host.link.as_ref().expect("events come from the link").follow(from);
+        self.host.engine.link_up(welcome.params);
+        self.compare_when_complete();
+    }
+
+    fn begin_anew(&self, store: StoreUuid) -> Head {
+        if let Err(e) = self.host.journal.reset_replica(store) {
+            warn!("can't reset the replica of the catalog: {e}");
+        }
+        Head::genesis(store)
+    }
+
+    /// The store has another history than the replica: it was restored from a backup.
+    fn resync(&mut self, head: Head) {
+        let Some(store) = self.store else { return };
+        warn!(
+            "the store's catalog isn't the one that was followed (it ends at {}); the replica begins anew",
+            head.seq
+        );
+        let from = self.begin_anew(store);
+        self.target = Some(head);
+        self.host.link.as_ref().expect("events come from the link").follow(from);
+        self.compare_when_complete();
+    }
+
+    fn records(&mut self, records: &[Record]) {
+        let Some(store) = self.store else { return };
+        if let Err(e) = self.host.journal.follow(store, records) {
+            warn!("records don't follow the replica ({e}); it begins anew");
+            let from = self.begin_anew(store);
+            self.host.link.as_ref().expect("events come from the link").follow(from);
+            return;
+        }
+        let own = self.host.journal.host();
+        let foreign: BTreeSet<UnitId> =
+            records.iter().map(Record::commit).filter(|c| c.host != own).map(|c| c.unit.clone()).collect();
+        self.show(foreign.into_iter().collect());
+        self.compare_when_complete();
+    }
+
+    /// Lets the kernel forget what it has cached of these units, and fetches manifests ahead where there is a local layer.
+    fn show(&self, units: Vec<UnitId>) {
+        if units.is_empty() {
+            return;
+        }
+        let (host, notices) = (self.host.clone(), self.notices.clone());
+        tokio::task::spawn_blocking(move || {
+            for unit in units.iter().filter(|u| host.journal.get(u).is_some()) {
+                fetch_ahead(&host, unit);
+            }
+            notices.tell(host.fs.remote_changed(&units));
+        });
+    }
+
+    /// Once the replica has caught up with where the store stood at connect: layers that the journal calls committed and the catalog
+    /// doesn't know are sent again while the spool has them.
+    fn compare_when_complete(&mut self) {
+        let Some(target) = self.target else { return };
+        let Some((_, head)) = self.host.journal.head() else { return };
+        if head.seq < target.seq {
+            return;
+        }
+        self.target = None;
+        let own = self.host.journal.host();
+        for record in self.host.journal.units() {
+            let Some(committed) = &record.committed else { continue };
+            let known = self
+                .host
+                .journal
+                .layers(&record.unit)
+                .into_iter()
+                .any(|layer| layer.host == own && layer.generation >= committed.generation);
+            if known {
+                continue;
+            }
+            match record.state {
+                State::Committed => {
+                    warn!("the store has lost {}; it is sent again", record.unit);
+                    if let Err(e) = self.host.journal.unsend(&record.unit) {
+                        warn!("{}: {e}", record.unit);
+                    }
+                    self.host.engine.journal_changed();
+                }
+                State::Evicted => {
+                    warn!("the store has lost {} and nothing of it is here any more", record.unit)
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Manifests of a unit with a layer of our own, so that looking into it never needs the network.
+fn fetch_ahead(host: &Host, unit: &UnitId) {
+    if let Err(need) = host.view.list(&unit.root)
+        && let Err(e) = host.view.fetch(&need)
+    {
+        info!("manifests of {unit} can't be fetched ahead: {e}");
+    }
+}

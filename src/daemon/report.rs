@@ -1,0 +1,354 @@
+//! What the daemon knows, as JSON objects: `status`, `jobs`, `explain`. The fields are a contract, `docs/cli.md`.
+
+use serde_json::{Map, Value, json};
+
+use super::Host;
+use crate::{
+    fs::union::Candidate,
+    fuse::Mounted,
+    ids::{RelPath, UnitId},
+    journal::{LayerHead, State, UnitRecord},
+    layout::{self, Place},
+    manifest::{Body, OmittedKind},
+};
+
+/// Version of the objects.
+const VERSION: u32 = 1;
+/// Most entries of a list for people.
+const LIST_BOUND: usize = 20;
+
+impl Host {
+    /// Where a path of the tree belongs.
+    fn place(&self, path: &RelPath) -> Place {
+        let is_dir = self.in_spool(path).map_or_else(|| self.shown_as_dir(path), |meta| meta.is_dir());
+        layout::place(path, is_dir, &self.rules, &|job| self.journal.whole_job(job), &|top| {
+            self.journal.adopted(top)
+        })
+    }
+
+    fn in_spool(&self, path: &RelPath) -> Option<std::fs::Metadata> {
+        fs_err::symlink_metadata(path.under(self.spool.path())).ok()
+    }
+
+    fn shown_as_dir(&self, path: &RelPath) -> bool {
+        let resolved = self.view.lookup(path).unwrap_or_default();
+        resolved.winner().is_none_or(|c| c.entry.body == Body::Dir)
+    }
+
+    /// What a unit waits for, or why it didn't get on.
+    pub(super) fn why(&self, unit: &UnitId) -> Option<String> {
+        let error = self.engine.last_error(unit).map(|e| e.text);
+        error.or_else(|| self.engine.why(unit))
+    }
+
+    /// The unit that a path belongs to on this host.
+    pub(super) fn unit_of(&self, path: &RelPath) -> Option<UnitId> {
+        self.place(path).unit()
+    }
+
+    /// The unit that an unrecognised directory becomes if `complete` is said of it.
+    pub(super) fn adoptable(&self, path: &RelPath) -> Option<UnitId> {
+        match self.place(path) {
+            Place::Unrecognised { top }
+                if top == *path && self.in_spool(path).is_some_and(|m| m.is_dir()) =>
+            {
+                Some(UnitId::tree(top))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Who this is.
+pub fn hello(host: &Host) -> Value {
+    json!({"v": VERSION, "kind": "hello", "mountpoint": host.mountpoint.display().to_string(), "pid": std::process::id()})
+}
+
+/// `status`.
+pub fn status(host: &Host, mounted: &Mounted) -> Value {
+    let engine = host.engine.status();
+    let texts = |list: Vec<String>| list.into_iter().take(LIST_BOUND).collect::<Vec<_>>();
+    json!({
+        "v": VERSION,
+        "kind": "status",
+        "host": host.config.host_name,
+        "host_uuid": host.journal.host().to_string(),
+        "mountpoint": host.mountpoint.display().to_string(),
+        "pid": std::process::id(),
+        "data_path": if mounted.is_passthrough() { "passthrough" } else { "ordinary" },
+        "connection": connection(host),
+        "units": {
+            "running": engine.running,
+            "complete": engine.complete,
+            "sealed": engine.sealed,
+            "committed": engine.committed,
+            "evicted": engine.evicted,
+        },
+        "queue_units": engine.queue_units,
+        "queue_bytes": engine.queue_bytes,
+        "offload": engine.counters,
+        "sent_bytes_per_s": engine.sent_bytes_per_s,
+        "spool": spool(host),
+        "cache": cache(host),
+        "catalog": {"seq": host.journal.head().map_or(0, |(_, head)| head.seq.0)},
+        "open_handles": host.activity.open_handles(),
+        "unrecognised": texts(engine.unrecognised.iter().map(ToString::to_string).collect()),
+        "warnings": texts(host.config.warnings.iter().map(ToString::to_string).collect()),
+        "errors": texts(engine.errors.iter().map(|e| format!("{}: {}", e.unit, e.text)).collect()),
+    })
+}
+
+fn connection(host: &Host) -> Value {
+    let Some(link) = &host.link else {
+        return json!({"state": "none"});
+    };
+    let status = link.status();
+    json!({
+        "state": if status.connected { "up" } else { "down" },
+        "target": status.target,
+        "store": status.store.as_ref().map(|w| w.store.to_string()),
+        "since_ms": status.since_ms,
+        "attempts": status.attempts,
+        "last_error": status.last_error,
+        "bytes_sent": status.bytes_sent,
+        "bytes_received": status.bytes_received,
+    })
+}
+
+fn spool(host: &Host) -> Value {
+    let usage = host.spool.usage().ok();
+    let (total, free) = usage.map_or((0, 0), |u| (u.f_blocks * u.f_frsize, u.f_bavail * u.f_frsize));
+    let used = (total - free.min(total)) * 100 / total.max(1);
+    json!({
+        "path": host.spool.path().display().to_string(),
+        "total_bytes": total,
+        "free_bytes": free,
+        "used_percent": used,
+        "high_percent": host.config.spool_high_percent,
+    })
+}
+
+fn cache(host: &Host) -> Value {
+    let stats = host.cache.stats();
+    json!({
+        "bytes": stats.disk_bytes,
+        "max_bytes": stats.max_bytes,
+        "blocks": stats.disk_blocks,
+        "fetches": stats.fetches,
+        "fetched_bytes": stats.fetched_bytes,
+        "failed_fetches": stats.failed_fetches,
+    })
+}
+
+/// `jobs`: this host's units with their state, then other hosts' layers.
+pub fn jobs(host: &Host, pattern: Option<&str>) -> Vec<Value> {
+    let wanted = |unit: &UnitId| pattern.is_none_or(|p| matches(p, &unit.to_string()));
+    let mut own = host.engine.units();
+    own.retain(&wanted);
+    own.sort();
+    let mut lines: Vec<Value> = own.iter().map(|unit| own_line(host, unit)).collect();
+    let mut remote = host.journal.replica_units();
+    remote.retain(&wanted);
+    remote.sort();
+    for unit in remote {
+        let layers = host.journal.layers(&unit);
+        lines.extend(layers.iter().filter(|l| l.host != host.journal.host()).map(|l| remote_line(&unit, l)));
+    }
+    lines
+}
+
+fn own_line(host: &Host, unit: &UnitId) -> Value {
+    let record = host.journal.get(unit);
+    let state = record.as_ref().map_or(State::Running, |r| r.state);
+    let layer = host.journal.layers(unit).into_iter().find(|l| l.host == host.journal.host());
+    json!({
+        "v": VERSION,
+        "kind": "unit",
+        "unit": unit.to_string(),
+        "host": host.config.host_name,
+        "state": state.name(),
+        "generation": record.as_ref().map_or(1, |r| r.generation.0),
+        "seq": record.as_ref().and_then(|r| r.committed.as_ref()).map(|c| c.seq.0),
+        "partial": record.as_ref().is_some_and(|r| r.partial),
+        "lost": record.as_ref().is_some_and(|r| r.lost),
+        "bytes": layer.as_ref().map(|l| l.bytes),
+        "entries": layer.as_ref().map(|l| l.entries),
+        "note": host.why(unit),
+    })
+}
+
+fn remote_line(unit: &UnitId, layer: &LayerHead) -> Value {
+    json!({
+        "v": VERSION,
+        "kind": "unit",
+        "unit": unit.to_string(),
+        "host": layer.host_name,
+        "state": "remote",
+        "generation": layer.generation.0,
+        "seq": layer.seq().0,
+        "lost": layer.lost,
+        "bytes": layer.bytes,
+        "entries": layer.entries,
+    })
+}
+
+/// Whether `text` holds `pattern`, or matches it where it has `*` or `?`.
+fn matches(pattern: &str, text: &str) -> bool {
+    if !pattern.contains(['*', '?']) {
+        return text.contains(pattern);
+    }
+    glob(pattern.as_bytes(), text.as_bytes())
+}
+
+fn glob(pattern: &[u8], text: &[u8]) -> bool {
+    match (pattern.split_first(), text.split_first()) {
+        (None, None) => true,
+        (Some((b'*', rest)), _) => (0..=text.len()).any(|skip| glob(rest, &text[skip..])),
+        (Some((b'?', rest)), Some((_, tail))) => glob(rest, tail),
+        (Some((p, rest)), Some((t, tail))) => p == t && glob(rest, tail),
+        _ => false,
+    }
+}
+
+/// `explain PATH`.
+pub fn explain(host: &Host, path: &RelPath) -> Value {
+    let place = host.place(path);
+    let mut out = Map::new();
+    out.insert("v".into(), json!(VERSION));
+    out.insert("kind".into(), json!("path"));
+    out.insert("path".into(), json!(path.to_string()));
+    out.insert("place".into(), json!(place_text(&place)));
+    out.insert("in_spool".into(), json!(host.in_spool(path).is_some()));
+    explain_shown(host, path, &mut out);
+    if let Some(unit) = place.unit() {
+        explain_unit(host, &unit, &mut out);
+    }
+    Value::Object(out)
+}
+
+fn place_text(place: &Place) -> String {
+    match place {
+        Place::Root => "the top of the results tree".into(),
+        Place::LocalOnly => "local only: never offloaded".into(),
+        Place::Unrecognised { top } => {
+            format!("{top} isn't Autotest's: it stays on this host until `resultsfs complete {top}`")
+        }
+        Place::Container { .. } => "loose files of a directory of units".into(),
+        Place::Unit { .. } => "a unit, or in one".into(),
+    }
+}
+
+fn explain_shown(host: &Host, path: &RelPath, out: &mut Map<String, Value>) {
+    let resolved = match host.view.lookup(path) {
+        Ok(resolved) => resolved,
+        Err(need) => {
+            out.insert(
+                "committed_entries".into(),
+                json!(format!("{} manifests aren't here yet", need.manifests.len())),
+            );
+            return;
+        }
+    };
+    let candidates = [("own_entry", resolved.own), ("other_hosts_entry", resolved.foreign)];
+    for (key, candidate) in candidates {
+        if let Some(candidate) = candidate.filter(|c| !c.synthetic) {
+            out.insert(key.into(), candidate_json(&candidate));
+        }
+    }
+}
+
+fn candidate_json(candidate: &Candidate) -> Value {
+    let body = match &candidate.entry.body {
+        Body::Dir => "directory".to_owned(),
+        Body::File { size, content } => format!("file of {size} bytes, {content}"),
+        Body::Symlink { target } => format!("link to {}", String::from_utf8_lossy(target)),
+        Body::Fifo => "named pipe".to_owned(),
+        Body::Link { to } => format!("hard link to {to}"),
+        Body::Whiteout => "deleted".to_owned(),
+    };
+    json!({
+        "is": body,
+        "seq": candidate.seq.0,
+        "since_generation": candidate.entry.since.0,
+        "host_uuid": candidate.host.to_string(),
+        "manifest": candidate.manifest.to_string(),
+    })
+}
+
+fn explain_unit(host: &Host, unit: &UnitId, out: &mut Map<String, Value>) {
+    out.insert("unit".into(), json!(unit.to_string()));
+    let record = host.journal.get(unit);
+    out.insert("state".into(), json!(record.as_ref().map_or(State::Running, |r| r.state).name()));
+    if let Some(record) = &record {
+        explain_record(host, record, out);
+    }
+    let layers: Vec<Value> = host.journal.layers(unit).iter().map(|l| remote_line(unit, l)).collect();
+    out.insert("layers".into(), json!(layers));
+    out.insert("why".into(), json!(host.why(unit)));
+    out.insert("next".into(), json!(next(host, record.as_ref())));
+}
+
+fn explain_record(host: &Host, record: &UnitRecord, out: &mut Map<String, Value>) {
+    out.insert("generation".into(), json!(record.generation.0));
+    out.insert("partial".into(), json!(record.partial));
+    out.insert("lost".into(), json!(record.lost));
+    out.insert(
+        "times_ms".into(),
+        json!({
+            "running": record.running_ms, "complete": record.complete_ms, "sealed": record.sealed_ms,
+            "committed": record.committed_ms, "evicted": record.evicted_ms,
+        }),
+    );
+    if let Some(committed) = &record.committed {
+        out.insert("seq".into(), json!(committed.seq.0));
+        out.insert("manifest".into(), json!(committed.manifest.to_string()));
+    }
+    let hash = record.manifest.or(record.committed.as_ref().map(|c| c.manifest));
+    let manifest = hash.and_then(|h| host.journal.manifest(&h).ok().flatten());
+    let omitted = manifest.iter().flat_map(|m| m.omitted()).take(LIST_BOUND).map(|o| {
+        let kind = match o.kind {
+            OmittedKind::Socket => "socket",
+            OmittedKind::Device => "device",
+        };
+        json!(format!("{} ({kind}; it stays on this host)", o.path))
+    });
+    let omitted: Vec<Value> = omitted.collect();
+    if !omitted.is_empty() {
+        out.insert("not_carried".into(), Value::Array(omitted));
+    }
+}
+
+/// What will happen to the unit if nobody does anything.
+fn next(host: &Host, record: Option<&UnitRecord>) -> String {
+    let no_link = host.link.is_none();
+    match record.map(|r| (r.state, r)) {
+        None | Some((State::Running, _)) => "when it is complete it is synced and journaled".into(),
+        Some((State::Complete | State::Sealed, _)) if no_link => {
+            "it stays here: results_host is localhost or blank".into()
+        }
+        Some((State::Complete, _)) => "it is described as a manifest, then sent".into(),
+        Some((State::Sealed, _)) => "it is sent to the store".into(),
+        Some((State::Committed, r)) => {
+            let keep_ms = host.config.keep_local_hours * 3_600_000;
+            let due = r.committed_ms.unwrap_or(0) + keep_ms;
+            format!(
+                "its local copy is freed {} h after the commit (at {due} ms), or before when the spool is beyond {} %",
+                host.config.keep_local_hours, host.config.spool_high_percent
+            )
+        }
+        Some((State::Evicted, _)) => "it is read from the store; `resultsfs recall` brings it back".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_are_text_or_globs() {
+        assert!(matches("host1", "12-me/host1"));
+        assert!(matches("12-*/host?", "12-me/host1"));
+        assert!(!matches("12-*/host", "12-me/host1"));
+        assert!(!matches("13", "12-me/host1"));
+    }
+}

@@ -1,0 +1,151 @@
+//! The packer: objects into blocks, compressed beside their collection.
+//!
+//! Blocks leave in the order in which they were closed, so that a recipe is never ahead of its chunks.
+
+use std::{io, sync::Arc};
+
+use tokio::{
+    sync::{Semaphore, mpsc},
+    task::JoinHandle,
+};
+
+use crate::{
+    chunk::{ObjectKind, block::BlockBuilder},
+    ids::Hash,
+};
+
+/// Blocks of one layer that are being compressed or wait to be sent.
+pub const BLOCKS_AHEAD: usize = 2;
+/// The sample takes this many bytes from the front of each [`SAMPLE_EVERY_BYTES`] of a block.
+const SAMPLE_BYTES: usize = 2 << 10;
+/// See [`SAMPLE_BYTES`].
+const SAMPLE_EVERY_BYTES: usize = 64 << 10;
+/// A level at which zstd only looks for what is obviously the same: for blocks whose sample doesn't shrink (archives, videos).
+const HASTY_LEVEL: i32 = -20;
+
+/// A block that is being compressed.
+pub struct Packing {
+    /// Bytes before compression.
+    pub raw_bytes: u64,
+    pub block: JoinHandle<io::Result<Vec<u8>>>,
+}
+
+/// Collects objects and closes blocks.
+pub struct Packer {
+    open: OpenBlock,
+    level: i32,
+    cpu: Arc<Semaphore>,
+    closed: mpsc::Sender<Packing>,
+}
+
+/// The block that is being filled.
+#[derive(Default)]
+pub struct OpenBlock {
+    builder: BlockBuilder,
+    sample: Vec<u8>,
+    sampled_until: usize,
+}
+
+impl OpenBlock {
+    /// Adds an object; the caller answers for its hash and closes the block when it is full.
+    pub fn push(&mut self, kind: ObjectKind, hash: Hash, bytes: &[u8]) {
+        let start = self.builder.raw_bytes();
+        while self.sampled_until < start + bytes.len() {
+            let from = self.sampled_until.max(start) - start;
+            self.sample.extend_from_slice(&bytes[from..bytes.len().min(from + SAMPLE_BYTES)]);
+            self.sampled_until = start + from + SAMPLE_EVERY_BYTES;
+        }
+        self.builder.push(kind, hash, bytes);
+    }
+
+    /// Whether it is time to close it.
+    pub fn is_full(&self) -> bool {
+        self.builder.is_full()
+    }
+
+    fn finish(mut self, level: i32) -> io::Result<Vec<u8>> {
+        let shrinks = zstd::bulk::compress(&self.sample, 1)?.len() < self.sample.len() / 100 * 97;
+        let worth_it = shrinks || self.builder.raw_bytes() < SAMPLE_EVERY_BYTES;
+        self.builder.finish(if worth_it { level } else { HASTY_LEVEL })
+    }
+}
+
+impl Packer {
+    /// Compresses at `level` and gives the blocks to `closed`.
+    pub fn new(level: i32, cpu: Arc<Semaphore>, closed: mpsc::Sender<Packing>) -> Self {
+        Self { open: OpenBlock::default(), level, cpu, closed }
+    }
+
+    /// Lends out the open block, to be filled elsewhere; it comes back through [`Packer::give_back`].
+    pub fn take_open(&mut self) -> OpenBlock {
+        std::mem::take(&mut self.open)
+    }
+
+    /// Takes a block back and closes it if it is full.
+    pub async fn give_back(&mut self, open: OpenBlock) {
+        self.open = open;
+        if self.open.is_full() {
+            self.close().await;
+        }
+    }
+
+    /// Adds an object.
+    pub async fn add(&mut self, kind: ObjectKind, hash: Hash, bytes: &[u8]) {
+        self.open.push(kind, hash, bytes);
+        if self.open.is_full() {
+            self.close().await;
+        }
+    }
+
+    /// Closes the open block, unless nothing is in it. Waits while too many are on the way.
+    pub async fn close(&mut self) {
+        if self.open.builder.is_empty() {
+            return;
+        }
+        let open = self.take_open();
+        let raw_bytes = open.builder.raw_bytes() as u64;
+        // Whoever takes the blocks has failed and says why itself; this side is about to be dropped.
+        let Ok(place) = self.closed.reserve().await else { return };
+        let (cpu, level) = (self.cpu.clone(), self.level);
+        let block = tokio::spawn(async move {
+            let permit = cpu.acquire_owned().await.expect("the semaphore is never closed");
+            let work = move || {
+                let _permit = permit;
+                open.finish(level)
+            };
+            tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+        });
+        place.send(Packing { raw_bytes, block });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chunk::block::Block;
+
+    fn packed(bytes: &[u8]) -> Vec<u8> {
+        let mut open = OpenBlock::default();
+        bytes.chunks(50_000).for_each(|part| open.push(ObjectKind::Chunk, Hash::of(part), part));
+        let block = open.finish(3).expect("compresses");
+        let opened = Block::open(&block).expect("opens");
+        let whole: Vec<u8> = opened.table().iter().flat_map(|e| opened.bytes_of(e)).copied().collect();
+        assert_eq!(whole, bytes);
+        block
+    }
+
+    #[test]
+    fn text_shrinks_and_noise_is_kept_plain() {
+        let text = b"START ---- ---- timestamp=1700000000\n".repeat(20_000);
+        assert!(packed(&text).len() < text.len() / 20);
+        let mut noise = vec![0; 500_000];
+        blake3::Hasher::new().finalize_xof().fill(&mut noise);
+        assert!(packed(&noise).len() < noise.len() + 1000);
+    }
+
+    /// What is small is compressed without asking a sample.
+    #[test]
+    fn a_little_text_shrinks() {
+        assert!(packed(&b"keyval=1\n".repeat(100)).len() < 300);
+    }
+}

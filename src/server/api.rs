@@ -1,0 +1,48 @@
+//! What a session needs of a store. All calls block; the session runs them on the blocking pool.
+
+use tokio::sync::watch;
+
+pub use crate::store::NewCommit;
+
+use crate::{
+    catalog::{Head, Record},
+    chunk::{ChunkParams, ObjectKind},
+    ids::{Hash, Seq, StoreUuid},
+};
+
+/// Why a store says no.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreFault {
+    /// What the host sent can't be accepted; the store is well.
+    #[error("{0}")]
+    Unacceptable(String),
+    /// The store can't go on: disk full, I/O error, damage.
+    #[error("{0}")]
+    Broken(String),
+}
+
+/// A store, as sessions see it.
+pub trait StoreApi: Send + Sync + 'static {
+    /// Its identity.
+    fn uuid(&self) -> StoreUuid;
+    /// How its files are cut.
+    fn params(&self) -> ChunkParams;
+    /// Where its catalog stands.
+    fn head(&self) -> Head;
+    /// For each hash, whether the object is missing. Objects that were appended count as present, durable or not.
+    fn missing(&self, kind: ObjectKind, hashes: &[Hash]) -> Result<Vec<bool>, StoreFault>;
+    /// Whether this manifest was committed before: then all that it names is here.
+    fn manifest_known(&self, manifest: &Hash) -> Result<bool, StoreFault>;
+    /// Checks a block and appends it; not durable yet.
+    fn append_block(&self, encoded: &[u8]) -> Result<(), StoreFault>;
+    /// Checks that the layer is here in full, and returns when it is durable. A repeated commit gives the record that it gave before.
+    fn commit(&self, commit: NewCommit) -> Result<Record, StoreFault>;
+    /// The encoded block that holds an object.
+    fn fetch(&self, kind: ObjectKind, hash: &Hash) -> Result<Option<Vec<u8>>, StoreFault>;
+    /// At most `max` records after `seq`, in order.
+    fn records_after(&self, seq: Seq, max: usize) -> Result<Vec<Record>, StoreFault>;
+    /// One record.
+    fn record(&self, seq: Seq) -> Result<Option<Record>, StoreFault>;
+    /// Tells of each new head.
+    fn watch(&self) -> watch::Receiver<Head>;
+}

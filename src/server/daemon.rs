@@ -1,0 +1,232 @@
+//! `serve`: the results host's daemon on a unix socket.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    net::UnixStream,
+    signal::unix::{Signal, SignalKind, signal},
+    task::JoinSet,
+    time::timeout,
+};
+
+use super::{
+    Identity, Server, SessionEnd, StoreApi, framed, session,
+    socket::{self, Listener},
+};
+use crate::wire::{
+    Join, PROTOCOL_VERSION,
+    frame::{Bounds, Frame},
+    rights::Rights,
+};
+
+/// Sessions at once: twice a large lab's hosts.
+const SESSIONS: usize = 1000;
+/// How long a joining process may take to say for whom.
+const FIRST_WAIT: Duration = Duration::from_secs(30);
+/// How long sessions may take to end when the daemon stops.
+const STOP_WAIT: Duration = Duration::from_secs(10);
+/// Pause after accept(2) failed, which mostly means that descriptors have run out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Where and how to serve.
+#[derive(Clone, Debug)]
+pub struct ServeOptions {
+    /// The unix socket.
+    pub socket: PathBuf,
+    /// Settings that must agree between host and store, as `name=value`.
+    pub settings: Vec<String>,
+    /// What a process on this machine may do that connects to the socket and joins for nobody else: the results host's own mount.
+    pub local_rights: Rights,
+}
+
+/// Opens the store under its lock; called at most until it succeeds.
+pub type OpenStore<'a> = &'a (dyn Fn() -> Result<Arc<dyn StoreApi>, OpenStoreError> + Send + Sync);
+
+/// Why a store can't be opened.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OpenStoreError {
+    /// Another process has it open.
+    #[error("another process has the store open")]
+    Locked,
+    /// Anything else.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Why nothing is served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// A daemon answers there.
+    #[error("another daemon serves {}", path.display())]
+    Served { path: PathBuf },
+    /// Somebody has the store open, and doesn't answer on the socket.
+    #[error(
+        "another process has the store open, and nothing answers on {} (waited {waited_s} s); \
+         is another `serve` running with another `serve_socket`?",
+        path.display()
+    )]
+    Locked { path: PathBuf, waited_s: u64 },
+    /// The store can't be opened.
+    #[error("can't open the store: {0}")]
+    Store(String),
+    /// The socket can't be made or used.
+    #[error("socket {}: {source}", path.display())]
+    Socket { path: PathBuf, source: io::Error },
+    /// The standard streams can't be used.
+    #[error("standard streams: {0}")]
+    Stdio(io::Error),
+    /// The process can't listen to signals.
+    #[error("signals: {0}")]
+    Signals(io::Error),
+}
+
+/// Serves the store until SIGTERM or SIGINT.
+pub async fn serve(open: OpenStore<'_>, options: ServeOptions) -> Result<(), ServeError> {
+    let mut signals = StopSignals::listen()?;
+    serve_until(open, options, signals.stop()).await
+}
+
+/// [`serve`] until `stop`.
+pub(super) async fn serve_until(
+    open: OpenStore<'_>,
+    options: ServeOptions,
+    stop: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
+    let store = open_alone(open, &options.socket).await?;
+    let listener = Listener::open(&options.socket).await?;
+    let server = Server::new(store, options.settings);
+    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+        tracing::warn!("can't tell systemd that the daemon is ready: {error}");
+    }
+    tracing::info!(socket = %options.socket.display(), store = %server.store.uuid(), "serving");
+    let mut sessions = Sessions::new(&server, options.local_rights);
+    tokio::select! {
+        () = sessions.accept(&listener) => {}
+        () = stop => {}
+    }
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    drop(listener);
+    sessions.finish().await;
+    Ok(())
+}
+
+/// Opens the store; where somebody has it, says who that is if he answers.
+async fn open_alone(open: OpenStore<'_>, socket: &Path) -> Result<Arc<dyn StoreApi>, ServeError> {
+    match open() {
+        Ok(store) => Ok(store),
+        Err(OpenStoreError::Failed(why)) => Err(ServeError::Store(why)),
+        Err(OpenStoreError::Locked) if socket::connect(socket).await.is_ok() => {
+            Err(ServeError::Served { path: socket.to_owned() })
+        }
+        Err(OpenStoreError::Locked) => Err(ServeError::Locked { path: socket.to_owned(), waited_s: 0 }),
+    }
+}
+
+/// SIGTERM and SIGINT; SIGHUP is ignored, since an ssh session that ends must not end others' work.
+pub(super) struct StopSignals {
+    term: Signal,
+    int: Signal,
+    _hup: Signal,
+}
+
+impl StopSignals {
+    pub(super) fn listen() -> Result<Self, ServeError> {
+        let listen = |kind| signal(kind).map_err(ServeError::Signals);
+        Ok(Self {
+            term: listen(SignalKind::terminate())?,
+            int: listen(SignalKind::interrupt())?,
+            _hup: listen(SignalKind::hangup())?,
+        })
+    }
+
+    pub(super) async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.int.recv() => {}
+        }
+    }
+}
+
+/// Sessions that came over the socket.
+pub(super) struct Sessions {
+    server: Arc<Server>,
+    local: Identity,
+    running: JoinSet<SessionEnd>,
+}
+
+impl Sessions {
+    pub(super) fn new(server: &Arc<Server>, local_rights: Rights) -> Self {
+        let local = Identity { pinned_name: None, rights: local_rights };
+        Self { server: Arc::clone(server), local, running: JoinSet::new() }
+    }
+
+    /// Accepts for ever.
+    pub(super) async fn accept(&mut self, listener: &Listener) {
+        loop {
+            tokio::select! {
+                stream = listener.accept(), if self.running.len() < SESSIONS => self.begin(stream).await,
+                Some(_) = self.running.join_next() => {}
+            }
+        }
+    }
+
+    /// Accepts until no session is left.
+    pub(super) async fn accept_rest(&mut self, listener: &Listener) {
+        while !self.running.is_empty() {
+            tokio::select! {
+                stream = listener.accept(), if self.running.len() < SESSIONS => self.begin(stream).await,
+                _ = self.running.join_next() => {}
+            }
+        }
+    }
+
+    async fn begin(&mut self, stream: io::Result<UnixStream>) {
+        match stream {
+            Ok(stream) => {
+                let session = on_socket(Arc::clone(&self.server), stream, self.local.clone());
+                self.running.spawn(session);
+            }
+            Err(error) => {
+                tracing::error!("can't accept a connection: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+
+    /// Ends them all; what a session had begun to commit is committed.
+    pub(super) async fn finish(mut self) {
+        self.server.stop();
+        let all = async { while self.running.join_next().await.is_some() {} };
+        if timeout(STOP_WAIT, all).await.is_err() {
+            tracing::warn!("sessions did not end in {} s and are cut off", STOP_WAIT.as_secs());
+        }
+    }
+}
+
+/// A session on the socket: for this machine's own mount, or, after a join, for whom the joining process speaks.
+async fn on_socket(server: Arc<Server>, stream: UnixStream, local: Identity) -> SessionEnd {
+    let (reader, writer) = stream.into_split();
+    let (mut reader, writer) = framed(reader, writer, Bounds::FIRST_ON_SOCKET);
+    let first = match timeout(FIRST_WAIT, reader.next()).await {
+        Ok(Ok(Some(first))) => first,
+        Ok(Ok(None)) => return SessionEnd::Closed,
+        Ok(Err(error)) => return error.into(),
+        Err(_) => return SessionEnd::Broken("nothing was said in time".to_owned()),
+    };
+    reader.set_bounds(Bounds::GREETING);
+    match first {
+        Frame::Join(bytes) => match Join::decode(&bytes) {
+            Ok(join) if join.version == PROTOCOL_VERSION => {
+                let identity = Identity { pinned_name: join.pinned_name, rights: join.rights };
+                session::run(&server, reader, writer, identity, None).await
+            }
+            joined => SessionEnd::Broken(format!("a join of another version: {joined:?}")),
+        },
+        hello => session::run(&server, reader, writer, local, Some(hello)).await,
+    }
+}

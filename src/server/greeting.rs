@@ -1,0 +1,136 @@
+//! The beginning of a session: Hello is checked, Welcome made.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{io::AsyncRead, time::timeout};
+
+use super::{Identity, Server, hosts::Present, session::SessionEnd, session::on_store};
+use crate::{
+    limits,
+    wire::{
+        Hello, PROTOCOL_VERSION, RefusalCode, ToStore, Welcome,
+        frame::{Frame, FrameReader},
+        rights::Rights,
+    },
+};
+
+/// How long a host may take to say Hello.
+const HELLO_WAIT: Duration = Duration::from_secs(30);
+
+fn identity(why: String) -> SessionEnd {
+    SessionEnd::Refused(RefusalCode::Identity, why)
+}
+
+/// Reads Hello and checks who that is. `first` is a frame that was read already.
+pub(super) async fn greet<R: AsyncRead + Unpin>(
+    server: &Arc<Server>,
+    reader: &mut FrameReader<R>,
+    who: &Identity,
+    first: Option<Frame>,
+) -> Result<(Hello, Present), SessionEnd> {
+    let frame = match first {
+        Some(frame) => frame,
+        None => match timeout(HELLO_WAIT, reader.next()).await {
+            Ok(frame) => frame?.ok_or(SessionEnd::Closed)?,
+            Err(_) => return Err(SessionEnd::Broken("no Hello in time".to_owned())),
+        },
+    };
+    let hello = parse(&frame)?;
+    check_name(&hello, who)?;
+    check_history(server, &hello, who).await?;
+    let present = server.live.enter(&hello.host_name, hello.host).map_err(|other| {
+        identity(format!(
+            "another host named `{}` is connected (its UUID is {other}, this one's {}); two machines can't share a name, \
+             nor one machine two state directories",
+            hello.host_name, hello.host
+        ))
+    })?;
+    Ok((hello, present))
+}
+
+fn parse(frame: &Frame) -> Result<Hello, SessionEnd> {
+    let broken = |why: String| SessionEnd::Refused(RefusalCode::Protocol, why);
+    let Frame::Message(bytes) = frame else { return Err(broken("a session begins with Hello".to_owned())) };
+    let hello = match ToStore::decode(bytes) {
+        Ok(ToStore::Hello(hello)) => hello,
+        Ok(_) => return Err(broken("a session begins with Hello".to_owned())),
+        Err(error) => return Err(broken(error.to_string())),
+    };
+    if hello.version != PROTOCOL_VERSION {
+        let why = format!("this store speaks version {PROTOCOL_VERSION}, the host version {}", hello.version);
+        return Err(SessionEnd::Refused(RefusalCode::Version, why));
+    }
+    Ok(hello)
+}
+
+fn check_name(hello: &Hello, who: &Identity) -> Result<(), SessionEnd> {
+    let name = &hello.host_name;
+    if name.is_empty() || name.len() > limits::TEXT_BYTES || name.chars().any(|c| c.is_control() || c == '/')
+    {
+        return Err(identity(
+            "the host's name is empty, too long, or has characters that no name has".to_owned(),
+        ));
+    }
+    match &who.pinned_name {
+        Some(pinned) if pinned != name => {
+            Err(identity(format!("this key is for the host `{pinned}`, and the host calls itself `{name}`")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A UUID is no secret: every host sees the others' in the catalog. So a pinned session can't use one that has another name's commits.
+async fn check_history(server: &Arc<Server>, hello: &Hello, who: &Identity) -> Result<(), SessionEnd> {
+    if who.pinned_name.is_none() {
+        return Ok(());
+    }
+    let (host, for_history) = (hello.host, Arc::clone(server));
+    let named = on_store(&server.store, move |store| for_history.history.name_of(store, host)).await;
+    match named.map_err(|fault| SessionEnd::Refused(RefusalCode::Store, fault.to_string()))? {
+        Some(name) if name != hello.host_name => Err(identity(format!(
+            "the UUID {host} belongs to the host `{name}`, not to `{}`",
+            hello.host_name
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// The answer to a good Hello.
+pub(super) fn welcome(server: &Server, hello: &Hello, rights: Rights) -> Welcome {
+    let differences = differences(&hello.settings, &server.settings);
+    for difference in &differences {
+        tracing::warn!(host = hello.host_name, "settings differ: {difference}");
+    }
+    Welcome {
+        version: PROTOCOL_VERSION,
+        store: server.store.uuid(),
+        head: server.store.head(),
+        params: server.store.params(),
+        may_delete: rights.delete,
+        differences,
+    }
+}
+
+/// Settings that both sides name and that differ. What only one side knows is another version's, not a difference.
+fn differences(host: &[String], store: &[String]) -> Vec<String> {
+    let parts = |line: &String| line.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let store: Vec<_> = store.iter().filter_map(parts).collect();
+    let differing = host.iter().filter_map(parts).filter_map(|(name, here)| {
+        let (_, there) = store.iter().find(|(n, there)| *n == name && *there != here)?;
+        Some(format!("`{name}` is `{here}` on this host and `{there}` on the results host"))
+    });
+    differing.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_difference_is_told_by_name_and_an_unknown_setting_is_none() {
+        let lines = |text: &str| text.split(' ').map(String::from).collect::<Vec<_>>();
+        let told =
+            differences(&lines("complete_on=archiver a=1 new=3"), &lines("complete_on=parser a=1 old=3"));
+        assert_eq!(told, ["`complete_on` is `archiver` on this host and `parser` on the results host"]);
+    }
+}

@@ -1,0 +1,51 @@
+//! Whether a session's rights allow a commit. Checked before the store sees it.
+
+use super::{
+    api::{NewCommit, StoreApi, StoreFault},
+    hosts::History,
+};
+use crate::{
+    chunk::{ObjectKind, block::Block},
+    ids::Hash,
+    manifest::{Body, Manifest},
+    wire::rights::Rights,
+};
+
+/// Blocks. The error says which right is wanting.
+pub(super) fn check(
+    store: &dyn StoreApi,
+    history: &History,
+    rights: Rights,
+    commit: &NewCommit,
+) -> Result<(), StoreFault> {
+    let no = |why: String| Err(StoreFault::Unacceptable(why));
+    if !rights.add {
+        return no("this host may only read: it has no right `add`".to_owned());
+    }
+    if !rights.overlay && history.is_others(store, commit.host, &commit.unit)? {
+        return no(format!(
+            "other hosts have layers of {}, and this host has no right `overlay`",
+            commit.unit
+        ));
+    }
+    if !rights.delete && has_whiteout(store, &commit.manifest)? {
+        return no(format!(
+            "{} deletes other hosts' entries, and this host has no right `delete`",
+            commit.unit
+        ));
+    }
+    Ok(())
+}
+
+fn has_whiteout(store: &dyn StoreApi, hash: &Hash) -> Result<bool, StoreFault> {
+    let unacceptable = |why: String| StoreFault::Unacceptable(why);
+    let encoded = store
+        .fetch(ObjectKind::Manifest, hash)?
+        .ok_or_else(|| unacceptable(format!("manifest {hash} was not sent")))?;
+    let block = Block::open(&encoded).map_err(|e| StoreFault::Broken(e.to_string()))?;
+    let bytes = block
+        .get(ObjectKind::Manifest, hash)
+        .ok_or_else(|| StoreFault::Broken(format!("the block for manifest {hash} doesn't hold it")))?;
+    let manifest = Manifest::decode(bytes).map_err(|e| unacceptable(e.to_string()))?;
+    Ok(manifest.entries().iter().any(|entry| matches!(entry.body, Body::Whiteout)))
+}

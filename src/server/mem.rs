@@ -1,0 +1,160 @@
+//! A store in memory, for tests of sessions and links. It checks what the real one checks as far as sessions can see it.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Condvar, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use tokio::sync::watch;
+
+use super::{NewCommit, StoreApi, StoreFault};
+use crate::{
+    catalog::{Commit, Head, Record, RecordBody},
+    chunk::{ChunkParams, ObjectKind, block::Block},
+    ids::{Hash, Seq, StoreUuid},
+};
+
+pub(crate) struct MemStore {
+    uuid: StoreUuid,
+    inner: Mutex<Inner>,
+    gate: Condvar,
+    heads: watch::Sender<Head>,
+}
+
+#[derive(Default)]
+struct Inner {
+    objects: HashMap<(ObjectKind, Hash), Arc<Vec<u8>>>,
+    committed: HashSet<Hash>,
+    records: Vec<Record>,
+    /// While true, blocks aren't taken in.
+    closed: bool,
+    waiting: usize,
+    full: bool,
+}
+
+impl MemStore {
+    pub(crate) fn new() -> Arc<Self> {
+        let uuid = StoreUuid::random();
+        let heads = watch::Sender::new(Head::genesis(uuid));
+        Arc::new(Self { uuid, inner: Mutex::default(), gate: Condvar::new(), heads })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().expect("no test panics with the lock")
+    }
+
+    /// Stops taking blocks in, or goes on.
+    pub(crate) fn hold_blocks(&self, hold: bool) {
+        self.lock().closed = hold;
+        self.gate.notify_all();
+    }
+
+    /// Whether a block waits at the gate.
+    pub(crate) fn is_holding(&self) -> bool {
+        self.lock().waiting > 0
+    }
+
+    /// From now on nothing can be written.
+    pub(crate) fn fill_up(&self) {
+        self.lock().full = true;
+    }
+
+    pub(crate) fn objects(&self) -> usize {
+        self.lock().objects.len()
+    }
+
+    /// Puts a block in without a session.
+    pub(crate) fn put(&self, encoded: &[u8]) {
+        self.append_block(encoded).expect("a good block");
+    }
+}
+
+impl StoreApi for MemStore {
+    fn uuid(&self) -> StoreUuid {
+        self.uuid
+    }
+
+    fn params(&self) -> ChunkParams {
+        ChunkParams::default()
+    }
+
+    fn head(&self) -> Head {
+        *self.heads.borrow()
+    }
+
+    fn missing(&self, kind: ObjectKind, hashes: &[Hash]) -> Result<Vec<bool>, StoreFault> {
+        let inner = self.lock();
+        Ok(hashes.iter().map(|h| !inner.objects.contains_key(&(kind, *h))).collect())
+    }
+
+    fn manifest_known(&self, manifest: &Hash) -> Result<bool, StoreFault> {
+        Ok(self.lock().committed.contains(manifest))
+    }
+
+    fn append_block(&self, encoded: &[u8]) -> Result<(), StoreFault> {
+        let block = Block::open(encoded).map_err(|e| StoreFault::Unacceptable(e.to_string()))?;
+        let mut inner = self.lock();
+        inner.waiting += 1;
+        // Bounded, so that a test that fails with the gate closed ends.
+        let opened = self.gate.wait_timeout_while(inner, Duration::from_secs(30), |i| i.closed);
+        let (mut inner, _) = opened.expect("no test panics with the lock");
+        inner.waiting -= 1;
+        if inner.full {
+            return Err(StoreFault::Broken("no space left on device".to_owned()));
+        }
+        let encoded = Arc::new(encoded.to_vec());
+        for entry in block.table() {
+            inner.objects.insert((entry.kind, entry.hash), Arc::clone(&encoded));
+        }
+        Ok(())
+    }
+
+    fn commit(&self, c: NewCommit) -> Result<Record, StoreFault> {
+        let mut inner = self.lock();
+        let same = |r: &&Record| r.commit().host == c.host && r.commit().unit == c.unit;
+        let last = inner.records.iter().rfind(same);
+        if let Some(last) = last.filter(|r| r.commit().generation >= c.generation) {
+            return match last.commit().manifest == c.manifest && last.commit().generation == c.generation {
+                true => Ok(last.clone()),
+                false => Err(StoreFault::Unacceptable("an old generation".to_owned())),
+            };
+        }
+        if !inner.objects.contains_key(&(ObjectKind::Manifest, c.manifest)) {
+            return Err(StoreFault::Unacceptable("the manifest was not sent".to_owned()));
+        }
+        let head = *self.heads.borrow();
+        let NewCommit { host, host_name, unit, generation, manifest, lost } = c;
+        let body = RecordBody::Commit(Commit {
+            host,
+            host_name,
+            unit,
+            generation,
+            manifest,
+            lost,
+            bytes: 0,
+            entries: 0,
+        });
+        let record = Record { seq: head.seq.next(), prev: head.chain, time_ms: 0, body };
+        inner.committed.insert(manifest);
+        inner.records.push(record.clone());
+        self.heads.send_replace(record.link());
+        Ok(record)
+    }
+
+    fn fetch(&self, kind: ObjectKind, hash: &Hash) -> Result<Option<Vec<u8>>, StoreFault> {
+        Ok(self.lock().objects.get(&(kind, *hash)).map(|block| block.to_vec()))
+    }
+
+    fn records_after(&self, seq: Seq, max: usize) -> Result<Vec<Record>, StoreFault> {
+        Ok(self.lock().records.iter().skip(seq.0 as usize).take(max).cloned().collect())
+    }
+
+    fn record(&self, seq: Seq) -> Result<Option<Record>, StoreFault> {
+        Ok(self.lock().records.get((seq.0 as usize).wrapping_sub(1)).cloned())
+    }
+
+    fn watch(&self) -> watch::Receiver<Head> {
+        self.heads.subscribe()
+    }
+}

@@ -1,0 +1,85 @@
+//! The store on disk as sessions see it.
+
+use std::{path::Path, sync::Arc};
+
+use tokio::sync::watch;
+
+use super::{NewCommit, OpenStoreError, StoreApi, StoreFault, checks};
+use crate::{
+    catalog::{Head, Record},
+    chunk::{ChunkParams, ObjectKind},
+    ids::{Hash, Seq, StoreUuid},
+    store::{Store, StoreError, StoreOptions},
+};
+
+/// Where whoever has the store open is asked, in the store's directory.
+pub const CONTROL_SOCKET: &str = "control.sock";
+
+/// Opens the store in `dir` under its lock; makes it where there is none.
+pub fn open_store(dir: &Path, options: StoreOptions) -> Result<Arc<dyn StoreApi>, OpenStoreError> {
+    match Store::open(dir, options) {
+        Ok(store) => {
+            if let Err(e) = checks::answer(&store, &dir.join(CONTROL_SOCKET)) {
+                tracing::warn!("`verify` can't ask this daemon: {e}");
+            }
+            Ok(store)
+        }
+        Err(StoreError::Locked(_)) => Err(OpenStoreError::Locked),
+        Err(other) => Err(OpenStoreError::Failed(other.to_string())),
+    }
+}
+
+fn fault(error: StoreError) -> StoreFault {
+    if error.is_callers() {
+        StoreFault::Unacceptable(error.to_string())
+    } else {
+        tracing::error!("store: {error}");
+        StoreFault::Broken(error.to_string())
+    }
+}
+
+impl StoreApi for Store {
+    fn uuid(&self) -> StoreUuid {
+        Store::uuid(self)
+    }
+
+    fn params(&self) -> ChunkParams {
+        Store::params(self)
+    }
+
+    fn head(&self) -> Head {
+        Store::head(self)
+    }
+
+    fn missing(&self, kind: ObjectKind, hashes: &[Hash]) -> Result<Vec<bool>, StoreFault> {
+        Store::missing(self, kind, hashes).map_err(fault)
+    }
+
+    fn manifest_known(&self, manifest: &Hash) -> Result<bool, StoreFault> {
+        Store::manifest_known(self, manifest).map_err(fault)
+    }
+
+    fn append_block(&self, encoded: &[u8]) -> Result<(), StoreFault> {
+        Store::append_block(self, encoded).map_err(fault)
+    }
+
+    fn commit(&self, commit: NewCommit) -> Result<Record, StoreFault> {
+        Store::commit(self, commit).map_err(fault)
+    }
+
+    fn fetch(&self, kind: ObjectKind, hash: &Hash) -> Result<Option<Vec<u8>>, StoreFault> {
+        Store::fetch(self, kind, hash).map_err(fault)
+    }
+
+    fn records_after(&self, seq: Seq, max: usize) -> Result<Vec<Record>, StoreFault> {
+        Store::records_after(self, seq, max).map_err(fault)
+    }
+
+    fn record(&self, seq: Seq) -> Result<Option<Record>, StoreFault> {
+        Store::record(self, seq).map_err(fault)
+    }
+
+    fn watch(&self) -> watch::Receiver<Head> {
+        Store::watch(self)
+    }
+}

@@ -1,0 +1,473 @@
+//! One session: a host's requests over a pair of streams.
+//!
+//! Four loops run side by side until the first of them ends: reading (which never waits for anything but the host), writing, taking in blocks
+//! in order, and following the catalog. Questions run beside them on the blocking pool.
+//!
+//! Invariants: what a host can make the store hold is bounded (blocks by credit, questions and fetches by number, answers by the queues'
+//! lengths); a commit begins when every block that came before it on the stream is taken in; nothing is done for a host before its Hello
+//! was checked.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    time::timeout,
+};
+
+use super::{
+    Identity, Server,
+    api::{NewCommit, StoreApi, StoreFault},
+    greeting, may,
+    outbox::{self, Outbox},
+};
+use crate::{
+    catalog::Head,
+    chunk::ObjectKind,
+    ids::{Hash, HostUuid, Seq},
+    limits,
+    wire::{
+        CommitRequest, FETCHES_OPEN, FOLLOW_WINDOW, FromStore, QUESTIONS_OPEN, RefusalCode, RequestId,
+        ToStore, charge,
+        frame::{Bounds, Frame, FrameReader, FrameWriter, StreamError},
+        rights::Rights,
+    },
+};
+
+/// Blocks read ahead for a host that is slow to take them: each may be large.
+const FETCHES_AT_ONCE: usize = 8;
+/// How long a refused host may take to hear why.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// How a session ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SessionEnd {
+    /// The host closed its end.
+    Closed,
+    /// The connection failed or fell silent.
+    Broken(String),
+    /// The host was refused; it was told so.
+    Refused(RefusalCode, String),
+    /// The server is stopping.
+    Stopped,
+}
+
+impl From<StreamError> for SessionEnd {
+    fn from(error: StreamError) -> Self {
+        match error {
+            StreamError::Frame(error) => Self::Refused(RefusalCode::Protocol, error.to_string()),
+            other => Self::Broken(other.to_string()),
+        }
+    }
+}
+
+fn protocol(why: impl Into<String>) -> SessionEnd {
+    SessionEnd::Refused(RefusalCode::Protocol, why.into())
+}
+
+fn store_failed(why: String) -> SessionEnd {
+    SessionEnd::Refused(RefusalCode::Store, why)
+}
+
+/// Runs `work` on the blocking pool. A panic there is the store's failure, not the process's.
+pub(super) async fn on_store<T: Send + 'static>(
+    store: &Arc<dyn StoreApi>,
+    work: impl FnOnce(&dyn StoreApi) -> Result<T, StoreFault> + Send + 'static,
+) -> Result<T, StoreFault> {
+    let store = Arc::clone(store);
+    let done = tokio::task::spawn_blocking(move || work(&*store)).await;
+    done.unwrap_or_else(|e| Err(StoreFault::Broken(format!("a worker failed: {e}"))))
+}
+
+/// Greets and serves one host. `first` is a frame that was read already.
+pub(super) async fn run<R, W>(
+    server: &Arc<Server>,
+    mut reader: FrameReader<R>,
+    mut writer: FrameWriter<W>,
+    identity: Identity,
+    first: Option<Frame>,
+) -> SessionEnd
+where
+    R: AsyncRead + Unpin + Send,
+    W: AsyncWrite + Unpin + Send,
+{
+    let greeting = greeting::greet(server, &mut reader, &identity, first);
+    let (hello, _present) = match greeting.await {
+        Ok(greeted) => greeted,
+        Err(end) => {
+            refuse(&mut writer, &end).await;
+            return end;
+        }
+    };
+    tracing::info!(host = hello.host_name, uuid = %hello.host, "session began");
+    reader.set_bounds(Bounds::TO_STORE);
+    let (outbox, outlet) = outbox::new();
+    let welcome = greeting::welcome(server, &hello, identity.rights);
+    outbox.message(FromStore::Welcome(welcome)).await;
+    let (session, queues) = Session::new(server, hello.host, hello.host_name, identity.rights, outbox);
+    let end = session.run(reader, writer, outlet, queues).await;
+    tracing::info!(host = session.host_name, ?end, "session ended");
+    end
+}
+
+async fn refuse<W: AsyncWrite + Unpin>(writer: &mut FrameWriter<W>, end: &SessionEnd) {
+    if let SessionEnd::Refused(code, why) = end {
+        tracing::warn!(?code, "refused a session: {why}");
+        let last = crate::wire::message_frame(&FromStore::Refused(*code, why.clone()));
+        // Whoever can't be told, can't be told.
+        let _ = timeout(FAREWELL, async {
+            writer.write(&last).await?;
+            writer.close().await
+        })
+        .await;
+    }
+}
+
+/// What all loops and workers of a session share.
+struct Session {
+    server: Arc<Server>,
+    host: HostUuid,
+    host_name: String,
+    rights: Rights,
+    outbox: Outbox,
+    intake: mpsc::UnboundedSender<Intake>,
+    /// Charges of blocks in `intake`.
+    queued: AtomicU64,
+    questions: Arc<Semaphore>,
+    fetches: Arc<Semaphore>,
+    fetching: Arc<Semaphore>,
+    following: watch::Sender<Following>,
+    failed: mpsc::Sender<SessionEnd>,
+}
+
+/// The loops' ends of the queues.
+struct Queues {
+    intake: mpsc::UnboundedReceiver<Intake>,
+    following: watch::Receiver<Following>,
+    failed: mpsc::Receiver<SessionEnd>,
+}
+
+/// What must keep the stream's order.
+enum Intake {
+    Block(Vec<u8>),
+    Commit(RequestId, CommitRequest, OwnedSemaphorePermit),
+}
+
+/// What a host asked to follow.
+#[derive(Clone, Copy, Debug, Default)]
+struct Following {
+    /// Counts the Follow messages.
+    asked: u64,
+    from: Option<Head>,
+    taken: Seq,
+}
+
+impl Session {
+    fn new(
+        server: &Arc<Server>,
+        host: HostUuid,
+        host_name: String,
+        rights: Rights,
+        outbox: Outbox,
+    ) -> (Arc<Self>, Queues) {
+        let (intake, intake_queue) = mpsc::unbounded_channel();
+        let (following, following_seen) = watch::channel(Following::default());
+        let (failed, failures) = mpsc::channel(1);
+        let session = Self {
+            server: Arc::clone(server),
+            host,
+            host_name,
+            rights,
+            outbox,
+            intake,
+            queued: AtomicU64::new(0),
+            questions: Arc::new(Semaphore::new(QUESTIONS_OPEN)),
+            fetches: Arc::new(Semaphore::new(FETCHES_OPEN)),
+            fetching: Arc::new(Semaphore::new(FETCHES_AT_ONCE)),
+            following,
+            failed,
+        };
+        (Arc::new(session), Queues { intake: intake_queue, following: following_seen, failed: failures })
+    }
+
+    async fn run<R, W>(
+        self: &Arc<Self>,
+        mut reader: FrameReader<R>,
+        mut writer: FrameWriter<W>,
+        outlet: outbox::Outlet,
+        mut queues: Queues,
+    ) -> SessionEnd
+    where
+        R: AsyncRead + Unpin + Send,
+        W: AsyncWrite + Unpin + Send,
+    {
+        let writing = outlet.run(&mut writer);
+        tokio::pin!(writing);
+        let end = tokio::select! {
+            end = self.read(&mut reader) => end,
+            error = &mut writing => return error.into(),
+            end = self.take_in(&mut queues.intake) => end,
+            end = self.follow(&mut queues.following) => end,
+            Some(end) = queues.failed.recv() => end,
+            () = self.server.stop.cancelled() => SessionEnd::Stopped,
+        };
+        if let SessionEnd::Refused(code, why) = &end {
+            tracing::warn!(host = self.host_name, ?code, "refusing: {why}");
+            self.outbox.last(*code, why.clone());
+            // The writer goes on from wherever it is in a frame, says the last word and ends.
+            let _ = timeout(FAREWELL, writing).await;
+        }
+        end
+    }
+
+    /// Ends the session from a worker. The first word counts.
+    fn fail(&self, end: SessionEnd) {
+        let _ = self.failed.try_send(end);
+    }
+
+    async fn read<R: AsyncRead + Unpin>(self: &Arc<Self>, reader: &mut FrameReader<R>) -> SessionEnd {
+        loop {
+            let took = match reader.next().await {
+                Ok(Some(Frame::Upload(block))) => self.upload(block),
+                Ok(Some(Frame::Message(bytes))) => match ToStore::decode(&bytes) {
+                    Ok(message) => self.message(message),
+                    Err(error) => Err(protocol(error.to_string())),
+                },
+                Ok(Some(Frame::Reply(..) | Frame::Join(_))) => unreachable!("the reader's bounds stop these"),
+                Ok(None) => return SessionEnd::Closed,
+                Err(error) => return error.into(),
+            };
+            if let Err(end) = took {
+                return end;
+            }
+        }
+    }
+
+    fn upload(&self, block: Vec<u8>) -> Result<(), SessionEnd> {
+        if !self.rights.add {
+            return Err(protocol("a block from a host that may not add"));
+        }
+        let charged = charge(block.len());
+        let queued = self.queued.fetch_add(charged, Ordering::Relaxed) + charged;
+        if queued > limits::UPLOAD_CREDIT_BYTES {
+            return Err(protocol("blocks beyond the credit"));
+        }
+        self.enqueue(Intake::Block(block))
+    }
+
+    fn enqueue(&self, intake: Intake) -> Result<(), SessionEnd> {
+        self.intake.send(intake).map_err(|_| SessionEnd::Stopped)
+    }
+
+    fn message(self: &Arc<Self>, message: ToStore) -> Result<(), SessionEnd> {
+        match message {
+            ToStore::Hello(_) => Err(protocol("a second Hello")),
+            ToStore::Offer(id, manifest) => self.offer(id, manifest),
+            ToStore::Missing(id, kind, hashes) => self.missing(id, kind, hashes),
+            ToStore::Commit(id, request) => {
+                let permit = open(&self.questions, QUESTIONS_OPEN, "questions")?;
+                self.enqueue(Intake::Commit(id, request, permit))
+            }
+            ToStore::Fetch(id, kind, hash) => self.fetch(id, kind, hash),
+            ToStore::Follow(head) => {
+                self.following.send_modify(|f| {
+                    *f = Following { asked: f.asked + 1, from: Some(head), taken: head.seq };
+                });
+                Ok(())
+            }
+            ToStore::Taken(seq) => {
+                self.following.send_modify(|f| f.taken = f.taken.max(seq));
+                Ok(())
+            }
+            ToStore::Ping => {
+                let told = self.outbox.try_message(FromStore::Pong);
+                told.then_some(())
+                    .ok_or_else(|| SessionEnd::Broken("the host doesn't read its answers".to_owned()))
+            }
+        }
+    }
+
+    fn offer(self: &Arc<Self>, id: RequestId, manifest: Hash) -> Result<(), SessionEnd> {
+        let permit = open(&self.questions, QUESTIONS_OPEN, "questions")?;
+        self.beside(permit, async move |session| {
+            let known = on_store(&session.server.store, move |s| s.manifest_known(&manifest)).await;
+            session.answer(known.map(|known| FromStore::Known(id, known))).await;
+        });
+        Ok(())
+    }
+
+    fn missing(
+        self: &Arc<Self>,
+        id: RequestId,
+        kind: ObjectKind,
+        hashes: Vec<Hash>,
+    ) -> Result<(), SessionEnd> {
+        let permit = open(&self.questions, QUESTIONS_OPEN, "questions")?;
+        self.beside(permit, async move |session| {
+            let missing = on_store(&session.server.store, move |s| s.missing(kind, &hashes)).await;
+            session.answer(missing.map(|missing| FromStore::Wanted(id, bits(&missing)))).await;
+        });
+        Ok(())
+    }
+
+    fn fetch(self: &Arc<Self>, id: RequestId, kind: ObjectKind, hash: Hash) -> Result<(), SessionEnd> {
+        let permit = open(&self.fetches, FETCHES_OPEN, "fetches")?;
+        self.beside(permit, async move |session| {
+            let Ok(slot) = Arc::clone(&session.fetching).acquire_owned().await else { return };
+            match on_store(&session.server.store, move |s| s.fetch(kind, &hash)).await {
+                Ok(Some(block)) => session.outbox.block(id, block, slot).await,
+                Ok(None) => session.outbox.message(FromStore::NotFound(id)).await,
+                // Damage to one block is that block's; it is for `verify` to say, and no reason to end uploads.
+                Err(fault) => {
+                    tracing::error!(%hash, "can't read an object: {fault}");
+                    session.outbox.message(FromStore::Rejected(id, fault.to_string())).await;
+                }
+            }
+        });
+        Ok(())
+    }
+
+    /// Runs a worker that holds `permit` until it has answered.
+    fn beside<F>(
+        self: &Arc<Self>,
+        permit: OwnedSemaphorePermit,
+        work: impl FnOnce(Arc<Self>) -> F + Send + 'static,
+    ) where
+        F: Future<Output = ()> + Send,
+    {
+        let session = Arc::clone(self);
+        tokio::spawn(async move {
+            work(session).await;
+            drop(permit);
+        });
+    }
+
+    async fn answer(&self, answer: Result<FromStore, StoreFault>) {
+        match answer {
+            Ok(message) => self.outbox.message(message).await,
+            Err(StoreFault::Unacceptable(why)) => self.fail(protocol(why)),
+            Err(StoreFault::Broken(why)) => self.fail(store_failed(why)),
+        }
+    }
+
+    async fn take_in(self: &Arc<Self>, queue: &mut mpsc::UnboundedReceiver<Intake>) -> SessionEnd {
+        while let Some(next) = queue.recv().await {
+            match next {
+                Intake::Block(block) => {
+                    if let Err(end) = self.append(block).await {
+                        return end;
+                    }
+                }
+                Intake::Commit(id, request, permit) => {
+                    self.beside(permit, async move |session| session.commit(id, request).await);
+                }
+            }
+        }
+        SessionEnd::Stopped
+    }
+
+    async fn append(&self, block: Vec<u8>) -> Result<(), SessionEnd> {
+        let charged = charge(block.len());
+        match on_store(&self.server.store, move |s| s.append_block(&block)).await {
+            Ok(()) => {
+                // Free for the host to use before it is told so.
+                self.queued.fetch_sub(charged, Ordering::Relaxed);
+                self.outbox.message(FromStore::Credit(charged)).await;
+                Ok(())
+            }
+            Err(StoreFault::Unacceptable(why)) => Err(SessionEnd::Refused(RefusalCode::Block, why)),
+            Err(StoreFault::Broken(why)) => Err(store_failed(why)),
+        }
+    }
+
+    async fn commit(&self, id: RequestId, request: CommitRequest) {
+        let CommitRequest { unit, generation, manifest, lost } = request;
+        let host_name = self.host_name.clone();
+        let commit = NewCommit { host: self.host, host_name, unit, generation, manifest, lost };
+        let (server, rights) = (Arc::clone(&self.server), self.rights);
+        let committed = on_store(&self.server.store, move |store| {
+            may::check(store, &server.history, rights, &commit)?;
+            store.commit(commit)
+        });
+        match committed.await {
+            Ok(record) => self.outbox.message(FromStore::Committed(id, record)).await,
+            Err(StoreFault::Unacceptable(why)) => self.outbox.message(FromStore::Rejected(id, why)).await,
+            Err(StoreFault::Broken(why)) => self.fail(store_failed(why)),
+        }
+    }
+
+    async fn follow(&self, wanted: &mut watch::Receiver<Following>) -> SessionEnd {
+        let mut heads = self.server.store.watch();
+        let mut answered = 0;
+        let mut at = None;
+        loop {
+            let following = *wanted.borrow_and_update();
+            let head = *heads.borrow_and_update();
+            if following.asked != answered {
+                answered = following.asked;
+                at = match self.agree(following.from).await {
+                    Ok(at) => at,
+                    Err(end) => return end,
+                };
+            }
+            // A `Taken` beyond what was sent can't make the window larger.
+            let limit = at.map(|at: Seq| Seq(following.taken.min(at).0 + FOLLOW_WINDOW).min(head.seq));
+            match (at, limit) {
+                (Some(from), Some(limit)) if from < limit => match self.push(from, limit).await {
+                    Ok(sent) => at = Some(sent),
+                    Err(end) => return end,
+                },
+                _ => tokio::select! {
+                    Ok(()) = wanted.changed() => {}
+                    Ok(()) = heads.changed() => {}
+                    else => return store_failed("the catalog has closed".to_owned()),
+                },
+            }
+        }
+    }
+
+    /// Whether the host's replica is a beginning of this catalog; if not, says so and sends nothing.
+    async fn agree(&self, from: Option<Head>) -> Result<Option<Seq>, SessionEnd> {
+        let Some(from) = from else { return Ok(None) };
+        let agreed = on_store(&self.server.store, move |store| match from.seq {
+            Seq(0) => Ok(from == Head::genesis(store.uuid())),
+            seq => Ok(store.record(seq)?.is_some_and(|record| record.link() == from)),
+        });
+        match agreed.await {
+            Ok(true) => Ok(Some(from.seq)),
+            Ok(false) => {
+                self.outbox.message(FromStore::Resync(self.server.store.head())).await;
+                Ok(None)
+            }
+            Err(fault) => Err(store_failed(fault.to_string())),
+        }
+    }
+
+    async fn push(&self, from: Seq, limit: Seq) -> Result<Seq, SessionEnd> {
+        let max = usize::try_from(limit.0 - from.0).unwrap_or(usize::MAX).min(limits::RECORDS_PER_PUSH);
+        let records = on_store(&self.server.store, move |s| s.records_after(from, max)).await;
+        let records = records.map_err(|fault| store_failed(fault.to_string()))?;
+        let Some(last) = records.last().map(|r| r.seq) else {
+            return Err(store_failed(format!("the catalog has no record after {from}")));
+        };
+        self.outbox.records(records).await;
+        Ok(last)
+    }
+}
+
+fn open(permits: &Arc<Semaphore>, limit: usize, what: &str) -> Result<OwnedSemaphorePermit, SessionEnd> {
+    let permit = Arc::clone(permits).try_acquire_owned();
+    permit.map_err(|_| protocol(format!("more than {limit} {what} open at once")))
+}
+
+/// One bit an object, least significant first.
+fn bits(missing: &[bool]) -> Vec<u8> {
+    let byte = |part: &[bool]| part.iter().enumerate().fold(0, |byte, (i, &bit)| byte | u8::from(bit) << i);
+    missing.chunks(8).map(byte).collect()
+}

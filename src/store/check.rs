@@ -1,0 +1,127 @@
+//! What must be true before a layer is entered in the catalog. Runs in the thread of whoever commits, so that many run side by side.
+
+use super::{
+    Store, StoreError,
+    index::{Key, Location},
+};
+use crate::{
+    chunk::{ChunkRef, ObjectKind, Recipe},
+    ids::Hash,
+    manifest::Manifest,
+};
+
+/// Objects looked up at a time.
+const BATCH: usize = 4096;
+/// Unproven recipes of one content that are tried.
+const TRIES: usize = 8;
+
+/// What a checked manifest adds up to.
+#[derive(Clone, Copy, Debug)]
+pub struct Checked {
+    pub bytes: u64,
+    pub entries: u64,
+}
+
+impl Store {
+    /// The manifest is here, obeys every rule, and everything that it names is here and is what it is called.
+    pub(super) fn check_manifest(&self, hash: &Hash) -> Result<Checked, StoreError> {
+        if let Some(record) = self.known_manifest(hash)? {
+            let commit = record.commit();
+            return Ok(Checked { bytes: commit.bytes, entries: commit.entries });
+        }
+        let missing = StoreError::Missing { kind: ObjectKind::Manifest, hash: *hash };
+        let bytes = self.read_object(ObjectKind::Manifest, hash)?.ok_or(missing)?;
+        let manifest =
+            Manifest::decode(&bytes).map_err(|error| StoreError::Manifest { hash: *hash, error })?;
+        drop(bytes);
+        let contents: Vec<(Hash, u64)> = manifest.contents().collect();
+        contents.chunks(BATCH).try_for_each(|batch| self.check_contents(batch))?;
+        let bytes = contents.iter().try_fold(0u64, |sum, (_, size)| sum.checked_add(*size));
+        let bytes = bytes.ok_or(StoreError::Text("the sum of the sizes"))?;
+        Ok(Checked { bytes, entries: manifest.entries().len() as u64 })
+    }
+
+    fn check_contents(&self, contents: &[(Hash, u64)]) -> Result<(), StoreError> {
+        let keys: Vec<Key> =
+            contents.iter().map(|(h, size)| (self.params().content_kind(*size), *h)).collect();
+        let places = self.index.get_many(&keys)?;
+        for (((kind, hash), (_, size)), place) in keys.into_iter().zip(contents).zip(places) {
+            let actual = match (kind, place) {
+                (_, Some(place)) => place.bytes,
+                // An empty file has nothing to send.
+                (ObjectKind::Chunk, None) if *size == 0 && hash == Hash::of(b"") => 0,
+                (ObjectKind::Recipe, None) => self.prove_recipe(&hash)?.bytes,
+                _ => return Err(StoreError::Missing { kind, hash }),
+            };
+            if actual != *size {
+                return Err(StoreError::Size { kind, hash, stated: *size, actual });
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds among what was sent as this content's recipe one that is true. False ones are forgotten.
+    pub(super) fn prove_recipe(&self, hash: &Hash) -> Result<Location, StoreError> {
+        if let Some(proven) = self.index.get(ObjectKind::Recipe, hash)? {
+            return Ok(proven);
+        }
+        let mut error = StoreError::Missing { kind: ObjectKind::Recipe, hash: *hash };
+        for candidate in self.index.candidates(hash)?.into_iter().take(TRIES) {
+            match self.try_recipe(hash, &candidate) {
+                Ok(size) => {
+                    self.index.prove(*hash, candidate, size)?;
+                    return Ok(Location { bytes: size, ..candidate });
+                }
+                Err(e @ (StoreError::Recipe { .. } | StoreError::Size { .. })) => {
+                    self.index.reject(*hash, candidate);
+                    error = e;
+                }
+                // Its chunks may yet come.
+                Err(e @ StoreError::Missing { .. }) => error = e,
+                Err(e) => return Err(e),
+            }
+        }
+        Err(error)
+    }
+
+    /// The size of the file that the recipe at `place` makes, if that is the content `hash`.
+    pub(crate) fn try_recipe(&self, hash: &Hash, place: &Location) -> Result<u64, StoreError> {
+        let bytes = self.object_at(ObjectKind::Recipe, hash, place)?;
+        let recipe = decode_recipe(hash, &bytes)?;
+        let mut hasher = blake3::Hasher::new();
+        for chunks in recipe.chunks.chunks(BATCH) {
+            self.hash_chunks(chunks, &mut hasher)?;
+        }
+        match Hash::from(hasher.finalize()) == *hash {
+            true => Ok(recipe.size()),
+            false => {
+                Err(StoreError::Recipe { hash: *hash, why: "its chunks don't make this content".into() })
+            }
+        }
+    }
+
+    fn hash_chunks(&self, chunks: &[ChunkRef], hasher: &mut blake3::Hasher) -> Result<(), StoreError> {
+        let kind = ObjectKind::Chunk;
+        let keys: Vec<Key> = chunks.iter().map(|chunk| (kind, chunk.hash)).collect();
+        for (chunk, place) in chunks.iter().zip(self.index.get_many(&keys)?) {
+            let place = place.ok_or(StoreError::Missing { kind, hash: chunk.hash })?;
+            if place.bytes != u64::from(chunk.bytes) {
+                let (stated, actual) = (u64::from(chunk.bytes), place.bytes);
+                return Err(StoreError::Size { kind, hash: chunk.hash, stated, actual });
+            }
+            let block = self.blocks.open(&place)?;
+            hasher.update(self.bytes_in(&block, kind, &chunk.hash, &place)?);
+        }
+        Ok(())
+    }
+}
+
+/// A recipe's encoding, which must be the one that its value has.
+pub(crate) fn decode_recipe(hash: &Hash, bytes: &[u8]) -> Result<Recipe, StoreError> {
+    let fail = |why: String| StoreError::Recipe { hash: *hash, why };
+    let recipe = Recipe::decode(bytes).map_err(|e| fail(e.to_string()))?;
+    if recipe.chunks.is_empty() || recipe.encode() != bytes {
+        return Err(fail("it isn't in canonical form".to_owned()));
+    }
+    Ok(recipe)
+}

@@ -1,0 +1,225 @@
+//! Commits, many at a time: whoever comes while a batch is being synced waits and goes with the next one, so that a hundred layers
+//! that end together cost two or three syncs and not three hundred.
+
+use std::{
+    collections::HashMap,
+    sync::{Condvar, Mutex, MutexGuard},
+};
+
+use super::{Store, StoreError, check::Checked};
+use crate::{
+    catalog::{Commit, Head, Record, RecordBody},
+    ids::{Generation, Hash, HostUuid, UnitId},
+    limits,
+};
+
+/// A layer to be entered in the catalog.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewCommit {
+    pub host: HostUuid,
+    pub host_name: String,
+    pub unit: UnitId,
+    pub generation: Generation,
+    pub manifest: Hash,
+    pub lost: bool,
+}
+
+type Answer = Result<Option<Record>, StoreError>;
+
+/// A checked commit, or a wish that what was appended be synced and entered in the index.
+type Request = Option<(NewCommit, Checked)>;
+
+#[derive(Debug, Default)]
+struct Waiting {
+    tickets: u64,
+    requests: Vec<(u64, Request)>,
+    answers: HashMap<u64, Answer>,
+    /// Somebody is at it.
+    led: bool,
+}
+
+/// Those who wait.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    waiting: Mutex<Waiting>,
+    changed: Condvar,
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().expect("nothing panics while it holds the queue's lock")
+    }
+
+    /// Takes part in a batch; `run` answers one for all.
+    fn take_part(&self, request: Request, run: impl Fn(&[(u64, Request)]) -> Vec<Answer>) -> Answer {
+        let mut waiting = self.lock();
+        waiting.tickets += 1;
+        let ticket = waiting.tickets;
+        waiting.requests.push((ticket, request));
+        loop {
+            if let Some(answer) = waiting.answers.remove(&ticket) {
+                return answer;
+            }
+            waiting = match waiting.led {
+                true => self.changed.wait(waiting).expect("nothing panics while it holds the queue's lock"),
+                false => self.lead(waiting, &run),
+            };
+        }
+    }
+
+    fn lead<'a>(
+        &'a self,
+        mut waiting: MutexGuard<'a, Waiting>,
+        run: &impl Fn(&[(u64, Request)]) -> Vec<Answer>,
+    ) -> MutexGuard<'a, Waiting> {
+        waiting.led = true;
+        let requests = std::mem::take(&mut waiting.requests);
+        drop(waiting);
+        let batch = Batch { queue: self, requests, answers: Vec::new() };
+        batch.run(run);
+        self.lock()
+    }
+}
+
+/// A batch under way. Its tickets are answered however it ends: a panic in the midst must not leave others waiting for ever.
+struct Batch<'a> {
+    queue: &'a Queue,
+    requests: Vec<(u64, Request)>,
+    answers: Vec<Answer>,
+}
+
+impl Batch<'_> {
+    fn run(mut self, run: &impl Fn(&[(u64, Request)]) -> Vec<Answer>) {
+        self.answers = run(&self.requests);
+    }
+}
+
+impl Drop for Batch<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.queue.lock();
+        let mut answers = std::mem::take(&mut self.answers).into_iter();
+        for (ticket, _) in &self.requests {
+            waiting.answers.insert(*ticket, answers.next().unwrap_or(Err(StoreError::PreviousIo)));
+        }
+        waiting.led = false;
+        drop(waiting);
+        self.queue.changed.notify_all();
+    }
+}
+
+impl Store {
+    /// Enters a layer in the catalog. Everything that its manifest names was appended before. When this returns, all of it is durable.
+    /// What was committed before with the same generation and manifest is answered with its record, so that a host may ask again.
+    /// Blocks while it syncs.
+    pub fn commit(&self, commit: NewCommit) -> Result<Record, StoreError> {
+        self.healthy()?;
+        if commit.host_name.is_empty() || commit.host_name.len() > limits::TEXT_BYTES {
+            return Err(StoreError::Text("host name"));
+        }
+        if let Some(record) = self.catalog.latest(commit.host, &commit.unit)?
+            && let Some(record) = repeated(&record, &commit)?
+        {
+            return Ok(record);
+        }
+        let checked = self.check_manifest(&commit.manifest)?;
+        let record = self.queue.take_part(Some((commit, checked)), |batch| self.run_batch(batch))?;
+        Ok(record.expect("a commit is answered with a record"))
+    }
+
+    /// Syncs all that was appended and writes the index.
+    pub fn checkpoint(&self) -> Result<(), StoreError> {
+        self.healthy()?;
+        self.queue.take_part(None, |batch| self.run_batch(batch)).map(|_| ())
+    }
+
+    fn run_batch(&self, batch: &[(u64, Request)]) -> Vec<Answer> {
+        match self.durably(|| self.write_batch(batch)) {
+            Ok(answers) => answers,
+            Err(error) => {
+                tracing::error!(%error, "the store can't write any more");
+                vec![Err(error)]
+            }
+        }
+    }
+
+    /// Packs, then catalog, then index: each only speaks of what is durable in the one before.
+    fn write_batch(&self, batch: &[(u64, Request)]) -> Result<Vec<Answer>, StoreError> {
+        let flush = batch.iter().any(|(_, request)| request.is_none())
+            || self.index.waiting() >= self.tuning.flush_objects;
+        let (unsynced, packs) = {
+            let mut writer = self.writer();
+            if flush {
+                self.index.begin_flush();
+            }
+            writer.take_unsynced()
+        };
+        unsynced.sync(&*self.disk, &self.layout)?;
+        let (answers, records) = self.number(batch)?;
+        if !records.is_empty() {
+            self.catalog.append(&records, packs)?;
+            self.heads.send_replace(self.catalog.head());
+        }
+        self.index.finish_flush()?;
+        Ok(answers)
+    }
+
+    /// Gives each commit its record, in order, and says which of them are new.
+    fn number(&self, batch: &[(u64, Request)]) -> Result<(Vec<Answer>, Vec<Record>), StoreError> {
+        let mut head = self.catalog.head();
+        let mut answers = Vec::with_capacity(batch.len());
+        let mut records: Vec<Record> = Vec::new();
+        for (_, request) in batch {
+            let Some((commit, checked)) = request else {
+                answers.push(Ok(None));
+                continue;
+            };
+            let in_batch = records.iter().rev().find(|r| same_layer(r.commit(), commit)).cloned();
+            let last = match in_batch {
+                Some(record) => Some(record),
+                None => self.catalog.latest(commit.host, &commit.unit)?,
+            };
+            let before = last.map(|last| repeated(&last, commit)).transpose().map(Option::flatten);
+            answers.push(before.map(|before| {
+                Some(before.unwrap_or_else(|| {
+                    let record = new_record(head, self.clock.now_ms(), commit, checked);
+                    head = record.link();
+                    records.push(record.clone());
+                    record
+                }))
+            }));
+        }
+        Ok((answers, records))
+    }
+}
+
+fn same_layer(committed: &Commit, commit: &NewCommit) -> bool {
+    committed.host == commit.host && committed.unit == commit.unit
+}
+
+/// What the layer's last record means for a commit: the same again, nothing (`None`), or that it comes too late.
+fn repeated(last: &Record, commit: &NewCommit) -> Result<Option<Record>, StoreError> {
+    let before = last.commit();
+    match commit.generation.cmp(&before.generation) {
+        std::cmp::Ordering::Greater => Ok(None),
+        std::cmp::Ordering::Equal if commit.manifest == before.manifest => Ok(Some(last.clone())),
+        _ => Err(StoreError::Generation {
+            unit: commit.unit.clone(),
+            sent: commit.generation,
+            last: before.generation,
+        }),
+    }
+}
+
+fn new_record(head: Head, time_ms: u64, commit: &NewCommit, checked: &Checked) -> Record {
+    let body = Commit {
+        host: commit.host,
+        host_name: commit.host_name.clone(),
+        unit: commit.unit.clone(),
+        generation: commit.generation,
+        manifest: commit.manifest,
+        lost: commit.lost,
+        bytes: checked.bytes,
+        entries: checked.entries,
+    };
+    Record { seq: head.seq.next(), prev: head.chain, time_ms, body: RecordBody::Commit(body) }
+}

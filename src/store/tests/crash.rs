@@ -1,0 +1,211 @@
+//! P7: the store crashes at every single operation on its disk, and nothing that it acknowledged is lost.
+//!
+//! A run with a given number commits the same layers on a fresh simulated disk and crashes at that operation. What a restarted machine then finds,
+//! with unsynced writes dropped, kept, torn or reordered, must open, hold every acknowledged layer, check clean, and go on.
+
+use std::{path::Path, sync::Arc};
+
+use super::fixture::*;
+use crate::{
+    catalog::{Head, Record},
+    durable::{
+        Disk,
+        sim::{SimDisk, Unsynced},
+    },
+    ids::{Generation, Seq},
+    store::Store,
+    verify::{VerifyOptions, store::verify_closed},
+};
+
+const ALL: VerifyOptions = VerifyOptions { read_data: true, sample: None };
+
+/// Layers that between them fill packs, write the index, cut files and come again in a later generation.
+fn workload() -> Vec<Layer> {
+    let again = Layer { generation: Generation(2), ..Layer::small(7) };
+    let layers = [Layer::small(0), Layer::large(1), Layer::small(2), Layer::small(3)];
+    layers.into_iter().chain([Layer { unit: unit(0), ..again }, Layer::small(5)]).collect()
+}
+
+/// Runs the workload until the disk crashes; gives what was acknowledged.
+fn run(disk: &Arc<dyn Disk>, layers: &[Layer]) -> Vec<(Layer, Record)> {
+    let mut acknowledged = Vec::new();
+    let Ok(store) = open(disk, SMALL) else { return acknowledged };
+    for layer in layers {
+        match layer.send(&store) {
+            Ok(record) => acknowledged.push((layer.clone(), record)),
+            Err(_) => break,
+        }
+    }
+    acknowledged
+}
+
+fn verify_clean(disk: &SimDisk, what: &str) {
+    let report = verify_closed(Arc::new(disk.clone()), Path::new(DIR), &ALL, &|_| {}).expect("runs");
+    assert!(report.is_clean(), "{what}: {:?}", report.findings);
+}
+
+fn holds(store: &Store, acknowledged: &[(Layer, Record)], what: &str) {
+    let records = store.records_after(Seq(0), usize::MAX).expect("reads");
+    let head = records.iter().try_fold(Head::genesis(store.uuid()), |head, record| head.follow(record));
+    assert_eq!(head, Some(store.head()), "{what}");
+    for (layer, record) in acknowledged {
+        assert_eq!(store.record(record.seq).expect("reads").as_ref(), Some(record), "{what}");
+        layer.check(store);
+    }
+}
+
+/// Reopens what a crash left and checks it.
+fn recover(crashed: &SimDisk, acknowledged: &[(Layer, Record)], what: &str) {
+    let disk: Arc<dyn Disk> = Arc::new(crashed.clone());
+    let store = open(&disk, SMALL).unwrap_or_else(|e| panic!("{what}: {e}"));
+    holds(&store, acknowledged, what);
+    drop(store);
+    verify_clean(crashed, what);
+}
+
+/// Sends again what wasn't acknowledged, and checks again.
+fn go_on(crashed: &SimDisk, acknowledged: &[(Layer, Record)], layers: &[Layer], what: &str) {
+    let disk: Arc<dyn Disk> = Arc::new(crashed.clone());
+    let store = open(&disk, SMALL).unwrap_or_else(|e| panic!("{what}: {e}"));
+    for layer in layers {
+        if store
+            .latest(HOST, &layer.unit)
+            .expect("asks")
+            .is_none_or(|r| r.commit().generation < layer.generation)
+        {
+            layer.send(&store).unwrap_or_else(|e| panic!("{what}: {e}"));
+        }
+        store.checkpoint().unwrap_or_else(|e| panic!("{what}: {e}"));
+    }
+    holds(&store, acknowledged, what);
+    drop(store);
+    verify_clean(crashed, what);
+}
+
+/// Crashes at every operation whose number is `part` modulo `of`.
+fn crash_everywhere(part: u64, of: u64) {
+    let layers = workload();
+    let disk = SimDisk::new();
+    let handle: Arc<dyn Disk> = Arc::new(disk.clone());
+    assert_eq!(run(&handle, &layers).len(), layers.len(), "nothing fails without a crash");
+    for at in (0..disk.operations()).filter(|at| at % of == part) {
+        let disk = SimDisk::new();
+        let handle: Arc<dyn Disk> = Arc::new(disk.clone());
+        disk.crash_after(at);
+        let acknowledged = run(&handle, &layers);
+        let seeded = [Unsynced::Torn(at), Unsynced::Reordered(at), Unsynced::Reordered(at + 1000)];
+        for unsynced in [Unsynced::Dropped, Unsynced::Kept].into_iter().chain(seeded) {
+            let what = format!("crash at operation {at}, {unsynced:?}");
+            let crashed = disk.after_crash(unsynced);
+            recover(&crashed, &acknowledged, &what);
+            if unsynced == Unsynced::Reordered(at) {
+                go_on(&crashed, &acknowledged, &layers, &what);
+            }
+        }
+    }
+}
+
+/// P7: at every operation (first of four parts, which run side by side).
+#[test]
+fn a_crash_at_any_operation_loses_nothing_acknowledged_1() {
+    crash_everywhere(0, 4);
+}
+
+/// P7: at every operation (second part).
+#[test]
+fn a_crash_at_any_operation_loses_nothing_acknowledged_2() {
+    crash_everywhere(1, 4);
+}
+
+/// P7: at every operation (third part).
+#[test]
+fn a_crash_at_any_operation_loses_nothing_acknowledged_3() {
+    crash_everywhere(2, 4);
+}
+
+/// P7: at every operation (fourth part).
+#[test]
+fn a_crash_at_any_operation_loses_nothing_acknowledged_4() {
+    crash_everywhere(3, 4);
+}
+
+/// P7: a crash while a store recovers from a crash loses nothing either.
+#[test]
+fn a_crash_during_recovery_loses_nothing() {
+    let layers = workload();
+    for at in [40, 61, 87, 113] {
+        let disk = SimDisk::new();
+        let handle: Arc<dyn Disk> = Arc::new(disk.clone());
+        disk.crash_after(at);
+        let acknowledged = run(&handle, &layers);
+        for again in 0..60 {
+            let once = disk.after_crash(Unsynced::Torn(at + again));
+            once.crash_after(again);
+            let reopened: Arc<dyn Disk> = Arc::new(once.clone());
+            let finished = open(&reopened, SMALL).is_ok();
+            let twice = once.after_crash(Unsynced::Reordered(again));
+            let what = format!("crash at operation {at}, then at {again} of the recovery");
+            let handle: Arc<dyn Disk> = Arc::new(twice.clone());
+            holds(&open(&handle, SMALL).unwrap_or_else(|e| panic!("{what}: {e}")), &acknowledged, &what);
+            verify_clean(&twice, &what);
+            if finished {
+                break;
+            }
+        }
+    }
+}
+
+/// P7: what a store shows after its process was killed is durable, also what the killed one had written and not synced.
+#[test]
+fn what_is_shown_after_a_kill_survives_a_power_cut() {
+    let layers = workload();
+    for at in (20..).step_by(3) {
+        let disk = SimDisk::new();
+        let handle: Arc<dyn Disk> = Arc::new(disk.clone());
+        disk.crash_after(at);
+        if run(&handle, &layers).len() == layers.len() {
+            break;
+        }
+        let killed = disk.after_kill();
+        let handle: Arc<dyn Disk> = Arc::new(killed.clone());
+        let what = format!("killed at operation {at}");
+        let store = open(&handle, SMALL).unwrap_or_else(|e| panic!("{what}: {e}"));
+        let shown = store.records_after(Seq(0), usize::MAX).expect("reads");
+        // Whatever was only appended counts as here, so the next commit must make it durable, or the opening has.
+        let next = Layer::large(1);
+        let record = next.send(&store).unwrap_or_else(|e| panic!("{what}: {e}"));
+        drop(store);
+        for unsynced in [Unsynced::Dropped, Unsynced::Reordered(at)] {
+            let cut = killed.after_crash(unsynced);
+            let handle: Arc<dyn Disk> = Arc::new(cut.clone());
+            let store = open(&handle, SMALL).unwrap_or_else(|e| panic!("{what}: {e}"));
+            assert!(store.records_after(Seq(0), usize::MAX).expect("reads").starts_with(&shown), "{what}");
+            holds(&store, &[(next.clone(), record.clone())], &what);
+            drop(store);
+            verify_clean(&cut, &what);
+        }
+    }
+}
+
+/// A torn tail of pack and catalog is cut when the store is opened, and nothing before it.
+#[test]
+fn torn_tails_are_cut() {
+    let disk = SimDisk::new();
+    let handle: Arc<dyn Disk> = Arc::new(disk.clone());
+    let layers = [Layer::small(1), Layer::small(2)];
+    let acknowledged = run(&handle, &layers);
+    for (file, tail) in
+        [("catalog", &b"RFSc\x40\0\0\0torn"[..]), ("packs/00000001.pack", b"RFSb\x01\x01 torn too")]
+    {
+        let path = Path::new(DIR).join(file);
+        let mut before = 0;
+        disk.damage(&path, |bytes| {
+            before = bytes.len();
+            bytes.extend_from_slice(tail);
+        });
+        verify_clean(&disk, "a torn tail is nothing to worry about");
+        let store = open(&handle, SMALL).expect("opens");
+        holds(&store, &acknowledged, file);
+        assert_eq!(disk.open(&path).expect("opens").len().expect("asks"), before as u64, "{file}");
+    }
+}

@@ -1,0 +1,178 @@
+//! Layers to commit, and a store to commit them to.
+
+use std::{path::Path, sync::Arc};
+
+use crate::{
+    catalog::Record,
+    chunk::{ChunkRef, ObjectKind, Recipe, block::BlockBuilder},
+    clock::ManualClock,
+    durable::Disk,
+    ids::{Generation, Hash, HostUuid, RelPath, Seq, UnitId},
+    manifest::{Attrs, Body, Entry, Manifest, Timestamp},
+    store::{NewCommit, Store, StoreError, StoreOptions, Tuning},
+};
+
+/// Where the tests' stores are on a simulated disk.
+pub const DIR: &str = "/store";
+/// Packs of a few blocks, an index that is written often.
+pub const SMALL: Tuning = Tuning { pack_bytes: 40_000, flush_objects: 12 };
+/// The host that commits.
+pub const HOST: HostUuid = HostUuid(*b"the first host..");
+
+/// Options with a clock that stands.
+pub fn options() -> StoreOptions {
+    StoreOptions { clock: Arc::new(ManualClock::at(1_700_000_000_000)) }
+}
+
+/// Opens the store on a disk.
+pub fn open(disk: &Arc<dyn Disk>, tuning: Tuning) -> Result<Arc<Store>, StoreError> {
+    Store::open_on(disk.clone(), Path::new(DIR), options(), tuning)
+}
+
+/// Bytes that don't compress and differ by name.
+pub fn noise(name: &str, bytes: usize) -> Vec<u8> {
+    let mut out = vec![0; bytes];
+    blake3::Hasher::new().update(name.as_bytes()).finalize_xof().fill(&mut out);
+    out
+}
+
+/// A layer: its files and its generation.
+#[derive(Clone, Debug)]
+pub struct Layer {
+    pub unit: UnitId,
+    pub generation: Generation,
+    pub files: Vec<(String, Vec<u8>)>,
+}
+
+impl Layer {
+    /// A small unit named by a number: one file of its own, one that all have, an empty one.
+    pub fn small(number: usize) -> Self {
+        let own = noise(&format!("own {number}"), 3000);
+        let files = vec![
+            ("debug/own".to_owned(), own),
+            ("keyval".to_owned(), b"user=debug\n".to_vec()),
+            ("empty".to_owned(), Vec::new()),
+        ];
+        Self { unit: unit(number), generation: Generation::FIRST, files }
+    }
+
+    /// With a file that is cut into chunks.
+    pub fn large(number: usize) -> Self {
+        let mut layer = Self::small(number);
+        layer.files.push(("core".to_owned(), noise(&format!("core {number}"), 300_000)));
+        layer
+    }
+
+    /// Its manifest.
+    pub fn manifest(&self) -> Manifest {
+        let attrs = Attrs { mode: 0o644, uid: 0, gid: 0, mtime: Timestamp::default() };
+        let entries = self.files.iter().map(|(path, bytes)| Entry {
+            path: path.parse().expect("a good path"),
+            attrs,
+            body: Body::File { size: bytes.len() as u64, content: Hash::of(bytes) },
+            since: self.generation,
+            base: Seq(0),
+        });
+        Manifest::new(entries.collect(), vec![], vec![], vec![]).expect("a good manifest")
+    }
+
+    /// Its objects: chunks, recipes and the manifest.
+    pub fn objects(&self) -> Vec<(ObjectKind, Hash, Vec<u8>)> {
+        let mut out = Vec::new();
+        for (_, bytes) in &self.files {
+            out.extend(content_objects(bytes));
+        }
+        let manifest = self.manifest().encode();
+        out.push((ObjectKind::Manifest, Hash::of(&manifest), manifest));
+        out
+    }
+
+    /// The wish to commit it.
+    pub fn commit(&self) -> NewCommit {
+        NewCommit {
+            host: HOST,
+            host_name: "drone1".to_owned(),
+            unit: self.unit.clone(),
+            generation: self.generation,
+            manifest: Hash::of(&self.manifest().encode()),
+            lost: false,
+        }
+    }
+
+    /// Sends and commits it.
+    pub fn send(&self, store: &Store) -> Result<Record, StoreError> {
+        for block in blocks(store, &self.objects())? {
+            store.append_block(&block)?;
+        }
+        store.commit(self.commit())
+    }
+
+    /// Reads every file of it back and compares.
+    pub fn check(&self, store: &Store) {
+        let manifest = Hash::of(&self.manifest().encode());
+        assert!(store.manifest_known(&manifest).expect("asks"), "{}", self.unit);
+        for (path, bytes) in &self.files {
+            assert_eq!(&content(store, bytes), bytes, "{}/{path}", self.unit);
+        }
+    }
+}
+
+/// The unit with this number.
+pub fn unit(number: usize) -> UnitId {
+    UnitId::tree(RelPath::parse(format!("{number}-me/host1")).expect("a good path"))
+}
+
+/// Objects of a file, cut at fixed places: the store doesn't care where.
+pub fn content_objects(bytes: &[u8]) -> Vec<(ObjectKind, Hash, Vec<u8>)> {
+    if bytes.is_empty() {
+        return vec![];
+    }
+    if bytes.len() < crate::limits::SPLIT_BYTES as usize {
+        return vec![(ObjectKind::Chunk, Hash::of(bytes), bytes.to_vec())];
+    }
+    let chunks = bytes.chunks(20_000);
+    let mut out: Vec<_> = chunks.map(|c| (ObjectKind::Chunk, Hash::of(c), c.to_vec())).collect();
+    let refs = out.iter().map(|(_, hash, bytes)| ChunkRef { hash: *hash, bytes: bytes.len() as u32 });
+    let recipe = Recipe { chunks: refs.collect() };
+    out.push((ObjectKind::Recipe, Hash::of(bytes), recipe.encode()));
+    out
+}
+
+/// Blocks of those objects that the store lacks.
+pub fn blocks(store: &Store, objects: &[(ObjectKind, Hash, Vec<u8>)]) -> Result<Vec<Vec<u8>>, StoreError> {
+    let mut out = Vec::new();
+    let mut builder = BlockBuilder::default();
+    for (kind, hash, bytes) in objects {
+        if store.missing(*kind, &[*hash])?[0] {
+            builder.push(*kind, *hash, bytes);
+            if builder.raw_bytes() > 30_000 {
+                out.push(builder.finish(1).expect("compresses"));
+            }
+        }
+    }
+    if !builder.is_empty() {
+        out.push(builder.finish(1).expect("compresses"));
+    }
+    Ok(out)
+}
+
+/// One block of these objects, whatever the store has.
+pub fn block(objects: &[(ObjectKind, Hash, Vec<u8>)]) -> Vec<u8> {
+    let mut builder = BlockBuilder::default();
+    objects.iter().for_each(|(kind, hash, bytes)| builder.push(*kind, *hash, bytes));
+    builder.finish(1).expect("compresses")
+}
+
+fn content(store: &Store, bytes: &[u8]) -> Vec<u8> {
+    let read = |kind, hash: &Hash| store.read_object(kind, hash).expect("reads").expect("is there");
+    if bytes.is_empty() {
+        return vec![];
+    }
+    match store.params().content_kind(bytes.len() as u64) {
+        ObjectKind::Chunk => read(ObjectKind::Chunk, &Hash::of(bytes)),
+        _ => {
+            let recipe = Recipe::decode(&read(ObjectKind::Recipe, &Hash::of(bytes))).expect("decodes");
+            recipe.chunks.iter().flat_map(|c| read(ObjectKind::Chunk, &c.hash)).collect()
+        }
+    }
+}

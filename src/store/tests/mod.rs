@@ -1,0 +1,5 @@
+//! What the store promises, each promise the doc comment of the test that proves it.
+
+mod crash;
+pub(crate) mod fixture;
+mod promises;

@@ -1,0 +1,246 @@
+//! What the store does while nothing crashes.
+
+use std::{path::Path, sync::Arc};
+
+use super::fixture::*;
+use crate::{
+    chunk::{ChunkRef, ObjectKind, Recipe},
+    durable::{Disk, LockMode, RealDisk, sim::SimDisk},
+    ids::{Generation, Hash, HostUuid, Seq},
+    store::{Store, StoreError, Tuning},
+};
+
+fn sim() -> (SimDisk, Arc<dyn Disk>) {
+    let sim = SimDisk::new();
+    (sim.clone(), Arc::new(sim))
+}
+
+/// What was committed is there when the store is opened again, on a real disk, with every byte.
+#[test]
+fn committed_layers_are_read_back_after_reopening() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let path = dir.path().join("store");
+    let layers: Vec<_> = (0..6).map(|n| if n % 2 == 0 { Layer::small(n) } else { Layer::large(n) }).collect();
+    let store = Store::open_on(Arc::new(RealDisk), &path, options(), SMALL).expect("makes a store");
+    for layer in &layers {
+        layer.send(&store).expect("commits");
+        layer.check(&store);
+    }
+    let (uuid, head, stats) = (store.uuid(), store.head(), store.stats().expect("counts"));
+    assert!(stats.packs > 10 && stats.records == 6 && stats.layers == 6, "{stats:?}");
+    drop(store);
+    let store = Store::open(&path, options()).expect("opens");
+    assert_eq!((store.uuid(), store.head()), (uuid, head));
+    assert_eq!(store.stats().expect("counts").objects, stats.objects);
+    layers.iter().for_each(|layer| layer.check(&store));
+    assert_eq!(store.records_after(Seq(2), 100).expect("reads").len(), 4);
+    assert_eq!(store.records_after(Seq(2), 3).expect("reads").len(), 3);
+    assert_eq!(store.records_after(Seq(9), 3).expect("reads"), []);
+}
+
+/// A second process is refused while one has the store.
+#[test]
+fn a_store_in_use_is_refused() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let store = Store::open(dir.path(), options()).expect("makes a store");
+    assert!(matches!(Store::open(dir.path(), options()), Err(StoreError::Locked(_))));
+    drop(store);
+    let reader = RealDisk.lock(&dir.path().join("lock"), LockMode::Shared).expect("locks").expect("free");
+    assert!(matches!(Store::open(dir.path(), options()), Err(StoreError::Locked(_))));
+    drop(reader);
+    Store::open(dir.path(), options()).expect("opens");
+}
+
+/// Nothing is made in a directory that holds something else, and a store without its header isn't made anew.
+#[test]
+fn foreign_directories_and_headless_stores_are_refused() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    std::fs::write(dir.path().join("thesis.tex"), "x").expect("writes");
+    assert!(matches!(Store::open(dir.path(), options()), Err(StoreError::NotAStore { .. })));
+
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let store = Store::open(dir.path(), options()).expect("makes a store");
+    Layer::small(1).send(&store).expect("commits");
+    drop(store);
+    std::fs::remove_file(dir.path().join("store")).expect("removes");
+    assert!(matches!(Store::open(dir.path(), options()), Err(StoreError::NotAStore { .. })));
+}
+
+/// The index is derived: deleted, it is made again from the packs, and everything works as before.
+#[test]
+fn a_deleted_index_is_rebuilt() {
+    let (sim, disk) = sim();
+    let layers = [Layer::small(1), Layer::large(2), Layer::small(3)];
+    let store = open(&disk, SMALL).expect("makes a store");
+    layers.iter().for_each(|layer| drop(layer.send(&store).expect("commits")));
+    store.checkpoint().expect("writes the index");
+    let stats = store.stats().expect("counts");
+    drop(store);
+    sim.remove(&Path::new(DIR).join("index.redb")).expect("removes");
+    let store = open(&disk, SMALL).expect("opens");
+    layers.iter().for_each(|layer| layer.check(&store));
+    assert_eq!(store.stats().expect("counts"), stats);
+    Layer::large(4).send(&store).expect("commits");
+}
+
+/// A lost answer costs nothing: the same commit again gives the same record, and no other.
+#[test]
+fn resending_a_commit_gives_its_record_again() {
+    let (_, disk) = sim();
+    let store = open(&disk, SMALL).expect("makes a store");
+    let mut layer = Layer::small(1);
+    let first = layer.send(&store).expect("commits");
+    assert_eq!(layer.send(&store).expect("again"), first);
+    assert_eq!(store.head().seq, Seq(1));
+
+    layer.files[0].1 = b"changed after the fact".to_vec();
+    assert!(matches!(layer.send(&store), Err(StoreError::Generation { .. })), "one generation, one content");
+    layer.generation = Generation(5);
+    let second = layer.send(&store).expect("a later generation");
+    assert_eq!(store.latest(HOST, &layer.unit).expect("asks"), Some(second));
+    layer.generation = Generation(4);
+    assert!(matches!(layer.send(&store), Err(StoreError::Generation { .. })), "no way back");
+
+    let other = crate::store::NewCommit { host: HostUuid(*b"the second host."), ..layer.commit() };
+    assert_eq!(store.commit(other).expect("another host's layer is another layer").seq, Seq(3));
+}
+
+/// P10: a commit is entered only if every byte that its manifest names is here.
+#[test]
+fn a_commit_that_lacks_something_is_refused() {
+    let (_, disk) = sim();
+    let store = open(&disk, SMALL).expect("makes a store");
+    let layer = Layer::large(1);
+    assert!(matches!(
+        store.commit(layer.commit()),
+        Err(StoreError::Missing { kind: ObjectKind::Manifest, .. })
+    ));
+    let objects = layer.objects();
+    for left_out in 0..objects.len() {
+        let disk: Arc<dyn Disk> = Arc::new(SimDisk::new());
+        let store = open(&disk, SMALL).expect("makes a store");
+        let some = objects.iter().enumerate().filter(|(i, _)| *i != left_out).map(|(_, o)| o.clone());
+        store.append_block(&block(&some.collect::<Vec<_>>())).expect("appends");
+        let error = store.commit(layer.commit()).expect_err("lacks an object");
+        assert!(
+            matches!(&error, StoreError::Missing { hash, .. } if *hash == objects[left_out].1),
+            "{error}"
+        );
+        store.append_block(&block(&objects[left_out..=left_out])).expect("appends");
+        store.commit(layer.commit()).expect("is whole now");
+    }
+}
+
+/// P10: a recipe is named by what it makes, so it is believed only once that was hashed; a false one doesn't stand in an honest one's way.
+#[test]
+fn forged_recipes_are_refused_and_honest_ones_still_taken() {
+    let (_, disk) = sim();
+    let store = open(&disk, SMALL).expect("makes a store");
+    let layer = Layer::large(1);
+    let content = Hash::of(&layer.files[3].1);
+    let lie = noise("lie", 300_000);
+    let mut forged = content_objects(&lie);
+    forged.last_mut().expect("a recipe").1 = content;
+    store.append_block(&block(&forged)).expect("can't be told from an honest one yet");
+    assert_eq!(store.missing(ObjectKind::Recipe, &[content]).expect("asks"), [true], "not believed");
+    assert_eq!(store.fetch(ObjectKind::Recipe, &content).expect("asks"), None, "nor given out");
+
+    let manifest = layer.objects().pop().expect("a manifest");
+    let chunks = layer.objects().into_iter().filter(|(kind, ..)| *kind == ObjectKind::Chunk);
+    store.append_block(&block(&chunks.chain([manifest]).collect::<Vec<_>>())).expect("appends");
+    assert!(store.commit(layer.commit()).expect_err("the recipe lies").is_callers());
+    layer.send(&store).expect("the honest recipe is asked for and taken");
+    layer.check(&store);
+
+    let garbage = vec![(ObjectKind::Recipe, Hash::of(b"x"), b"not a recipe".to_vec())];
+    assert!(matches!(store.append_block(&block(&garbage)), Err(StoreError::Recipe { .. })));
+    let wrong_size = Recipe { chunks: vec![ChunkRef { hash: Hash::of(b"user=debug\n"), bytes: 5 }] };
+    let hash = Hash::of(b"user=debug\n");
+    store.append_block(&block(&[(ObjectKind::Recipe, hash, wrong_size.encode())])).expect("appends");
+    assert_eq!(store.fetch(ObjectKind::Recipe, &hash).expect("asks"), None);
+}
+
+/// A block that isn't one, lies or has something behind it is refused, and the store goes on.
+#[test]
+fn bad_blocks_are_refused() {
+    let (_, disk) = sim();
+    let store = open(&disk, SMALL).expect("makes a store");
+    let objects = Layer::small(1).objects();
+    let good = block(&objects);
+    assert!(matches!(store.append_block(&good[..good.len() - 1]), Err(StoreError::Block(_))));
+    let long = [&good[..], b"x"].concat();
+    assert!(matches!(store.append_block(&long), Err(StoreError::BlockLength { .. })));
+    let forged = block(&[(ObjectKind::Chunk, Hash::of(b"a"), b"b".to_vec())]);
+    assert!(matches!(store.append_block(&forged), Err(StoreError::Block(_))));
+    store.append_block(&good).expect("appends");
+    let before = store.stats().expect("counts").pack_bytes;
+    store.append_block(&good).expect("is here already");
+    assert_eq!(store.stats().expect("counts").pack_bytes, before);
+    let fetched = store.fetch(ObjectKind::Chunk, &objects[0].1).expect("fetches").expect("is there");
+    assert_eq!(fetched, good, "blocks rest as they came");
+}
+
+/// Many commits at once get consecutive numbers without gaps, and share their syncs.
+#[test]
+fn commits_at_once_are_consecutive_and_share_syncs() {
+    const THREADS: usize = 24;
+    let (sim, disk) = sim();
+    let store = open(&disk, Tuning::default()).expect("makes a store");
+    let layers: Vec<_> = (0..THREADS).map(Layer::small).collect();
+    for layer in &layers {
+        blocks(&store, &layer.objects())
+            .expect("asks")
+            .iter()
+            .for_each(|b| store.append_block(b).expect("appends"));
+    }
+    let mut heads = store.watch();
+    let before = sim.syncs();
+    let start = std::sync::Barrier::new(THREADS);
+    let mut seqs: Vec<u64> = std::thread::scope(|scope| {
+        let commit = |layer: &Layer| {
+            start.wait();
+            store.commit(layer.commit()).expect("commits").seq.0
+        };
+        let threads: Vec<_> = layers.iter().map(|layer| scope.spawn(move || commit(layer))).collect();
+        threads.into_iter().map(|t| t.join().expect("no panic")).collect()
+    });
+    seqs.sort_unstable();
+    assert_eq!(seqs, (1..=THREADS as u64).collect::<Vec<_>>());
+    assert!(heads.has_changed().expect("the store is open"));
+    assert_eq!(*heads.borrow_and_update(), store.head());
+    let syncs = sim.syncs() - before;
+    assert!(syncs <= 2 + THREADS as u64, "{syncs} syncs: one a batch, two more for the packs");
+    let records = store.records_after(Seq(0), 1000).expect("reads");
+    let head = records.iter().try_fold(crate::catalog::Head::genesis(store.uuid()), |head, r| head.follow(r));
+    assert_eq!(head, Some(store.head()), "the chain holds");
+}
+
+/// A batch of commits costs one sync of the pack, one of the catalog, and of the packs' directory where one is new.
+#[test]
+fn a_commit_costs_two_syncs() {
+    let (sim, disk) = sim();
+    let store = open(&disk, Tuning::default()).expect("makes a store");
+    Layer::small(1).send(&store).expect("commits");
+    let before = sim.syncs();
+    Layer::small(2).send(&store).expect("commits");
+    assert_eq!(sim.syncs() - before, 2);
+}
+
+/// After the first failed write or sync nothing is written any more; what was committed can still be read, and reopening helps.
+#[test]
+fn a_failed_write_stops_all_writing() {
+    let (sim, disk) = sim();
+    let store = open(&disk, SMALL).expect("makes a store");
+    let committed = Layer::small(1);
+    committed.send(&store).expect("commits");
+    sim.crash_after(1);
+    assert!(matches!(Layer::large(2).send(&store), Err(StoreError::Io(_))));
+    assert!(matches!(Layer::small(3).send(&store), Err(StoreError::PreviousIo)));
+    assert!(matches!(store.checkpoint(), Err(StoreError::PreviousIo)));
+    committed.check(&store);
+    drop(store);
+    let disk: Arc<dyn Disk> = Arc::new(sim.after_crash(crate::durable::sim::Unsynced::Kept));
+    let store = open(&disk, SMALL).expect("opens");
+    Layer::large(2).send(&store).expect("commits");
+    committed.check(&store);
+}

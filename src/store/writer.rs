@@ -1,0 +1,155 @@
+//! The one writer of packs: appends blocks, closes full packs, and knows what isn't synced yet.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::{
+    StoreError,
+    catalog::PackPoint,
+    layout::Layout,
+    pack::{self, PackedBlock},
+};
+use crate::{
+    chunk::block::TableEntry,
+    durable::{Disk, DiskFile},
+    ids::StoreUuid,
+};
+
+/// The pack that takes blocks.
+#[derive(Debug)]
+pub struct OpenPack {
+    pub file: Arc<dyn DiskFile>,
+    pub end: u64,
+    pub blocks: Vec<PackedBlock>,
+}
+
+/// Appends to packs. Whoever has it (it stands behind a mutex) is the only one who writes to any of them.
+#[derive(Debug)]
+pub struct PackWriter {
+    disk: Arc<dyn Disk>,
+    layout: Layout,
+    store: StoreUuid,
+    /// Packs are closed at this length.
+    pack_bytes: u64,
+    /// The last pack's number and length.
+    last: PackPoint,
+    open: Option<OpenPack>,
+    unsynced: Unsynced,
+    packs: u64,
+    total_bytes: u64,
+}
+
+/// What has to be synced before anything may rely on it.
+#[derive(Debug, Default)]
+pub struct Unsynced {
+    files: BTreeMap<u32, Arc<dyn DiskFile>>,
+    /// A pack was created.
+    names: bool,
+}
+
+/// A block's place, and the closed pack's length if it was the pack's last.
+#[derive(Debug)]
+pub struct Appended {
+    pub pack: u32,
+    pub block: PackedBlock,
+    pub closed_at: Option<u64>,
+}
+
+/// What is there when a store is opened.
+#[derive(Debug, Default)]
+pub struct Existing {
+    pub last: PackPoint,
+    pub open: Option<OpenPack>,
+    pub packs: u64,
+    pub total_bytes: u64,
+}
+
+impl PackWriter {
+    /// Goes on after what is there, all of which is synced.
+    pub fn new(
+        disk: Arc<dyn Disk>,
+        layout: Layout,
+        store: StoreUuid,
+        pack_bytes: u64,
+        existing: Existing,
+    ) -> Self {
+        let Existing { last, open, packs, total_bytes } = existing;
+        Self {
+            disk,
+            layout,
+            store,
+            pack_bytes,
+            last,
+            open,
+            unsynced: Unsynced::default(),
+            packs,
+            total_bytes,
+        }
+    }
+
+    /// Appends a checked block. Not synced.
+    pub fn append(&mut self, encoded: &[u8], table: Vec<TableEntry>) -> Result<Appended, StoreError> {
+        if self.open.is_none() {
+            self.create()?;
+        }
+        let open = self.open.as_mut().expect("was created if it wasn't there");
+        let block = PackedBlock::of(open.end, encoded, table)?;
+        open.file.write_at(open.end, encoded)?;
+        self.unsynced.files.insert(self.last.pack, open.file.clone());
+        open.end = block.end();
+        open.blocks.push(block.clone());
+        self.last.offset = open.end;
+        self.total_bytes += encoded.len() as u64;
+        let closed_at = pack::is_full(open.end, self.pack_bytes).then(|| self.close()).transpose()?;
+        Ok(Appended { pack: self.last.pack, block, closed_at })
+    }
+
+    fn create(&mut self) -> Result<(), StoreError> {
+        let number = self.last.pack + 1;
+        let file = self.disk.create(&self.layout.pack(number))?;
+        file.write_at(0, &pack::encode_header(self.store, number))?;
+        self.last = PackPoint { pack: number, offset: pack::HEADER_BYTES };
+        self.unsynced.names = true;
+        self.unsynced.files.insert(number, file.clone());
+        self.open = Some(OpenPack { file, end: pack::HEADER_BYTES, blocks: Vec::new() });
+        self.packs += 1;
+        self.total_bytes += pack::HEADER_BYTES;
+        Ok(())
+    }
+
+    fn close(&mut self) -> Result<u64, StoreError> {
+        let open = self.open.take().expect("only an open pack is closed");
+        let trailer = pack::encode_trailer(&open.blocks, open.end);
+        open.file.write_at(open.end, &trailer)?;
+        self.last.offset = open.end + trailer.len() as u64;
+        self.total_bytes += trailer.len() as u64;
+        Ok(self.last.offset)
+    }
+
+    /// What isn't synced, which is the caller's business from now on, and up to where everything is once that is done.
+    pub fn take_unsynced(&mut self) -> (Unsynced, PackPoint) {
+        (std::mem::take(&mut self.unsynced), self.last)
+    }
+
+    /// Up to where blocks are.
+    pub fn end(&self) -> PackPoint {
+        self.last
+    }
+
+    /// Packs, and bytes of all of them.
+    pub fn totals(&self) -> (u64, u64) {
+        (self.packs, self.total_bytes)
+    }
+}
+
+impl Unsynced {
+    /// Syncs it all.
+    pub fn sync(&self, disk: &dyn Disk, layout: &Layout) -> Result<(), StoreError> {
+        for file in self.files.values() {
+            file.sync_data()?;
+        }
+        if self.names {
+            disk.sync_dir(&layout.packs())?;
+        }
+        Ok(())
+    }
+}

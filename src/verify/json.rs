@@ -1,0 +1,48 @@
+//! Findings and counts as JSON objects; the fields are a contract, `docs/cli.md`.
+
+use serde_json::{Value, json};
+
+use super::{Finding, Report, Severity};
+
+/// One finding.
+pub fn finding(finding: &Finding) -> Value {
+    let severity = match finding.severity {
+        Severity::Warning => "warning",
+        Severity::Error => "error",
+    };
+    let texts = |list: &[String]| list.to_vec();
+    json!({
+        "v": 1,
+        "kind": "finding",
+        "code": finding.code,
+        "severity": severity,
+        "message": finding.message,
+        "units": texts(&finding.units.iter().map(ToString::to_string).collect::<Vec<_>>()),
+        "paths": texts(&finding.paths.iter().map(ToString::to_string).collect::<Vec<_>>()),
+        "repair": finding.repair,
+    })
+}
+
+/// What a check of one part looked at and whether it is clean.
+pub fn summary(report: &Report, part: &str) -> Value {
+    let counts = &report.counts;
+    json!({
+        "v": 1,
+        "kind": "summary",
+        "part": part,
+        "clean": report.is_clean(),
+        "findings": report.findings.len() as u64 + report.more_findings,
+        "repaired": report.repaired,
+        "could_not_run": report.could_not_run,
+        "notes": report.notes,
+        "units": counts.units,
+        "records": counts.records,
+        "manifests": counts.manifests,
+        "files": counts.files,
+        "packs": counts.packs,
+        "blocks": counts.blocks,
+        "objects": counts.objects,
+        "bytes_read": counts.bytes_read,
+        "recipes_read": counts.recipes_read,
+    })
+}

@@ -1,0 +1,260 @@
+//! Checks this host: what the journal says of each unit against what is in the spool.
+//!
+//! A unit that somebody is writing to is what it is; only units that are committed or evicted make promises that the spool can break. It runs
+//! beside the daemon, on its journal, or alone on one that no daemon has open.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    os::unix::{ffi::OsStrExt, fs::MetadataExt},
+    path::Path,
+};
+
+use fs_err as fs;
+
+use super::{Finding, Report, Severity};
+use crate::{
+    ids::{Hash, RelPath, Scope, UnitId},
+    journal::{Journal, State, UnitRecord},
+    manifest::{Body, Entry, Manifest},
+    spool::{Spool, activity::Activity},
+};
+
+/// Checks the units at or below these paths, or holding them; all, if none are named.
+pub fn check(
+    journal: &Journal,
+    spool: &Spool,
+    activity: &Activity,
+    paths: &[RelPath],
+    read_data: bool,
+) -> Report {
+    let mut check = Check { journal, spool, activity, read_data, report: Report::default() };
+    let mut records = journal.units();
+    records.sort_by(|a, b| a.unit.cmp(&b.unit));
+    for record in records.iter().filter(|r| is_named(&r.unit, paths)) {
+        check.unit(record);
+    }
+    check.report
+}
+
+fn is_named(unit: &UnitId, paths: &[RelPath]) -> bool {
+    paths.is_empty() || paths.iter().any(|path| unit.root.is_below(path) || unit.holds(path))
+}
+
+struct Check<'a> {
+    journal: &'a Journal,
+    spool: &'a Spool,
+    activity: &'a Activity,
+    read_data: bool,
+    report: Report,
+}
+
+impl Check<'_> {
+    fn found(&mut self, code: &'static str, record: &UnitRecord, message: String, repair: &str) {
+        let units = vec![record.unit.clone()];
+        self.report.find(Finding { units, ..Finding::new(code, Severity::Error, message, repair) });
+    }
+
+    fn unit(&mut self, record: &UnitRecord) {
+        self.report.counts.units += 1;
+        self.catalog(record);
+        let manifest = self.manifest(record);
+        match (record.state, manifest) {
+            (State::Committed, Some(manifest)) => self.committed(record, &manifest),
+            (State::Evicted, _) => self.evicted(record),
+            _ => {}
+        }
+    }
+
+    /// The catalog, as far as it is known here, says of the commit what the journal says.
+    fn catalog(&mut self, record: &UnitRecord) {
+        let Some(committed) = &record.committed else { return };
+        if self.journal.head().is_none_or(|(_, head)| head.seq < committed.seq) {
+            return;
+        }
+        let layers = self.journal.layers(&record.unit);
+        let own = layers.iter().find(|l| l.host == self.journal.host());
+        let agrees =
+            own.is_some_and(|l| l.generation == committed.generation && l.manifest == committed.manifest);
+        if !agrees {
+            self.found(
+                "sequence-disagrees",
+                record,
+                format!(
+                    "the journal has generation {} committed as {}, the catalog doesn't",
+                    committed.generation, committed.seq
+                ),
+                "it is sent again while the spool has it: `resultsfs offload`",
+            );
+        }
+    }
+
+    fn manifest(&mut self, record: &UnitRecord) -> Option<std::sync::Arc<Manifest>> {
+        let hash = match record.state {
+            State::Running | State::Complete => return None,
+            State::Sealed => record.manifest,
+            State::Committed | State::Evicted => record.committed.as_ref().map(|c| c.manifest),
+        };
+        let hash = hash?;
+        match self.journal.manifest(&hash) {
+            Ok(Some(manifest)) => Some(manifest),
+            // After a rebuild of the journal the manifest comes from the store when it is wanted.
+            Ok(None) if record.partial => None,
+            Ok(None) => {
+                let message = format!("manifest {hash} isn't in the journal");
+                self.found(
+                    "manifest-missing",
+                    record,
+                    message,
+                    "write to the unit or recall it; it is described anew",
+                );
+                None
+            }
+            Err(e) => {
+                self.found("manifest-damaged", record, e.to_string(), "it is fetched again from the store");
+                None
+            }
+        }
+    }
+
+    /// A committed layer that isn't partial is in the spool as the manifest says.
+    fn committed(&mut self, record: &UnitRecord, manifest: &Manifest) {
+        let there = match walk(self.spool.path(), &record.unit) {
+            Ok(there) => there,
+            Err(e) => {
+                return self.found(
+                    "spool-unreadable",
+                    record,
+                    e.to_string(),
+                    "mend the disk; the store has the unit",
+                );
+            }
+        };
+        for (path, differs) in self.differences(record, manifest, &there) {
+            if self.is_changing(record) {
+                return;
+            }
+            self.found(
+                "spool-differs",
+                record,
+                format!("{path}: {differs}"),
+                "`resultsfs evict` frees the spool's copy and shows what was committed; writing to the file commits it as it is",
+            );
+        }
+    }
+
+    fn differences(
+        &mut self,
+        record: &UnitRecord,
+        manifest: &Manifest,
+        there: &BTreeMap<RelPath, std::fs::Metadata>,
+    ) -> Vec<(RelPath, String)> {
+        let mut found = Vec::new();
+        for entry in manifest.entries() {
+            self.report.counts.files += 1;
+            match there.get(&entry.path) {
+                None if record.partial || matches!(entry.body, Body::Whiteout) => {}
+                None => found.push((entry.path.clone(), "is missing".to_owned())),
+                Some(meta) => {
+                    found.extend(self.differs(record, manifest, entry, meta).map(|d| (entry.path.clone(), d)))
+                }
+            }
+        }
+        let described: BTreeSet<&RelPath> = manifest
+            .entries()
+            .iter()
+            .map(|e| &e.path)
+            .chain(manifest.omitted().iter().map(|o| &o.path))
+            .collect();
+        let extra = there.keys().filter(|p| !described.contains(p));
+        found.extend(extra.map(|p| (p.clone(), "isn't in the committed manifest".to_owned())));
+        found
+    }
+
+    fn differs(
+        &mut self,
+        record: &UnitRecord,
+        manifest: &Manifest,
+        entry: &Entry,
+        meta: &std::fs::Metadata,
+    ) -> Option<String> {
+        let kind = meta.file_type();
+        let same_kind = match &entry.body {
+            Body::Dir => kind.is_dir(),
+            Body::File { .. } | Body::Link { .. } => kind.is_file(),
+            Body::Symlink { .. } => kind.is_symlink(),
+            Body::Fifo => !kind.is_dir() && !kind.is_file() && !kind.is_symlink(),
+            Body::Whiteout => false,
+        };
+        if !same_kind {
+            return Some("is of another type".into());
+        }
+        // A directory's time changes when what isn't the unit's comes and goes in it.
+        let time = (meta.mtime(), meta.mtime_nsec());
+        let same_time = kind.is_dir() || time == (entry.attrs.mtime.secs, i64::from(entry.attrs.mtime.nanos));
+        if meta.mode() & 0o7777 != entry.attrs.mode || !same_time {
+            return Some("has another mode or time".into());
+        }
+        let (size, content) = manifest.file_of(entry)?;
+        if meta.len() != size {
+            return Some(format!("has {} bytes instead of {size}", meta.len()));
+        }
+        if !self.read_data {
+            return None;
+        }
+        self.report.counts.bytes_read += size;
+        let path = record.unit.root.append(&entry.path).ok()?.under(self.spool.path());
+        match hash_file(&path) {
+            Ok(hash) if hash == content => None,
+            Ok(_) => Some("has other content".into()),
+            Err(e) => Some(format!("can't be read: {e}")),
+        }
+    }
+
+    /// Nothing is left of an evicted layer.
+    fn evicted(&mut self, record: &UnitRecord) {
+        let left = walk(self.spool.path(), &record.unit).unwrap_or_default();
+        let left = left.iter().filter(|(_, meta)| !meta.is_dir()).count();
+        if left > 0 && !self.is_changing(record) {
+            self.found(
+                "evicted-files-left",
+                record,
+                format!("{left} files are in the spool though the unit is evicted"),
+                "the next start of the daemon frees them",
+            );
+        }
+    }
+
+    /// Whether the unit has moved on since its record was read: then a difference is work, not damage.
+    fn is_changing(&self, record: &UnitRecord) -> bool {
+        let now = self.journal.get(&record.unit);
+        self.activity.snapshot(&record.unit).writers > 0
+            || now.is_none_or(|now| now.state != record.state || now.generation != record.generation)
+    }
+}
+
+/// What of the unit is in the spool, by path below its root.
+fn walk(spool: &Path, unit: &UnitId) -> io::Result<BTreeMap<RelPath, std::fs::Metadata>> {
+    let root = unit.root.under(spool);
+    let mut found = BTreeMap::new();
+    if fs::symlink_metadata(&root).is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
+        return Ok(found);
+    }
+    let depth = if unit.scope == Scope::Loose { 1 } else { usize::MAX };
+    for entry in walkdir::WalkDir::new(&root).max_depth(depth) {
+        let entry = entry?;
+        if unit.scope == Scope::Loose && entry.depth() == 1 && entry.file_type().is_dir() {
+            continue;
+        }
+        let below = entry.path().strip_prefix(&root).map_err(io::Error::other)?;
+        let path = RelPath::parse(below.as_os_str().as_bytes()).map_err(io::Error::other)?;
+        found.insert(path, entry.metadata()?);
+    }
+    Ok(found)
+}
+
+fn hash_file(path: &Path) -> io::Result<Hash> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(fs::File::open(path)?)?;
+    Ok(hasher.finalize().into())
+}

@@ -1,0 +1,217 @@
+//! Whether all that the catalog's records need is there: manifests, chunks, and recipes that make what they are named by.
+
+use std::collections::HashMap;
+
+use super::{Check, RESEND, in_parallel};
+use crate::{
+    chunk::{ObjectKind, Recipe},
+    ids::{Hash, UnitId},
+    manifest::{Body, Manifest},
+    store::{StoreError, decode_recipe, index::Location},
+    verify::{Finding, Meter, Severity},
+};
+
+/// Paths named in one finding.
+const PATHS_MAX: usize = 20;
+
+/// What is wrong with a content or a manifest.
+#[derive(Clone, Debug)]
+struct Problem {
+    code: &'static str,
+    what: String,
+}
+
+/// Contents by hash and size that can't be read whole.
+type Problems = HashMap<(Hash, u64), Problem>;
+
+impl Check<'_> {
+    /// Looks at every committed manifest and at each content once; then names the units and paths of what is wrong.
+    pub(super) fn check_contents(&mut self) -> Result<(), StoreError> {
+        let mut manifests: Vec<(Hash, Option<Location>)> =
+            self.manifests.keys().map(|h| (*h, None)).collect();
+        manifests.iter_mut().for_each(|(h, place)| *place = self.place(ObjectKind::Manifest, h).copied());
+        manifests.sort_by_key(|(hash, place)| (place.map(|p| (p.pack, p.offset, p.number)), *hash));
+        let mut cut: HashMap<(Hash, u64), Location> = HashMap::new();
+        let mut problems = Problems::new();
+        let meter = Meter::new(self.progress, "manifests", manifests.len() as u64);
+        for (hash, _) in &manifests {
+            match self.read_manifest(hash) {
+                Ok(manifest) => self.look_up(&manifest, &mut cut, &mut problems),
+                Err(problem) => self.manifest_problem(hash, problem),
+            }
+            meter.advance(1);
+        }
+        self.report.counts.manifests = manifests.len() as u64;
+        self.check_recipes(cut, &mut problems);
+        if !problems.is_empty() {
+            manifests.iter().for_each(|(hash, _)| self.name_problems(hash, &problems));
+        }
+        Ok(())
+    }
+
+    fn missing(&self, kind: ObjectKind, hash: &Hash) -> Problem {
+        let what = format!("{kind:?} {hash}");
+        match self.damaged.contains(&(kind, *hash)) {
+            true => Problem { code: "content-damaged", what: format!("{what} is in a damaged block") },
+            false => Problem { code: "content-missing", what: format!("{what} is missing") },
+        }
+    }
+
+    fn read_manifest(&self, hash: &Hash) -> Result<Manifest, Problem> {
+        let problem = |code, what: String| Problem { code, what };
+        let Some(place) = self.place(ObjectKind::Manifest, hash) else {
+            let Problem { code, what } = self.missing(ObjectKind::Manifest, hash);
+            let damaged = code == "content-damaged";
+            return Err(problem(if damaged { "manifest-damaged" } else { "manifest-missing" }, what));
+        };
+        let damaged = |e: String| problem("manifest-damaged", format!("Manifest {hash}: {e}"));
+        let block = self.blocks.open(place).map_err(|e| damaged(e.to_string()))?;
+        let bytes =
+            block.get(ObjectKind::Manifest, hash).ok_or_else(|| damaged("isn't where it was".into()))?;
+        Manifest::decode(bytes).map_err(|e| damaged(e.to_string()))
+    }
+
+    fn manifest_problem(&mut self, hash: &Hash, problem: Problem) {
+        let units = self.manifests[hash].clone();
+        let message = format!("{}: {}", name(&units), problem.what);
+        let finding = Finding::new(problem.code, Severity::Error, message, RESEND);
+        self.report.find(Finding { units, ..finding });
+    }
+
+    /// Looks up each content of a manifest, and collects the cut ones.
+    fn look_up(
+        &mut self,
+        manifest: &Manifest,
+        cut: &mut HashMap<(Hash, u64), Location>,
+        problems: &mut Problems,
+    ) {
+        for (content, size) in manifest.contents() {
+            self.report.counts.files += 1;
+            let kind = self.header.params.content_kind(size);
+            let empty = size == 0 && content == Hash::of(b"");
+            match kind {
+                _ if empty => {}
+                ObjectKind::Recipe => match self.recipes.get(&content).and_then(|places| places.first()) {
+                    Some(place) => drop(cut.insert((content, size), *place)),
+                    None => drop(problems.insert((content, size), self.missing(kind, &content))),
+                },
+                _ => match self.place(kind, &content).map(|place| place.bytes) {
+                    Some(actual) if actual == size => {}
+                    Some(actual) => {
+                        let what = format!("Chunk {content} has {actual} bytes, not {size}");
+                        problems.insert((content, size), Problem { code: "content-damaged", what });
+                    }
+                    None => drop(problems.insert((content, size), self.missing(kind, &content))),
+                },
+            }
+        }
+    }
+
+    /// Checks each recipe once, in the order in which they lie in the packs.
+    fn check_recipes(&mut self, cut: HashMap<(Hash, u64), Location>, problems: &mut Problems) {
+        let mut recipes: Vec<_> = cut.into_iter().collect();
+        recipes.sort_by_key(|((hash, _), place)| (place.pack, place.offset, place.number, *hash));
+        let meter = Meter::new(self.progress, "recipes", recipes.len() as u64);
+        let found = in_parallel(&recipes, |((hash, size), _)| {
+            let part = u32::from_le_bytes(hash.0[..4].try_into().expect("four bytes"));
+            let whole = self.options.reads(part);
+            let problem = self.check_recipe(hash, *size, whole).err();
+            meter.advance(1);
+            (problem.map(|problem| ((*hash, *size), problem)), whole)
+        });
+        self.report.counts.recipes_read = found.iter().filter(|(_, whole)| *whole).count() as u64;
+        problems.extend(found.into_iter().filter_map(|(problem, _)| problem));
+    }
+
+    /// One of what calls itself the recipe must be true.
+    fn check_recipe(&self, hash: &Hash, size: u64, whole: bool) -> Result<(), Problem> {
+        let mut problem = self.missing(ObjectKind::Recipe, hash);
+        for place in self.recipes.get(hash).into_iter().flatten() {
+            match self.read_recipe(hash, place, whole) {
+                Ok(actual) if actual == size => return Ok(()),
+                Ok(actual) => {
+                    let what = format!("Recipe {hash} makes {actual} bytes, not {size}");
+                    problem = Problem { code: "recipe-wrong", what };
+                }
+                Err((code, what)) => problem = Problem { code, what },
+            }
+        }
+        Err(problem)
+    }
+
+    /// The size that a recipe makes, if its chunks are there; with `whole`, if they make the content.
+    pub(super) fn read_recipe(
+        &self,
+        hash: &Hash,
+        place: &Location,
+        whole: bool,
+    ) -> Result<u64, (&'static str, String)> {
+        let damaged = |e: StoreError| ("content-damaged", e.to_string());
+        let block = self.blocks.open(place).map_err(damaged)?;
+        let entry = block.table().get(place.number as usize).filter(|e| e.hash == *hash);
+        let entry = entry.ok_or_else(|| ("content-damaged", format!("Recipe {hash} isn't where it was")))?;
+        let recipe =
+            decode_recipe(hash, block.bytes_of(entry)).map_err(|e| ("recipe-wrong", e.to_string()))?;
+        drop(block);
+        self.read_chunks(hash, &recipe, whole)?;
+        Ok(recipe.size())
+    }
+
+    fn read_chunks(&self, hash: &Hash, recipe: &Recipe, whole: bool) -> Result<(), (&'static str, String)> {
+        let mut hasher = blake3::Hasher::new();
+        for chunk in &recipe.chunks {
+            let Some(place) = self.place(ObjectKind::Chunk, &chunk.hash) else {
+                let Problem { code, what } = self.missing(ObjectKind::Chunk, &chunk.hash);
+                return Err((code, what));
+            };
+            if place.bytes != u64::from(chunk.bytes) {
+                return Err((
+                    "recipe-wrong",
+                    format!("Recipe {hash} gives a chunk another size than it has"),
+                ));
+            }
+            if whole {
+                let block = self.blocks.open(place).map_err(|e| ("content-damaged", e.to_string()))?;
+                let entry = block.table().get(place.number as usize).filter(|e| e.hash == chunk.hash);
+                let gone = || ("content-damaged", format!("Chunk {} isn't where it was", chunk.hash));
+                hasher.update(block.bytes_of(entry.ok_or_else(gone)?));
+            }
+        }
+        match !whole || Hash::from(hasher.finalize()) == *hash {
+            true => Ok(()),
+            false => Err(("recipe-wrong", format!("the chunks of recipe {hash} don't make that content"))),
+        }
+    }
+
+    /// Says which paths of a manifest have problems, in one finding for each kind of problem.
+    fn name_problems(&mut self, hash: &Hash, problems: &Problems) {
+        let Ok(manifest) = self.read_manifest(hash) else { return };
+        let mut found: HashMap<&'static str, (u64, Finding)> = HashMap::new();
+        let units = self.manifests[hash].clone();
+        for entry in manifest.entries() {
+            let Body::File { size, content } = entry.body else { continue };
+            let Some(problem) = problems.get(&(content, size)) else { continue };
+            let (count, finding) = found.entry(problem.code).or_insert_with(|| {
+                let first = format!("{}: {}", entry.path, problem.what);
+                (0, Finding::new(problem.code, Severity::Error, first, RESEND))
+            });
+            *count += 1;
+            for unit in units.iter().take(PATHS_MAX.saturating_sub(finding.paths.len())) {
+                finding.paths.extend(unit.root.append(&entry.path));
+            }
+        }
+        for (_, (count, mut finding)) in found {
+            finding.message = format!("{}: {count} files, the first {}", name(&units), finding.message);
+            finding.units = units.clone();
+            self.report.find(finding);
+        }
+    }
+}
+
+fn name(units: &[UnitId]) -> String {
+    match units {
+        [] => "no unit".to_owned(),
+        [unit] => unit.to_string(),
+        [unit, rest @ ..] => format!("{unit} and {} more", rest.len()),
+    }
+}

@@ -1,0 +1,148 @@
+//! The packs' half of a check: what each holds, and with the data, whether it is what it is called.
+
+use std::cmp::Ordering;
+
+use super::{Check, RESEND, in_parallel};
+use crate::{
+    chunk::{
+        ObjectKind,
+        block::{Block, BlockError},
+    },
+    durable::DiskFile,
+    store::{
+        StoreError,
+        catalog::PackPoint,
+        index::{self, Location},
+        pack::{self, PackedBlock, Scan, State},
+    },
+    verify::{Meter, Severity},
+};
+
+/// What to look at of a pack.
+struct Part {
+    number: u32,
+    /// Its length for the purpose of the check.
+    bytes: u64,
+    /// Everything below this offset must be good.
+    must: u64,
+}
+
+struct Checked {
+    number: u32,
+    scan: Scan,
+    /// Indices of the blocks that aren't what they are called, and why.
+    bad: Vec<(usize, String)>,
+    bytes_read: u64,
+}
+
+impl Check<'_> {
+    /// Reads all packs up to `end`, to which they must be good. Of an open store, what is behind that came later.
+    pub(super) fn check_packs(&mut self, end: PackPoint, open: bool) -> Result<(), StoreError> {
+        let numbers = match self.layout.pack_numbers(&**self.disk) {
+            Err(StoreError::Io(e)) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            numbers => numbers?,
+        };
+        if end.pack > 0 && !numbers.contains(&end.pack) {
+            let message = format!("pack {:08x}, which the catalog speaks of, is missing", end.pack);
+            self.find("pack-missing", Severity::Error, message, RESEND);
+        }
+        let mut parts = Vec::new();
+        for number in numbers {
+            let bytes = self.disk.open_read(&self.layout.pack(number))?.len()?;
+            match (number.cmp(&end.pack), open) {
+                (Ordering::Less, _) => parts.push(Part { number, bytes, must: u64::MAX }),
+                (Ordering::Equal, true) => {
+                    parts.push(Part { number, bytes: bytes.min(end.offset), must: end.offset });
+                }
+                (Ordering::Equal, false) => parts.push(Part { number, bytes, must: end.offset }),
+                (Ordering::Greater, true) => {}
+                (Ordering::Greater, false) => parts.push(Part { number, bytes, must: 0 }),
+            }
+        }
+        let meter = Meter::new(self.progress, "packs", parts.iter().map(|part| part.bytes).sum());
+        let checked = in_parallel(&parts, |part| self.check_pack(part, &meter));
+        let mut checked = checked.into_iter().collect::<Result<Vec<_>, _>>()?;
+        checked.sort_by_key(|checked| checked.number);
+        checked.into_iter().for_each(|checked| self.take_in(checked));
+        Ok(())
+    }
+
+    fn check_pack(&self, part: &Part, meter: &Meter<'_>) -> Result<Checked, StoreError> {
+        let file = self.disk.open_read(&self.layout.pack(part.number))?;
+        let scan = pack::scan(&*file, part.bytes, self.header.uuid, part.number, part.must)?;
+        let (mut bad, mut bytes_read) = (Vec::new(), 0);
+        if self.options.reads(part.number) {
+            for (i, block) in scan.blocks.iter().enumerate() {
+                if let Err(why) = read(&*file, block) {
+                    bad.push((i, why));
+                }
+                bytes_read += u64::from(block.bytes);
+                meter.advance(u64::from(block.bytes));
+            }
+        }
+        meter.advance(part.bytes.saturating_sub(bytes_read));
+        Ok(Checked { number: part.number, scan, bad, bytes_read })
+    }
+
+    fn take_in(&mut self, checked: Checked) {
+        let Checked { number, scan, bad, bytes_read } = checked;
+        let name = self.layout.pack(number);
+        for damage in &scan.damage {
+            let message = format!("{} at {}: {}", name.display(), damage.offset, damage.what);
+            self.find(damage.code, Severity::Error, message, RESEND);
+        }
+        for block in &scan.damaged_blocks {
+            self.bad_blocks.insert((number, block.offset));
+            self.damaged.extend(block.table.iter().map(|e| (e.kind, e.hash)));
+        }
+        if let State::Torn(at) = scan.state {
+            let torn = scan.file_bytes - at;
+            self.report.notes.push(format!(
+                "{} ends with {torn} bytes that were never acknowledged; they are cut when the store is opened",
+                name.display()
+            ));
+        }
+        let counts = &mut self.report.counts;
+        counts.packs += 1;
+        counts.blocks += scan.blocks.len() as u64;
+        counts.objects += scan.blocks.iter().map(|block| block.table.len() as u64).sum::<u64>();
+        counts.bytes_read += bytes_read;
+        for (i, block) in scan.blocks.iter().enumerate() {
+            match bad.iter().find(|(bad, _)| *bad == i) {
+                Some((_, why)) => self.bad_block(number, block, why),
+                None => self.good_block(number, block),
+            }
+        }
+    }
+
+    fn bad_block(&mut self, number: u32, block: &PackedBlock, why: &str) {
+        self.bad_blocks.insert((number, block.offset));
+        self.damaged.extend(block.table.iter().map(|e| (e.kind, e.hash)));
+        let name = self.layout.pack(number);
+        let message =
+            format!("{} at {}: {why} ({} objects)", name.display(), block.offset, block.table.len());
+        self.find("block-damaged", Severity::Error, message, RESEND);
+    }
+
+    fn good_block(&mut self, number: u32, block: &PackedBlock) {
+        for (line, entry) in block.table.iter().enumerate() {
+            let place: Location = index::location(number, block, line, entry);
+            match entry.kind {
+                ObjectKind::Recipe => self.recipes.entry(entry.hash).or_default().push(place),
+                _ => drop(self.objects.entry((entry.kind, entry.hash)).or_insert(place)),
+            }
+        }
+    }
+}
+
+/// Reads a block, unpacks it, and compares it with what the trailer says of it.
+fn read(file: &dyn DiskFile, block: &PackedBlock) -> Result<(), String> {
+    let mut bytes = vec![0; block.bytes as usize];
+    file.read_at(block.offset, &mut bytes).map_err(|e| e.to_string())?;
+    let unpacked = Block::open(&bytes).map_err(|e| e.to_string())?;
+    let there: Result<_, BlockError> = PackedBlock::of(block.offset, &bytes, unpacked.table().to_vec());
+    match there.as_ref() == Ok(block) {
+        true => Ok(()),
+        false => Err("the block isn't the one that the pack's trailer names".to_owned()),
+    }
+}

@@ -1,0 +1,225 @@
+//! Damage to each file of a store, in each way, is found by a check that reads the data.
+
+use std::{path::Path, sync::Arc};
+
+use crate::{
+    durable::{Disk, sim::SimDisk},
+    store::{
+        StoreError,
+        tests::fixture::{DIR, Layer, SMALL, block, noise, open},
+    },
+    verify::{
+        Report, Sample, VerifyOptions,
+        store::{Source, verify_closed, verify_store},
+    },
+};
+
+const ALL: VerifyOptions = VerifyOptions { read_data: true, sample: None };
+
+fn layers() -> Vec<Layer> {
+    vec![Layer::small(1), Layer::large(2), Layer::small(3)]
+}
+
+/// A store with three layers in a dozen packs, closed.
+fn sample() -> SimDisk {
+    let sim = SimDisk::new();
+    let disk: Arc<dyn Disk> = Arc::new(sim.clone());
+    let store = open(&disk, SMALL).expect("makes a store");
+    layers().iter().for_each(|layer| drop(layer.send(&store).expect("commits")));
+    store.checkpoint().expect("writes the index");
+    drop(store);
+    sim
+}
+
+/// A copy that can be damaged.
+fn copy(disk: &SimDisk) -> SimDisk {
+    disk.after_crash(crate::durable::sim::Unsynced::Kept)
+}
+
+fn check(disk: &SimDisk, options: &VerifyOptions) -> Report {
+    let disk: Arc<dyn Disk> = Arc::new(disk.clone());
+    verify_closed(disk, Path::new(DIR), options, &|_| {}).expect("runs")
+}
+
+fn codes(report: &Report) -> Vec<&'static str> {
+    report.findings.iter().map(|finding| finding.code).collect()
+}
+
+fn files(disk: &SimDisk) -> Vec<String> {
+    let packs = disk.list(&Path::new(DIR).join("packs")).expect("lists");
+    let packs = packs.iter().map(|name| format!("packs/{}", name.display()));
+    ["store", "catalog", "head"].map(String::from).into_iter().chain(packs).collect()
+}
+
+/// A store that nothing happened to checks clean, and everything was looked at.
+#[test]
+fn a_good_store_is_clean() {
+    let disk = sample();
+    let report = check(&disk, &ALL);
+    assert!(report.is_clean() && report.exit_code() == 0, "{report:?}");
+    assert_eq!(report.notes, Vec::<String>::new());
+    let counts = report.counts;
+    assert_eq!((counts.records, counts.manifests, counts.files, counts.recipes_read), (3, 3, 10, 1));
+    assert!(counts.bytes_read > 300_000 && counts.packs > 5, "{counts:?}");
+    let quick = check(&disk, &VerifyOptions::default());
+    assert!(quick.is_clean() && quick.counts.bytes_read == 0);
+}
+
+/// A flipped bit anywhere in header, catalog, head or packs is found.
+#[test]
+fn every_flip_is_found() {
+    let disk = sample();
+    for file in files(&disk) {
+        let path = Path::new(DIR).join(&file);
+        let bytes = disk.open(&path).expect("opens").len().expect("asks") as usize;
+        let (first, last) = (0..bytes.min(100), bytes.saturating_sub(100)..bytes);
+        let places = first.chain((0..bytes).step_by(bytes / 23 + 1)).chain(last);
+        for at in places.step_by(7) {
+            let bad = copy(&disk);
+            bad.damage(&path, |bytes| bytes[at] ^= 0x10);
+            let report = check(&bad, &ALL);
+            assert_eq!(report.exit_code(), 4, "{file} byte {at}");
+        }
+    }
+}
+
+/// A file cut short anywhere is found, also where the cut is between two blocks or two records.
+#[test]
+fn every_truncation_is_found() {
+    let disk = sample();
+    for file in files(&disk) {
+        let path = Path::new(DIR).join(&file);
+        let bytes = disk.open(&path).expect("opens").len().expect("asks") as usize;
+        for len in (0..bytes).step_by(bytes / 40 + 1).chain([bytes - 1]) {
+            let bad = copy(&disk);
+            bad.damage(&path, |bytes| bytes.truncate(len));
+            let report = check(&bad, &ALL);
+            assert_eq!(report.exit_code(), 4, "{file} cut to {len}");
+        }
+    }
+}
+
+/// A deleted file is found, each with its own code.
+#[test]
+fn every_deletion_is_found() {
+    let disk = sample();
+    for file in files(&disk).into_iter().chain(["index.redb".to_owned()]) {
+        let bad = copy(&disk);
+        bad.remove(&Path::new(DIR).join(&file)).expect("removes");
+        let expected = match file.as_str() {
+            "store" => "header-missing",
+            "catalog" => "catalog-missing",
+            "head" => "head-missing",
+            "index.redb" => "index-missing",
+            _ => "index-dangling",
+        };
+        let report = check(&bad, &VerifyOptions::default());
+        assert!(codes(&report).contains(&expected), "{file}: {report:?}");
+    }
+}
+
+/// A damaged index is found, or the damage is where nothing is kept; it never makes a check or a store give wrong answers silently.
+#[test]
+fn index_damage_is_found_or_harmless() {
+    let disk = sample();
+    let path = Path::new(DIR).join("index.redb");
+    let bytes = disk.open(&path).expect("opens").len().expect("asks") as usize;
+    let mut found = 0;
+    for at in (0..bytes.min(60_000)).step_by(509) {
+        let bad = copy(&disk);
+        bad.damage(&path, |bytes| bytes[at] ^= 0x10);
+        let report = check(&bad, &ALL);
+        assert!(codes(&report).iter().all(|code| code.starts_with("index-")), "{report:?}");
+        found += usize::from(!report.is_clean());
+    }
+    assert!(found > 0);
+    for len in [0, 1, 4096, bytes / 2] {
+        let bad = copy(&disk);
+        bad.damage(&path, |bytes| bytes.truncate(len));
+        assert_eq!(check(&bad, &ALL).exit_code(), 4, "cut to {len}");
+    }
+}
+
+/// Findings name the units and paths whose bytes are gone.
+#[test]
+fn findings_name_units_and_paths() {
+    let disk = sample();
+    let own = noise("own 3", 3000);
+    let path = Path::new(DIR).join("packs");
+    let packs = disk.list(&path).expect("lists");
+    let pack = packs.iter().map(|name| path.join(name)).find_map(|pack| {
+        let bytes = crate::durable::read_all(&*disk.open(&pack).expect("opens")).expect("reads");
+        bytes.windows(100).position(|window| window == &own[1000..1100]).map(|at| (pack, at))
+    });
+    let (pack, at) = pack.expect("noise is kept plain");
+    disk.damage(&pack, |bytes| bytes[at] ^= 1);
+    let report = check(&disk, &ALL);
+    let paths: Vec<String> = report.findings.iter().flat_map(|f| &f.paths).map(ToString::to_string).collect();
+    assert!(codes(&report).contains(&"block-damaged"));
+    assert!(
+        paths.contains(&"3-me/host1/debug/own".to_owned()) || codes(&report).contains(&"manifest-damaged"),
+        "{report:?}"
+    );
+    assert!(report.findings.iter().any(|f| f.units.contains(&Layer::small(3).unit)));
+}
+
+/// A store goes on while it is checked: what comes meanwhile is neither missed nor a finding.
+#[test]
+fn an_open_store_is_checked_while_it_goes_on() {
+    let disk: Arc<dyn Disk> = Arc::new(SimDisk::new());
+    let store = open(&disk, SMALL).expect("makes a store");
+    Layer::large(0).send(&store).expect("commits");
+    store.append_block(&block(&Layer::small(99).objects())).expect("appends, uncommitted");
+    std::thread::scope(|scope| {
+        let writer =
+            scope.spawn(|| (1..40).for_each(|n| drop(Layer::small(n).send(&store).expect("commits"))));
+        loop {
+            let report = verify_store(Source::Open(&store), &ALL, &|_| {});
+            assert!(report.is_clean(), "{report:?}");
+            if writer.is_finished() {
+                break;
+            }
+        }
+        writer.join().expect("no panic");
+    });
+    let report = verify_store(Source::Open(&store), &ALL, &|_| {});
+    assert_eq!(report.counts.records, 40);
+}
+
+/// A store in use isn't read behind its daemon's back.
+#[test]
+fn a_store_in_use_is_not_checked_as_closed() {
+    let disk: Arc<dyn Disk> = Arc::new(SimDisk::new());
+    let _store = open(&disk, SMALL).expect("makes a store");
+    let refused = verify_closed(disk.clone(), Path::new(DIR), &ALL, &|_| {});
+    assert!(matches!(refused, Err(StoreError::Locked(_))));
+    let report = verify_store(Source::Closed(Path::new("/nowhere/store")), &ALL, &|_| {});
+    assert_eq!(report.exit_code(), 8);
+}
+
+/// The parts of a sample together read everything.
+#[test]
+fn samples_add_up() {
+    let disk = sample();
+    let all = check(&disk, &ALL).counts;
+    let parts = (1..=3).map(|part| {
+        let sample = Sample::new(part, 3);
+        check(&disk, &VerifyOptions { sample, ..ALL }).counts
+    });
+    let (bytes, recipes) = parts.fold((0, 0), |(b, r), c| (b + c.bytes_read, r + c.recipes_read));
+    assert_eq!((bytes, recipes), (all.bytes_read, all.recipes_read));
+}
+
+/// Damage found while a store is opened stops nothing else: what is whole is served, and what isn't can be sent again.
+#[test]
+fn what_a_damaged_block_held_is_taken_again() {
+    let disk = sample();
+    let first = Path::new(DIR).join("packs/00000001.pack");
+    disk.damage(&first, |bytes| bytes.truncate(3000));
+    let handle: Arc<dyn Disk> = Arc::new(disk.clone());
+    let store = open(&handle, SMALL).expect("opens");
+    let mut layer = Layer::small(1);
+    layer.generation = layer.generation.next();
+    layer.send(&store).expect("asks for what is gone, and gets it");
+    layer.check(&store);
+}

@@ -1,0 +1,269 @@
+#!/bin/bash
+# The units under a real systemd: a container boots from a throw-away overlay of this machine's own root.
+#
+#   tests/systemd.sh [BINARY]      default: target/debug/resultsfs
+#
+# Needs root, systemd-nspawn and /dev/fuse. One line a check, `ok` or `FAIL`, and at the end `N passed, N failed`.
+# Every step has a bound. Only the container that this script started is ended.
+set -uo pipefail
+
+here=$(cd "$(dirname "$0")/.." && pwd)
+binary=${1:-$here/target/debug/resultsfs}
+mount_unit=usr-local-autotest-results.mount
+tree=/usr/local/autotest/results
+passed=0
+failed=0
+work=
+nspawn=
+leader=
+
+main() {
+    check_needs
+    trap cleanup EXIT
+    trap 'exit 130' INT TERM
+    if ! make_root; then
+        check "an overlay of this machine's root can be made" false
+        exit 1
+    fi
+    check "the script installs everything" install_it
+    boot || { check "the container boots" inside systemctl list-jobs; exit 1; }
+    check "the container boots" true
+    check "the units are well-formed" inside systemd-analyze verify "${units[@]}"
+    check_mount
+    check_offload
+    check_stop
+    check_service_alone
+    check_killed
+    check_broken_config
+    check "the container powers off in order" power_off
+    echo "$passed passed, $failed failed"
+    [ "$failed" = 0 ]
+}
+
+units=(resultsfs.service resultsfs-serve.socket resultsfs-serve.service $mount_unit)
+
+check_needs() {
+    [ "$(id -u)" = 0 ] || skip "root is needed"
+    for program in systemd-nspawn nsenter findmnt mkfs.ext4; do
+        command -v $program > /dev/null || skip "$program is needed"
+    done
+    [ -e /dev/fuse ] || skip "/dev/fuse is needed"
+    [ -x "$binary" ] || skip "no binary at $binary"
+}
+
+skip() {
+    echo "SKIP systemd: $1"
+    echo "0 passed, 0 failed"
+    exit 0
+}
+
+# check WHAT COMMAND...: the command's output is shown only when it fails.
+check() {
+    local what=$1 said
+    shift
+    if said=$("$@" 2>&1); then
+        passed=$((passed + 1))
+        echo "ok   $what"
+    else
+        failed=$((failed + 1))
+        echo "FAIL $what"
+        # shellcheck disable=SC2001
+        sed 's/^/     | /' <<< "$said" | tail -n 40
+    fi
+}
+
+# within SECONDS COMMAND...: waits until the command succeeds.
+within() {
+    local end=$((SECONDS + $1))
+    shift
+    until "$@" > /dev/null 2>&1; do
+        [ $SECONDS -lt $end ] || return
+        sleep 0.1
+    done
+}
+
+inside() {
+    timeout -k 5 150 nsenter -t "$leader" -a -- "$@"
+}
+
+make_root() {
+    work=$(mktemp -d /tmp/resultsfs-systemd-XXXXXX) || return
+    # A device node of its own: the container may change its mode. A disk of its own for spool and store: not on the overlay.
+    mkdir "$work/t" && mount -t tmpfs -o size=2g tmpfs "$work/t" &&
+        mkdir "$work/t/upper" "$work/t/work" "$work/t/root" "$work/t/state" &&
+        mount -t overlay overlay -o "lowerdir=/,upperdir=$work/t/upper,workdir=$work/t/work" "$work/t/root" &&
+        mknod -m 666 "$work/t/fuse" c 10 229 &&
+        truncate -s 1G "$work/t/disk" && mkfs.ext4 -q -F "$work/t/disk" && mount -o loop "$work/t/disk" "$work/t/state" &&
+        strip_root "$work/t/root"
+}
+
+# Only systemd, its bus and what the test brings: none of this machine's own services.
+strip_root() {
+    local root=$1
+    # Another machine, and not at its first boot, which would enable everything.
+    tr -d - < /proc/sys/kernel/random/uuid > "$root/etc/machine-id"
+    echo resultstest > "$root/etc/hostname"
+    rm -rf "$root"/etc/systemd/system/*.wants "$root"/etc/systemd/system/*.requires
+    : > "$root/etc/fstab"
+    ln -sfn /dev/null "$root/etc/systemd/system/getty.target"
+    mkdir -p "$root$tree" "$root/etc/autotest" "$root/var/lib/resultsfs"
+    write_config "results_host: dumpster"
+}
+
+write_config() {
+    cat > "$work/t/root/etc/autotest/global_config.ini" << CONFIG
+[SCHEDULER]
+drones: localhost
+$1
+
+[RESULTSFS]
+settle_seconds: 1
+CONFIG
+}
+
+install_it() {
+    DESTDIR=$work/t/root "$here/systemd/install" "$binary" &&
+        [ -x "$work/t/root/usr/bin/resultsfs" ] &&
+        [ "$(readlink "$work/t/root/sbin/mount.fuse.resultsfs")" = /usr/bin/resultsfs ]
+}
+
+boot() {
+    systemd-nspawn -q -D "$work/t/root" --register=no --keep-unit --link-journal=no --private-network --boot \
+        --machine=resultstest --console=pipe --bind="$work/t/fuse:/dev/fuse" --bind="$work/t/state:/var/lib/resultsfs" \
+        systemd.unit=multi-user.target < /dev/null > "$work/console" 2>&1 &
+    nspawn=$!
+    within 30 find_leader && within 30 inside systemctl show -p Version && within 60 booted
+}
+
+find_leader() {
+    # Not the helper that it forks first.
+    leader=$(pgrep -P "$nspawn" -x systemd)
+    [ -n "$leader" ]
+}
+
+booted() {
+    case $(inside systemctl is-system-running) in
+        running | degraded) true ;;
+        *) false ;;
+    esac
+}
+
+check_mount() {
+    check "the store's socket starts" inside systemctl start resultsfs-serve.socket
+    check "the mount unit starts" inside systemctl start $mount_unit
+    check "the mount is of type fuse.resultsfs" inside findmnt -t fuse.resultsfs $tree
+    check "mount unit and service are active" inside systemctl is-active $mount_unit resultsfs.service
+    check "mount(8)'s helper finds it done" inside /sbin/mount.fuse.resultsfs /etc/autotest/global_config.ini $tree -o rw,_netdev
+    check "the mount is enabled for the next boot" inside systemctl enable $mount_unit
+}
+
+check_offload() {
+    check "jobs are written through the mount" inside resultsfs generate $tree --jobs 2 --scale 0.05
+    check "they are offloaded to the store" inside resultsfs offload --wait --timeout 60
+    check "the socket has started the store's daemon" inside systemctl is-active resultsfs-serve.service
+    check "status says so" inside sh -c 'resultsfs status --json | grep -Eq "\"committed\":[1-9]"'
+    check "verify finds nothing" inside resultsfs verify --read-data
+    inside sh -c "cd $tree && find . -type f -exec sha256sum {} + | sort" > "$work/before"
+}
+
+same_files() {
+    inside sh -c "cd $tree && find . -type f -exec sha256sum {} + | sort" | cmp - "$work/before"
+}
+
+gone() {
+    ! inside findmnt $tree
+}
+
+inactive() {
+    [ "$(inside systemctl is-active "$1")" = inactive ]
+}
+
+check_stop() {
+    check "the mount stops" inside systemctl stop $mount_unit
+    check "nothing is mounted then" within 10 gone
+    check "the service ends, too, without failure" within 30 inactive resultsfs.service
+    # Longer than RestartSec: this waits for something that must not happen.
+    sleep 3
+    check "it isn't started again" inactive resultsfs.service
+    check "the mount starts again" inside systemctl start $mount_unit
+    check "the same files are there" same_files
+}
+
+check_service_alone() {
+    check "the service stops" inside systemctl stop resultsfs.service
+    check "its mount is gone" within 10 gone
+    check "the mount unit isn't failed" inactive $mount_unit
+    check "the service starts alone" inside systemctl start resultsfs.service
+    check "the mount unit follows" within 10 inside systemctl is-active $mount_unit
+    check "a busy mount stops within its bound" stop_while_busy
+    check "the service starts after that" inside systemctl start $mount_unit
+    check "the same files are there after that" same_files
+}
+
+# Autotest's processes have their working directory in the tree.
+stop_while_busy() {
+    inside sh -c "cd $tree && exec sleep 300" &
+    local busy=$!
+    within 5 sh -c "[ -n \"\$(pgrep -P $busy)\" ]"
+    inside systemctl stop resultsfs.service
+    local stopped=$?
+    pkill -P $busy
+    wait $busy 2> /dev/null
+    [ $stopped = 0 ] && inactive resultsfs.service && within 10 gone
+}
+
+check_killed() {
+    local before
+    before=$(inside systemctl show -P MainPID resultsfs.service)
+    check "the daemon can be killed" inside kill -9 "$before"
+    check "the service comes back" within 30 came_back "$before"
+    check "the mount answers again" within 10 inside stat -f $tree
+    check "the same files are there after a crash" same_files
+}
+
+came_back() {
+    inside systemctl -q is-active resultsfs.service && [ "$(inside systemctl show -P MainPID resultsfs.service)" != "$1" ]
+}
+
+check_broken_config() {
+    check "everything stops" inside systemctl stop $mount_unit resultsfs.service
+    # As the Autotest manual prints it: indented by a blank.
+    sed -i 's/^results_host/ results_host/; s/^drones/ drones/' "$work/t/root/etc/autotest/global_config.ini"
+    check "a broken configuration is refused" refused resultsfs.service
+    check "status names the file and the line" within 5 status_names 'global_config.ini:[0-9]+|global_config.ini.*line [0-9]+'
+    check "the mount unit fails with it" refused $mount_unit
+    write_config "results_host: dumpster"
+    inside systemctl reset-failed
+    check "a mended one is taken" inside systemctl start $mount_unit
+}
+
+refused() {
+    ! inside systemctl start "$1" && [ "$(inside systemctl is-active "$1")" != active ]
+}
+
+status_names() {
+    inside systemctl status --no-pager --full -n 20 resultsfs.service | grep -Eq "$1"
+}
+
+power_off() {
+    kill -s RTMIN+4 "$leader"
+    within 60 sh -c "! kill -0 $nspawn"
+    local ended=$?
+    [ $ended != 0 ] || nspawn=
+    return $ended
+}
+
+cleanup() {
+    if [ -n "$nspawn" ]; then
+        kill -TERM "$nspawn" 2> /dev/null
+        within 10 sh -c "! kill -0 $nspawn" > /dev/null || kill -KILL "$nspawn"
+        wait "$nspawn" 2> /dev/null
+    fi
+    [ -n "$work" ] || return
+    [ "$failed" = 0 ] || { echo "the container's console:"; tail -n 15 "$work/console"; }
+    mountpoint -q "$work/t/state" && umount "$work/t/state"
+    mountpoint -q "$work/t/root" && umount "$work/t/root"
+    ! mountpoint -q "$work/t" || umount "$work/t" && rm -rf "$work"
+}
+
+main
