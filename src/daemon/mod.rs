@@ -290,21 +290,16 @@ fn layout_rules(config: &Config) -> LayoutRules {
     }
 }
 
-/// Where this host's layers go: nowhere, to the store on this machine, or to the results host by ssh.
+/// Where this host's layers go: nowhere, or to the results host: without ssh whenever its store is served on this machine.
 fn target(config: &Config) -> Option<Target> {
-    let socket = &config.serve_socket;
-    match &config.results_host {
-        ResultsHost::None => None,
-        ResultsHost::Host { .. } if std::os::unix::net::UnixStream::connect(socket).is_ok() => {
-            Some(Target::Unix(socket.clone()))
-        }
-        ResultsHost::Host { host, user } => Some(Target::Ssh {
-            command: config.ssh_command.clone(),
-            user: user.clone(),
-            host: host.clone(),
-            remote_command: config.remote_command.clone(),
-        }),
-    }
+    let ResultsHost::Host { host, user } = &config.results_host else { return None };
+    let by_ssh = Target::Ssh {
+        command: config.ssh_command.clone(),
+        user: user.clone(),
+        host: host.clone(),
+        remote_command: config.remote_command.clone(),
+    };
+    Some(Target::UnixOr(config.serve_socket.clone(), Box::new(by_ssh)))
 }
 
 fn control_listener(config: &Config) -> Result<tokio::net::UnixListener, DaemonError> {

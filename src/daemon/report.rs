@@ -310,7 +310,7 @@ fn explain_record(host: &Host, record: &UnitRecord, out: &mut Map<String, Value>
             OmittedKind::Socket => "socket",
             OmittedKind::Device => "device",
         };
-        json!(format!("{} ({kind}; it stays on this host)", o.path))
+        json!(format!("{} ({kind})", o.path))
     });
     let omitted: Vec<Value> = omitted.collect();
     if !omitted.is_empty() {
