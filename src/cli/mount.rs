@@ -58,8 +58,8 @@ pub fn mount(cli: &Cli, args: &MountArgs) -> Outcome {
     if let Some(done) = already_served(&config, &mountpoint)? {
         return Ok(done);
     }
-    let options =
-        DaemonOptions { config, mountpoint, read_only: options.read_only, passthrough: options.passthrough };
+    let Options { read_only, passthrough, .. } = options;
+    let options = DaemonOptions { config, mountpoint, read_only, passthrough, adopt: args.adopt };
     if args.background_child {
         return background_child(options);
     }
@@ -152,6 +152,9 @@ fn start_in_background(options: &DaemonOptions) -> Outcome {
     let exe = std::env::current_exe().map_err(|e| Failure::new(format!("can't find this program: {e}")))?;
     let mut command = Command::new(exe);
     command.arg("--config").arg(&options.config.files[0]).args(["mount", "--background-child"]);
+    if options.adopt {
+        command.arg("--adopt");
+    }
     if options.read_only {
         command.args(["-o", "ro"]);
     }

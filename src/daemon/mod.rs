@@ -8,6 +8,7 @@
 //! ```
 //! The main path is [`run`]; [`follow`] keeps the replica of the catalog; [`commands`] and [`report`] answer them.
 
+mod adopt;
 mod commands;
 mod follow;
 mod report;
@@ -50,6 +51,8 @@ pub struct DaemonOptions {
     pub mountpoint: PathBuf,
     pub read_only: bool,
     pub passthrough: Passthrough,
+    /// What is in the mount point becomes the spool.
+    pub adopt: bool,
 }
 
 /// Why the daemon didn't start, or ended badly.
@@ -171,13 +174,17 @@ async fn serve(options: DaemonOptions, ready: impl FnOnce()) -> Result<(), Daemo
 fn start(
     options: DaemonOptions,
 ) -> Result<(Arc<Host>, Mounted, mpsc::UnboundedReceiver<LinkEvent>), DaemonError> {
-    let DaemonOptions { config, mountpoint, read_only, passthrough } = options;
+    let DaemonOptions { config, mountpoint, read_only, passthrough, adopt } = options;
     let path_error = |what, path: &Path| {
         let path = path.to_owned();
         move |source| DaemonError::Path { what, path, source }
     };
     let clock = Arc::new(SystemClock);
     let journal = Journal::open(&config.state_dir, clock.clone())?;
+    if adopt {
+        let adopted = adopt::adopt(&mountpoint, &config.spool_dir)?;
+        info!("{adopted} entries of {} are now in the spool", mountpoint.display());
+    }
     let spool = Spool::open(&config.spool_dir)?;
     let cache_dir = config.state_dir.join("cache");
     let cache = Cache::open(&cache_dir, config.cache_max_mib << 20)
