@@ -14,10 +14,14 @@ use super::DaemonError;
 pub fn adopt(mountpoint: &Path, spool: &Path) -> Result<usize, DaemonError> {
     let fail = |source| DaemonError::Path { what: "can't adopt", path: mountpoint.to_owned(), source };
     let entries = fs::read_dir(mountpoint).map_err(fail)?;
-    let names: Vec<OsString> = entries.map(|e| e.map(|e| e.file_name())).collect::<io::Result<_>>().map_err(fail)?;
+    let names: Vec<OsString> =
+        entries.map(|e| e.map(|e| e.file_name())).collect::<io::Result<_>>().map_err(fail)?;
     if let Some(both) = names.iter().find(|name| fs::symlink_metadata(spool.join(name)).is_ok()) {
         let path = spool.join(both);
-        let source = io::Error::new(io::ErrorKind::AlreadyExists, "the spool has this already; move one of the two away");
+        let source = io::Error::new(
+            io::ErrorKind::AlreadyExists,
+            "the spool has this already; move one of the two away",
+        );
         return Err(DaemonError::Path { what: "can't adopt", path, source });
     }
     for name in &names {
