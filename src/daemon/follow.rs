@@ -57,6 +57,7 @@ impl Follower {
             _ => self.begin_anew(welcome.store),
         };
         self.host.link.as_ref().expect("events come from the link").follow(from);
+        self.host.fs.set_params(welcome.params);
         self.host.engine.link_up(welcome.params);
         self.compare_when_complete();
     }

@@ -333,3 +333,82 @@ impl Table {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{os::fd::AsFd, sync::Arc};
+
+    use super::*;
+
+    fn fixture() -> (tempfile::TempDir, Arc<Spool>, Nodes) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let spool = Spool::open(dir.path()).expect("opens");
+        let nodes = Nodes::new(&spool, spool.root_inode().expect("an inode"));
+        (dir, spool, nodes)
+    }
+
+    fn look_up(spool: &Spool, nodes: &Nodes, path: &str) -> NodeId {
+        let mut here = ROOT;
+        let mut dir = spool.walk(&RelPath::ROOT).expect("the root");
+        for name in path.split('/') {
+            let (inode, stat) = spool.identify(dir.as_fd(), name.as_bytes()).expect("there");
+            let kind = Kind::of_mode(stat.st_mode);
+            let found = nodes.lock().look_up_local(here, name.as_bytes(), &inode, kind);
+            here = found.expect("its parent is known");
+            let next = rustix::fs::OFlags::PATH;
+            dir = rustix::fs::openat(&dir, name, next, rustix::fs::Mode::empty()).expect("opens");
+        }
+        here
+    }
+
+    #[test]
+    fn a_node_keeps_its_id_through_renames_and_eviction() {
+        let (dir, spool, nodes) = fixture();
+        fs_err::create_dir_all(dir.path().join("a/b")).expect("made");
+        fs_err::write(dir.path().join("a/b/f"), "").expect("written");
+        let node = look_up(&spool, &nodes, "a/b/f");
+        let a = look_up(&spool, &nodes, "a");
+        fs_err::rename(dir.path().join("a"), dir.path().join("z")).expect("renamed");
+        nodes.lock().rename((ROOT, b"a"), (ROOT, b"z"));
+        assert_eq!(nodes.lock().path(node).expect("a path").to_string(), "z/b/f");
+        assert_eq!(look_up(&spool, &nodes, "z"), a);
+        let parent = nodes.lock().brief(node).and_then(|b| b.place).expect("a place").0;
+        let remote = nodes.lock().look_up_remote(parent, b"f", Kind::File);
+        assert_eq!(remote, Some(node), "evicted");
+        assert_eq!(look_up(&spool, &nodes, "z/b/f"), node, "recalled");
+        let other = nodes.lock().look_up_remote(parent, b"f", Kind::Dir);
+        assert_ne!(other, Some(node), "a file doesn't become a directory");
+    }
+
+    #[test]
+    fn hard_links_share_a_node_and_successors_do_not() {
+        let (dir, spool, nodes) = fixture();
+        fs_err::write(dir.path().join("a"), "").expect("written");
+        fs_err::hard_link(dir.path().join("a"), dir.path().join("b")).expect("linked");
+        let node = look_up(&spool, &nodes, "a");
+        assert_eq!(look_up(&spool, &nodes, "b"), node);
+        assert_eq!(nodes.lock().paths(node).len(), 2);
+        nodes.lock().detach(ROOT, b"a");
+        nodes.lock().detach(ROOT, b"b");
+        assert_eq!(nodes.lock().path(node), None);
+        fs_err::remove_file(dir.path().join("a")).expect("removed");
+        fs_err::remove_file(dir.path().join("b")).expect("removed");
+        fs_err::write(dir.path().join("a"), "").expect("written");
+        assert_ne!(look_up(&spool, &nodes, "a"), node, "though the inode number may be the same");
+    }
+
+    #[test]
+    fn what_is_forgotten_is_dropped_with_its_parents() {
+        let (dir, spool, nodes) = fixture();
+        fs_err::create_dir_all(dir.path().join("a/b")).expect("made");
+        let b = look_up(&spool, &nodes, "a/b");
+        let a = look_up(&spool, &nodes, "a");
+        nodes.lock().forget(a, 2);
+        assert_eq!(nodes.lock().path(b).expect("a path").to_string(), "a/b", "a child keeps its parent");
+        nodes.lock().opened(b, 7, false);
+        nodes.lock().forget(b, 1);
+        assert_eq!(nodes.lock().len(), 3);
+        nodes.lock().closed(b, 7, false);
+        assert_eq!(nodes.lock().len(), 1);
+    }
+}

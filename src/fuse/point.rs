@@ -109,8 +109,9 @@ fn check(path: &Path) -> Result<PathBuf, MountError> {
 fn is_dead(path: &Path) -> bool {
     let end = Instant::now() + DYING;
     loop {
-        match path.symlink_metadata() {
-            Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => return true,
+        // Not stat(2): the kernel may answer that from what it remembers.
+        match sys::statfs(path) {
+            Err(sysio::Errno::NOTCONN | sysio::Errno::CONNABORTED) => return true,
             _ if mount_at(path).is_none_or(|line| line.fs_type != FS_TYPE) || Instant::now() > end => {
                 return false;
             }
