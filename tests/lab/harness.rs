@@ -60,10 +60,6 @@ impl Lab {
         self.dir.path()
     }
 
-    pub fn store(&self) -> PathBuf {
-        self.path().join("results/store")
-    }
-
     /// A host with its configuration written; mount it with [`Lab::mount`].
     pub fn machine(&self, name: &str) -> Machine {
         self.machine_with(name, "")
@@ -175,12 +171,6 @@ impl Lab {
         let log = fs::read_to_string(machine.state.join("daemon.log")).unwrap_or_default();
         assert!(out.status.success(), "mount of {}: {}\n{log}", machine.name, text(&out.stderr));
         self.mounts.push(machine.mount.clone());
-    }
-
-    pub fn umount(&mut self, machine: &Machine) {
-        let out = machine.run(["umount", &machine.mount.display().to_string()]);
-        assert!(out.status.success(), "umount of {}: {}", machine.name, text(&out.stderr));
-        self.mounts.retain(|m| *m != machine.mount);
     }
 }
 
