@@ -148,7 +148,7 @@ async fn serve(options: DaemonOptions, ready: impl FnOnce()) -> Result<(), Daemo
     let (host, mounted, events) = start(options)?;
     let mounted = Arc::new(mounted);
     let control = control_listener(&host.config)?;
-    let tasks = vec![
+    let tasks = [
         tokio::spawn(commands::answer(control, host.clone(), mounted.clone(), stop.clone())),
         tokio::spawn(follow::follow(host.clone(), mounted.notifier(), events)),
     ];

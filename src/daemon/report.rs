@@ -88,6 +88,8 @@ pub fn status(host: &Host, mounted: &Mounted) -> Value {
         },
         "queue_units": engine.queue_units,
         "queue_bytes": engine.queue_bytes,
+        "in_transfer_units": engine.in_transfer,
+        "awaiting_link_units": engine.awaiting_link,
         "offload": engine.counters,
         "sent_bytes_per_s": engine.sent_bytes_per_s,
         "spool": spool(host),
@@ -132,7 +134,7 @@ fn connection(host: &Host) -> Value {
 fn spool(host: &Host) -> Value {
     let usage = host.spool.usage().ok();
     let (total, free) = usage.map_or((0, 0), |u| (u.f_blocks * u.f_frsize, u.f_bavail * u.f_frsize));
-    let used = (total - free.min(total)) * 100 / total.max(1);
+    let used = host.spool.used().map_or(0, |(used, usable)| used * 100 / usable.max(1));
     json!({
         "path": host.spool.path().display().to_string(),
         "total_bytes": total,

@@ -41,6 +41,7 @@ use redb::{Durability, TableDefinition};
 use crate::{
     catalog::{Head, Record},
     clock::Clock,
+    durable,
     ids::{Generation, Hash, HostUuid, RelPath, Seq, StoreUuid, UnitId},
     manifest::Manifest,
 };
@@ -83,7 +84,7 @@ impl Journal {
         let (host, was_created) = find_host(state_dir, &db)?;
         let memory = RwLock::new(Memory::load(&db)?);
         let replica = Replica::open(&state_dir.join("replica.redb"))?;
-        identity::sync_dir(state_dir)?;
+        durable::sync_dir(state_dir)?;
         let (writer, decoded) = Default::default();
         let journal = Self { host, was_created, clock, memory, writer, decoded, db, replica, _lock: lock };
         journal.rebuild_from_replica()?;

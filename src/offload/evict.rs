@@ -80,7 +80,7 @@ pub fn plan(mut committed: Vec<UnitRecord>, rules: &EvictionRules, now_ms: u64) 
 
 /// Bytes that must go for the disk to be at the low mark; 0 unless it is beyond the high one.
 pub fn surplus_bytes(spool: &SpoolTree, rules: &EvictionRules) -> io::Result<u64> {
-    let (used, usable) = spool.usage()?;
+    let (used, usable) = spool.used()?;
     let share = |percent: u8| u64::try_from(u128::from(usable) * u128::from(percent) / 100).unwrap_or(usable);
     Ok(if used > share(rules.high_percent) { used.saturating_sub(share(rules.low_percent)) } else { 0 })
 }
