@@ -6,7 +6,7 @@
 use std::{
     fs::File,
     io::{BufRead, BufReader, Write},
-    os::unix::ffi::OsStrExt,
+    os::{fd::OwnedFd, unix::ffi::OsStrExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -58,8 +58,8 @@ pub fn mount(cli: &Cli, args: &MountArgs) -> Outcome {
     if let Some(done) = already_served(&config, &mountpoint)? {
         return Ok(done);
     }
-    let options =
-        DaemonOptions { config, mountpoint, read_only: options.read_only, passthrough: options.passthrough };
+    let Options { read_only, passthrough, .. } = options;
+    let options = DaemonOptions { config, mountpoint, read_only, passthrough, adopt: args.adopt };
     if args.background_child {
         return background_child(options);
     }
@@ -152,6 +152,9 @@ fn start_in_background(options: &DaemonOptions) -> Outcome {
     let exe = std::env::current_exe().map_err(|e| Failure::new(format!("can't find this program: {e}")))?;
     let mut command = Command::new(exe);
     command.arg("--config").arg(&options.config.files[0]).args(["mount", "--background-child"]);
+    if options.adopt {
+        command.arg("--adopt");
+    }
     if options.read_only {
         command.args(["-o", "ro"]);
     }
@@ -221,20 +224,32 @@ fn background_child(options: DaemonOptions) -> Outcome {
 /// `umount MOUNTPOINT`.
 pub fn umount(cli: &Cli, args: &UmountArgs) -> Outcome {
     let (config, mountpoint) = find_mount(cli, args)?;
-    let request = Request::Umount { lazy: args.lazy, timeout_s: args.timeout };
     let socket = config.control_socket();
+    let daemon = daemon_process(&socket);
+    let request = Request::Umount { lazy: args.lazy, timeout_s: args.timeout };
     match control::ask(&socket, &request, |_| {}) {
-        Ok(code) => {
-            let bound = Duration::from_secs(args.timeout.max(10));
-            if !control::wait_gone(&socket, bound) {
-                return Err(Failure::new("unmounted, but the daemon is still at work")
-                    .hint("`resultsfs status` says what it waits for"));
-            }
+        Ok(code) if daemon.is_none_or(|d| has_ended(&d, Duration::from_secs(args.timeout.max(10)))) => {
             Ok(code)
         }
+        Ok(_) => Err(Failure::new("unmounted, but the daemon is still at work")
+            .hint("`resultsfs status` says what it waits for")),
         Err(ControlError::NotRunning { .. }) => clear_dead(&mountpoint),
         Err(other) => Err(Failure::from_control(other)),
     }
+}
+
+/// The daemon as a process, to wait for its end: only then are journal and spool free.
+fn daemon_process(socket: &Path) -> Option<OwnedFd> {
+    let mut pid = None;
+    control::ask(socket, &Request::Hello, |item| pid = item["pid"].as_i64()).ok()?;
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid?).ok()?)?;
+    rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()
+}
+
+fn has_ended(process: &OwnedFd, bound: Duration) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let bound = Timespec { tv_sec: i64::try_from(bound.as_secs()).unwrap_or(i64::MAX), tv_nsec: 0 };
+    poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&bound)).is_ok_and(|ready| ready > 0)
 }
 
 fn find_mount(cli: &Cli, args: &UmountArgs) -> Result<(Config, PathBuf), Failure> {

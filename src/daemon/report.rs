@@ -1,5 +1,7 @@
 //! What the daemon knows, as JSON objects: `status`, `jobs`, `explain`. The fields are a contract, `docs/cli.md`.
 
+use std::os::unix::ffi::OsStrExt;
+
 use serde_json::{Map, Value, json};
 
 use super::Host;
@@ -94,10 +96,22 @@ pub fn status(host: &Host, mounted: &Mounted) -> Value {
         "cache": cache(host),
         "catalog": {"seq": host.journal.head().map_or(0, |(_, head)| head.seq.0)},
         "open_handles": host.activity.open_handles(),
-        "unrecognised": texts(engine.unrecognised.iter().map(ToString::to_string).collect()),
+        "unrecognised": texts(unrecognised(host)),
         "warnings": texts(host.config.warnings.iter().map(ToString::to_string).collect()),
         "errors": texts(engine.errors.iter().map(|e| format!("{}: {}", e.unit, e.text)).collect()),
     })
+}
+
+/// What is at the top of the spool and isn't Autotest's.
+fn unrecognised(host: &Host) -> Vec<String> {
+    let entries = fs_err::read_dir(host.spool.path()).into_iter().flatten().flatten();
+    let tops = entries.filter_map(|e| RelPath::parse(e.file_name().as_bytes()).ok());
+    let mut names: Vec<String> = tops
+        .filter(|top| matches!(host.place(top), Place::Unrecognised { .. }))
+        .map(|top| top.to_string())
+        .collect();
+    names.sort();
+    names
 }
 
 fn connection(host: &Host) -> Value {
@@ -176,6 +190,20 @@ fn own_line(host: &Host, unit: &UnitId) -> Value {
         "bytes": layer.as_ref().map(|l| l.bytes),
         "entries": layer.as_ref().map(|l| l.entries),
         "note": host.why(unit),
+    })
+}
+
+fn layer_json(layer: &LayerHead) -> Value {
+    json!({
+        "host": layer.host_name,
+        "host_uuid": layer.host.to_string(),
+        "generation": layer.generation.0,
+        "seq": layer.seq().0,
+        "manifest": layer.manifest.to_string(),
+        "time_ms": layer.time_ms,
+        "bytes": layer.bytes,
+        "entries": layer.entries,
+        "lost": layer.lost,
     })
 }
 
@@ -280,14 +308,17 @@ fn candidate_json(candidate: &Candidate) -> Value {
 fn explain_unit(host: &Host, unit: &UnitId, out: &mut Map<String, Value>) {
     out.insert("unit".into(), json!(unit.to_string()));
     let record = host.journal.get(unit);
-    out.insert("state".into(), json!(record.as_ref().map_or(State::Running, |r| r.state).name()));
+    let is_own = record.is_some() || host.engine.running().contains(unit);
+    let state = record.as_ref().map_or(State::Running, |r| r.state);
+    out.insert("state".into(), json!(if is_own { state.name() } else { "remote" }));
     if let Some(record) = &record {
         explain_record(host, record, out);
     }
-    let layers: Vec<Value> = host.journal.layers(unit).iter().map(|l| remote_line(unit, l)).collect();
+    let layers: Vec<Value> = host.journal.layers(unit).iter().map(layer_json).collect();
     out.insert("layers".into(), json!(layers));
     out.insert("why".into(), json!(host.why(unit)));
-    out.insert("next".into(), json!(next(host, record.as_ref())));
+    let next = if is_own { next(host, record.as_ref()) } else { "it is read from the store".to_owned() };
+    out.insert("next".into(), json!(next));
 }
 
 fn explain_record(host: &Host, record: &UnitRecord, out: &mut Map<String, Value>) {
@@ -312,7 +343,7 @@ fn explain_record(host: &Host, record: &UnitRecord, out: &mut Map<String, Value>
             OmittedKind::Socket => "socket",
             OmittedKind::Device => "device",
         };
-        json!(format!("{} ({kind}; it stays on this host)", o.path))
+        json!(format!("{} ({kind})", o.path))
     });
     let omitted: Vec<Value> = omitted.collect();
     if !omitted.is_empty() {
@@ -333,9 +364,12 @@ fn next(host: &Host, record: Option<&UnitRecord>) -> String {
         Some((State::Committed, r)) => {
             let keep_ms = host.config.keep_local_hours * 3_600_000;
             let due = r.committed_ms.unwrap_or(0) + keep_ms;
+            let due = i64::try_from(due).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
             format!(
-                "its local copy is freed {} h after the commit (at {due} ms), or before when the spool is beyond {} %",
-                host.config.keep_local_hours, host.config.spool_high_percent
+                "its local copy is freed {} h after the commit{}, or before when the spool is beyond {} %",
+                host.config.keep_local_hours,
+                due.map(|t| format!(", {t:.0}")).unwrap_or_default(),
+                host.config.spool_high_percent
             )
         }
         Some((State::Evicted, _)) => "it is read from the store; `resultsfs recall` brings it back".into(),

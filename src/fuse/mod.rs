@@ -77,8 +77,8 @@ pub enum MountError {
     AlreadyMounted(PathBuf),
     /// Mounting over files would hide them.
     #[error(
-        "mount point {} is not empty; `resultsfs mount --adopt` makes what is in it the spool, \
-         `resultsfs import` sends it to the store",
+        "mount point {} is not empty; `resultsfs mount --adopt` makes what is in it the spool, or move it elsewhere first \
+         (`resultsfs import`, which will send it to the store, isn't built yet)",
         _0.display()
     )]
     NotEmpty(PathBuf),

@@ -243,6 +243,12 @@ impl Journal {
         self.replica.layers(unit)
     }
 
+    /// Whether the replica has this host's newest commit of `unit`, so that the tree shows the layer without its files.
+    pub fn is_followed(&self, unit: &UnitId) -> bool {
+        let Some(committed) = self.get(unit).and_then(|record| record.committed) else { return false };
+        self.replica.layer_of(self.host, unit).is_some_and(|layer| layer.generation >= committed.generation)
+    }
+
     /// Whether another host committed a layer of `unit`.
     pub fn has_foreign(&self, unit: &UnitId) -> bool {
         self.replica.has_other_than(self.host, unit)

@@ -172,6 +172,11 @@ impl Lab {
         assert!(out.status.success(), "mount of {}: {}\n{log}", machine.name, text(&out.stderr));
         self.mounts.push(machine.mount.clone());
     }
+
+    /// A test has mounted it by itself.
+    pub fn is_mounted(&mut self, machine: &Machine) {
+        self.mounts.push(machine.mount.clone());
+    }
 }
 
 impl Drop for Lab {
