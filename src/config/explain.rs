@@ -64,16 +64,16 @@ pub fn finding_text(finding: &Finding) -> String {
     )
 }
 
-/// `--json`: one object a line, of type `file`, `setting` or `finding`, and at the end one of type `config`.
+/// `--json`: one object a line, of kind `file`, `setting` or `finding`, and at the end one of kind `config`.
 pub fn json(examined: &Examined) -> String {
     let files =
-        examined.files.iter().map(|f| json!({"v": VERSION, "type": "file", "file": f.to_string_lossy()}));
+        examined.files.iter().map(|f| json!({"v": VERSION, "kind": "file", "file": f.to_string_lossy()}));
     let settings = examined.settings.iter().map(setting_json);
     let findings = examined.findings.iter().map(finding_json);
     let errors = examined.findings.iter().filter(|f| f.is_error()).count();
     let end = json!({
         "v": VERSION,
-        "type": "config",
+        "kind": "config",
         "ok": errors == 0,
         "errors": errors,
         "warnings": examined.findings.len() - errors,
@@ -84,7 +84,7 @@ pub fn json(examined: &Examined) -> String {
 fn setting_json(setting: &Setting) -> Value {
     let mut line = json!({
         "v": VERSION,
-        "type": "setting",
+        "kind": "setting",
         "section": setting.section,
         "key": setting.key,
         "value": setting.value,
@@ -100,7 +100,7 @@ fn setting_json(setting: &Setting) -> Value {
 fn finding_json(finding: &Finding) -> Value {
     let mut line = json!({
         "v": VERSION,
-        "type": "finding",
+        "kind": "finding",
         "severity": finding.severity.word(),
         "code": finding.code,
         "message": finding.message,

@@ -454,7 +454,7 @@ fn the_json_is_one_object_a_line_with_a_version() {
     let examined = examined(&with("results_host: -x", "settle_seconds: 5"));
     let lines: Vec<serde_json::Value> =
         json(&examined).lines().map(|l| serde_json::from_str(l).expect("JSON")).collect();
-    assert!(lines.iter().all(|l| l["v"] == 1 && l["type"].is_string()));
+    assert!(lines.iter().all(|l| l["v"] == 1 && l["kind"].is_string()));
     let find =
         |key: &str| lines.iter().find(|l| l["key"] == key && l["section"] == "RESULTSFS").expect("a line");
     let settle = find("settle_seconds");
@@ -463,10 +463,10 @@ fn the_json_is_one_object_a_line_with_a_version() {
         (&"5".into(), &"file".into(), &4.into())
     );
     assert_eq!((&find("lost_hours")["source"], &find("lost_hours")["file"]), (&"default".into(), &().into()));
-    let finding = lines.iter().find(|l| l["type"] == "finding").expect("a line");
+    let finding = lines.iter().find(|l| l["kind"] == "finding").expect("a line");
     assert_eq!((&finding["severity"], &finding["code"]), (&"error".into(), &"bad-host".into()));
     let end = lines.last().expect("a line");
-    assert_eq!((&end["type"], &end["ok"], &end["errors"]), (&"config".into(), &false.into(), &1.into()));
+    assert_eq!((&end["kind"], &end["ok"], &end["errors"]), (&"config".into(), &false.into(), &1.into()));
 }
 
 #[test]

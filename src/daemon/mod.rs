@@ -12,6 +12,7 @@ mod commands;
 mod follow;
 mod report;
 mod seams;
+mod users;
 
 use std::{
     io,
@@ -73,8 +74,13 @@ pub enum DaemonError {
 
 impl DaemonError {
     /// What to do about it.
-    pub fn hint(&self) -> Option<String> {
+    pub fn hint(&self, config: &Config) -> Option<String> {
         match self {
+            Self::Mount(fuse::MountError::NotEmpty(path)) => Some(format!(
+                "to take over what is in it, move it into the spool ({}), where the next mount finds it; otherwise mount elsewhere than {}",
+                config.spool_dir.display(),
+                path.display()
+            )),
             Self::Journal(JournalError::Locked { .. }) => {
                 Some("one state directory serves one mount; `resultsfs status` shows which, or set another state_dir".into())
             }

@@ -30,7 +30,7 @@ use std::{
 };
 
 use self::{adapter::Adapter, point::Point};
-pub use self::{notice::Notices, point::abort_connection};
+pub use self::{notice::Notices, point::{abort_connection, clear_dead}};
 use crate::fs::Fs;
 
 /// Whether local files are read and written past the daemon.
@@ -76,11 +76,7 @@ pub enum MountError {
     #[error("{} is a resultsfs mount already; `resultsfs umount` ends it", _0.display())]
     AlreadyMounted(PathBuf),
     /// Mounting over files would hide them.
-    #[error(
-        "mount point {} is not empty; `resultsfs mount --adopt` makes what is in it the spool, \
-         `resultsfs import` sends it to the store",
-        _0.display()
-    )]
+    #[error("mount point {} is not empty, and mounting would hide what is in it", _0.display())]
     NotEmpty(PathBuf),
     #[error("mounting {}: {source}", path.display())]
     Mount { path: PathBuf, source: io::Error },

@@ -9,7 +9,7 @@ use std::{
 use resultsfs::demo;
 
 use crate::{
-    harness::{self, Lab, Machine, assert_same, picture, play_job, play_task, run, text, wait_for},
+    harness::{Lab, Machine, assert_same, picture, play_job, play_task, run, text, wait_for},
     nasty,
 };
 
@@ -259,17 +259,4 @@ fn localhost_copies_nothing() {
     assert_eq!(lab.logins(), 0);
     let out = drone.run(["verify", "--local"]);
     assert_eq!(out.status.code(), Some(0), "{}", text(&out.stdout));
-}
-
-/// A mount point with something in it is refused, with what to do.
-#[test]
-fn a_mount_point_that_is_not_empty_is_refused_with_the_mends() {
-    let lab = Lab::new(Duration::from_secs(60));
-    let drone = lab.machine("drone1");
-    std::fs::write(drone.mount.join("results"), "").expect("a file");
-    let out = drone.run(["mount", &drone.mount.display().to_string()]);
-    let said = text(&out.stderr);
-    assert_eq!(out.status.code(), Some(1));
-    assert!(said.contains("not empty") && said.contains("--adopt") && said.contains("import"), "{said}");
-    let _ = harness::EXE;
 }

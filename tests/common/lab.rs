@@ -1,7 +1,9 @@
-//! Several hosts on one machine: a results host with its store and a real sshd, drones with their mounts, all in one temporary directory.
+//! The lab of several test programs: hosts on one machine: a results host with its store and a real sshd, drones with their mounts, all in one temporary directory.
 //!
 //! Everything is ended and unmounted when the lab is dropped, also by a failing test; a watchdog aborts the FUSE connections of a lab
 //! that takes too long, so that a hung mount can't hang the machine.
+
+#![allow(dead_code, reason = "each test program uses a part of it")]
 
 use std::{
     ffi::OsStr,
@@ -46,13 +48,19 @@ pub struct Machine {
 impl Lab {
     /// A results host with its store running, and a sshd; no mounts yet.
     pub fn new(bound: Duration) -> Self {
+        let mut lab = Self::bare(bound);
+        lab.start_sshd();
+        lab.start_serve();
+        lab
+    }
+
+    /// A results host on which nothing runs.
+    pub fn bare(bound: Duration) -> Self {
         let dir = tempfile::Builder::new().prefix("resultsfs-lab").tempdir().expect("a temporary directory");
         let over = Arc::new(AtomicBool::new(false));
         watchdog(dir.path().to_owned(), bound, over.clone());
-        let mut lab = Self { dir, port: free_port(), sshd: None, serve: None, mounts: Vec::new(), over };
+        let lab = Self { dir, port: free_port(), sshd: None, serve: None, mounts: Vec::new(), over };
         lab.machine("results");
-        lab.start_sshd();
-        lab.start_serve();
         lab
     }
 
@@ -117,7 +125,7 @@ impl Lab {
         }
     }
 
-    fn start_sshd(&mut self) {
+    pub fn start_sshd(&mut self) {
         let dir = self.path().to_owned();
         fs::create_dir_all("/run/sshd").expect("sshd's privilege separation directory");
         for key in ["host_key", "user_key"] {
@@ -174,6 +182,11 @@ impl Lab {
         let out = machine.run(["mount", "--", &machine.mount.display().to_string()]);
         let log = fs::read_to_string(machine.state.join("daemon.log")).unwrap_or_default();
         assert!(out.status.success(), "mount of {}: {}\n{log}", machine.name, text(&out.stderr));
+        self.mounts.push(machine.mount.clone());
+    }
+
+    /// What somebody else mounts is unmounted at the end, too.
+    pub fn mounted(&mut self, machine: &Machine) {
         self.mounts.push(machine.mount.clone());
     }
 
