@@ -92,7 +92,9 @@ mod tests {
     #[test]
     fn wrong_usage_of_verify_has_the_code_of_fsck() {
         let is_fsck = |line: &str| is_fsck(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
-        for line in ["resultsfs verify -x", "resultsfs --json --config a.ini verify", "/sbin/fsck.resultsfs -x"] {
+        for line in
+            ["resultsfs verify -x", "resultsfs --json --config a.ini verify", "/sbin/fsck.resultsfs -x"]
+        {
             assert!(is_fsck(line), "{line}");
         }
         for line in ["resultsfs", "resultsfs jobs verify", "resultsfs --config verify jobs"] {

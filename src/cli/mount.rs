@@ -118,7 +118,8 @@ fn parse_options(args: &MountArgs) -> Result<Options, Failure> {
             (name, "") if IGNORED_OPTIONS.contains(&name) => {}
             (name, _) if name.starts_with("x-") || name.starts_with("X-") || name == "comment" => {}
             ("remount", "") => {
-                return Err(Failure::usage("remounting isn't possible").hint("unmount and mount with the new options"));
+                return Err(Failure::usage("remounting isn't possible")
+                    .hint("unmount and mount with the new options"));
             }
             _ => {
                 return Err(Failure::usage(format!("unknown mount option `{option}`")).hint(
@@ -254,7 +255,9 @@ pub fn umount(cli: &Cli, args: &UmountArgs) -> Outcome {
     match served(&config)? {
         None => return clear_dead(&mountpoint),
         Some(serving) if serving != mountpoint => {
-            return Err(is_elsewhere(&config, &serving).hint("name that one, or its configuration with --config"));
+            return Err(
+                is_elsewhere(&config, &serving).hint("name that one, or its configuration with --config")
+            );
         }
         Some(_) => {}
     }

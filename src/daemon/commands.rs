@@ -183,7 +183,7 @@ impl Commands {
             let path = self.tree_path(raw)?;
             let below: Vec<&UnitId> = known.iter().filter(|u| u.root.is_below(&path)).collect();
             if below.is_empty() {
-                named.insert(self.host.unit_of(&path).ok_or_else(|| {
+                named.insert(self.host.known_unit_of(&path).ok_or_else(|| {
                     Refusal::new(format!("{path} belongs to no unit on this host"))
                         .hint("`resultsfs jobs` lists the units")
                 })?);

@@ -1,4 +1,4 @@
-//! The lab of several test programs: hosts on one machine: a results host with its store and a real sshd, drones with their mounts, all in one temporary directory.
+//! Several hosts on one machine: a results host with its store and a real sshd, drones with their mounts, all in one temporary directory.
 //!
 //! Everything is ended and unmounted when the lab is dropped, also by a failing test; a watchdog aborts the FUSE connections of a lab
 //! that takes too long, so that a hung mount can't hang the machine.
