@@ -8,7 +8,6 @@ use std::{
     io::{self, BufRead, BufReader, Write},
     os::unix::net::UnixStream,
     path::Path,
-    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
@@ -108,16 +107,4 @@ pub fn ask(socket: &Path, request: &Request, mut each: impl FnMut(Value)) -> Res
         }
     }
     Err(broken(io::ErrorKind::UnexpectedEof.into()))
-}
-
-/// Waits until nobody listens at `socket` any more, at most `bound`.
-pub fn wait_gone(socket: &Path, bound: Duration) -> bool {
-    let end = std::time::Instant::now() + bound;
-    while UnixStream::connect(socket).is_ok() {
-        if std::time::Instant::now() > end {
-            return false;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    true
 }

@@ -16,8 +16,11 @@
 //!
 //! # Layers
 //!
-//! Dependencies point one way: `cli → daemon → {fuse, server, offload, verify} → {fs, spool, journal, cache, store} → {wire, transport, catalog, layout, manifest, chunk}
-//! → {durable, config} → {ids, limits, clock}`. `fuse` alone names fuser, `cli` clap, `config` ini, `store` and `journal` the database.
+//! Dependencies point one way:
+//! cli → {daemon, demo, server} → {fuse, offload, verify} → fs → {cache, journal, spool, store} → wire → transport → {catalog, chunk, layout, manifest} → {config, control, durable} → ids → {clock, limits}
+//!
+//! `fuse` alone names fuser, `cli` clap, `config` ini, `store` and `journal` the database. `tests/layers.rs` proves it. Every bound of the formats
+//! and of the protocol is in [`limits`].
 
 pub mod cache;
 pub mod catalog;

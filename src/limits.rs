@@ -1,9 +1,13 @@
-//! Every bound of the program, with its reason. Passing one is a typed error, never a crash or an endless allocation.
+//! The bounds of the formats and of the protocol, and those that several modules share, each with its reason. Passing one is a typed
+//! error, never a crash or an endless allocation. A bound on one module's own memory or patience stands at the top of that module.
 
 /// Longest name of one path component: the kernel's NAME_MAX.
 pub const NAME_BYTES: usize = 255;
 /// Longest path below the top of a results tree: the kernel's PATH_MAX.
 pub const PATH_BYTES: usize = 4096;
+
+/// Components of the longest path to a unit's root: `hosts/<host>/<task>`.
+pub const UNIT_ROOT_DEPTH: usize = 3;
 
 /// Files of this size or more are cut into chunks; smaller ones are one chunk. Splitting from 256 KiB deduplicated best on the corpus.
 pub const SPLIT_BYTES: u64 = 256 << 10;
@@ -30,8 +34,20 @@ pub const MANIFEST_ENTRIES: usize = 2_000_000;
 /// Longest text of a user, group or host name.
 pub const TEXT_BYTES: usize = 255;
 
+/// Longest record of the store's catalog: a name and a path are 4.5 KiB.
+pub const RECORD_BYTES: usize = 64 << 10;
+/// Other hosts' manifests that a host keeps, compressed: those of about 300,000 jobs.
+pub const REPLICA_MANIFESTS_BYTES: u64 = 512 << 20;
+
 /// Largest frame on the wire: the largest block with its tables.
 pub const FRAME_BYTES: usize = BLOCK_RAW_MAX_BYTES + (4 << 20);
+/// Longest message after the greeting: [`RECORDS_PER_PUSH`] records with paths of [`PATH_BYTES`] are 4.6 MiB, [`HASHES_PER_ASK`] hashes
+/// 2.2 MiB.
+pub const MESSAGE_BYTES: usize = 8 << 20;
+/// Longest Hello, Welcome or Refused: a name and some settings, from somebody not known yet.
+pub const HELLO_BYTES: usize = 64 << 10;
+/// Longest join preamble: a name and a number.
+pub const JOIN_BYTES: usize = 1 << 10;
 /// Hashes in one question; a larger layer asks several times.
 pub const HASHES_PER_ASK: usize = 64 << 10;
 /// Catalog records in one push.
@@ -39,10 +55,27 @@ pub const RECORDS_PER_PUSH: usize = 1024;
 /// Block bytes a drone may have on the way and not yet taken in by the store.
 pub const UPLOAD_CREDIT_BYTES: u64 = 16 << 20;
 
+/// Questions (Offer, Missing, Commit) that a host may have open: a few layers at once, several questions each.
+pub const QUESTIONS_OPEN: usize = 256;
+/// Fetches that a host may have open: as many readers wait at once.
+pub const FETCHES_OPEN: usize = 64;
+/// Of these, blocks that the store reads ahead for a host that is slow to take them: each may be large.
+pub const FETCHES_READ: usize = 8;
+/// Records that the store may send ahead of what the host says it has taken in.
+pub const FOLLOW_WINDOW: u64 = 4 * RECORDS_PER_PUSH as u64;
+/// Messages waiting for a host that reads slowly.
+pub const OUTBOX_MESSAGES: usize = 1024;
+/// Blocks and record batches likewise.
+pub const OUTBOX_LARGE: usize = 4;
+/// Sessions of one daemon at once: twice a large lab's hosts.
+pub const SESSIONS: usize = 1000;
+
 /// First and longest pause before a connection is tried again.
 pub const RECONNECT_MIN_MS: u64 = 250;
 /// See [`RECONNECT_MIN_MS`]; an administrator who mends the network shall not wait longer than this.
 pub const RECONNECT_MAX_MS: u64 = 30_000;
+/// How long either side waits for the other's greeting, and the daemon for a joining process to say for whom.
+pub const GREETING_TIMEOUT_MS: u64 = 30_000;
 /// A remote read fails after this long without an answer.
 pub const FETCH_TIMEOUT_MS: u64 = 20_000;
 /// A connection that says nothing this long is dead: pings go out at a third of it.

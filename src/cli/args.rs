@@ -70,6 +70,9 @@ pub struct MountArgs {
     /// Stay in the foreground and log to stderr.
     #[arg(long, short)]
     pub foreground: bool,
+    /// Make what is in the mount point the spool: it is renamed there, so both must be on one file system.
+    #[arg(long)]
+    pub adopt: bool,
     /// This is the daemon that a `mount` in the background has started; it says on stdout when it is ready.
     #[arg(long, hide = true)]
     pub background_child: bool,

@@ -6,7 +6,7 @@
 use std::{
     fs::File,
     io::{BufRead, BufReader, Write},
-    os::unix::ffi::OsStrExt,
+    os::{fd::OwnedFd, unix::ffi::OsStrExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -75,20 +75,19 @@ pub fn mount(cli: &Cli, args: &MountArgs) -> Outcome {
     if let Some(done) = already_served(&config, &mountpoint)? {
         return Ok(done);
     }
-    let options =
-        DaemonOptions { config, mountpoint, read_only: options.read_only, passthrough: options.passthrough };
+    let Options { read_only, passthrough, .. } = options;
+    let options = DaemonOptions { config, mountpoint, read_only, passthrough, adopt: args.adopt };
     if args.background_child {
         return background_child(options);
     }
     if args.foreground {
-        let config = options.config.clone();
-        return daemon::run(options, daemon::notify_systemd).map(|()| 0).map_err(|e| from_daemon(e, &config));
+        return daemon::run(options, daemon::notify_systemd).map(|()| 0).map_err(from_daemon);
     }
     start_in_background(&options)
 }
 
-fn from_daemon(error: daemon::DaemonError, config: &Config) -> Failure {
-    let hint = error.hint(config);
+fn from_daemon(error: daemon::DaemonError) -> Failure {
+    let hint = error.hint();
     let failure = Failure::new(error);
     match hint {
         Some(hint) => failure.hint(hint),
@@ -182,6 +181,9 @@ fn start_in_background(options: &DaemonOptions) -> Outcome {
     let exe = std::env::current_exe().map_err(|e| Failure::new(format!("can't find this program: {e}")))?;
     let mut command = Command::new(exe);
     command.arg("--config").arg(&options.config.files[0]).args(["mount", "--background-child"]);
+    if options.adopt {
+        command.arg("--adopt");
+    }
     if options.read_only {
         command.args(["-o", "ro"]);
     }
@@ -223,7 +225,7 @@ fn log_path(config: &Config) -> PathBuf {
 
 fn open_log(config: &Config) -> Result<File, Failure> {
     let path = log_path(config);
-    daemon::make_state_dir(config).map_err(|e| from_daemon(e, config))?;
+    daemon::make_state_dir(config).map_err(from_daemon)?;
     let file = fs::OpenOptions::new().create(true).append(true).open(path).map_err(Failure::new)?;
     Ok(file.into_parts().0)
 }
@@ -239,13 +241,12 @@ fn background_child(options: DaemonOptions) -> Outcome {
             let _ = rustix::stdio::dup2_stdout(null);
         }
     };
-    let config = options.config.clone();
     daemon::run(options, ready).map(|()| 0).map_err(|error| {
         println!("failed {error}");
-        if let Some(hint) = error.hint(&config) {
+        if let Some(hint) = error.hint() {
             println!("{hint}");
         }
-        from_daemon(error, &config)
+        from_daemon(error)
     })
 }
 
@@ -261,19 +262,31 @@ pub fn umount(cli: &Cli, args: &UmountArgs) -> Outcome {
         }
         Some(_) => {}
     }
-    let request = Request::Umount { lazy: args.lazy, timeout_s: args.timeout };
     let socket = config.control_socket();
+    let daemon = daemon_process(&socket);
+    let request = Request::Umount { lazy: args.lazy, timeout_s: args.timeout };
     match control::ask(&socket, &request, |_| {}) {
-        Ok(code) => {
-            let bound = Duration::from_secs(args.timeout.max(10));
-            if !control::wait_gone(&socket, bound) {
-                return Err(Failure::new("unmounted, but the daemon is still at work")
-                    .hint("`resultsfs status` says what it waits for"));
-            }
+        Ok(code) if daemon.is_none_or(|d| has_ended(&d, Duration::from_secs(args.timeout.max(10)))) => {
             Ok(code)
         }
+        Ok(_) => Err(Failure::new("unmounted, but the daemon is still at work")
+            .hint("`resultsfs status` says what it waits for")),
         Err(other) => Err(Failure::from_control(other)),
     }
+}
+
+/// The daemon as a process, to wait for its end: only then are journal and spool free.
+fn daemon_process(socket: &Path) -> Option<OwnedFd> {
+    let mut pid = None;
+    control::ask(socket, &Request::Hello, |item| pid = item["pid"].as_i64()).ok()?;
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid?).ok()?)?;
+    rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()
+}
+
+fn has_ended(process: &OwnedFd, bound: Duration) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let bound = Timespec { tv_sec: i64::try_from(bound.as_secs()).unwrap_or(i64::MAX), tv_nsec: 0 };
+    poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&bound)).is_ok_and(|ready| ready > 0)
 }
 
 fn find_mount(cli: &Cli, args: &UmountArgs) -> Result<(Config, PathBuf), Failure> {

@@ -99,21 +99,27 @@ pub fn explain(json: bool, item: &Value) {
     for (key, value) in
         item.as_object().into_iter().flatten().filter(|(k, _)| !matches!(k.as_str(), "v" | "kind"))
     {
-        print_value(0, &key.replace('_', " "), value);
+        print_value(0, &key.replace('_', " "), value, false);
     }
 }
 
-fn print_value(depth: usize, key: &str, value: &Value) {
+fn print_value(depth: usize, key: &str, value: &Value, is_time: bool) {
     let pad = "  ".repeat(depth);
     match value {
         Value::Null => {}
         Value::Object(map) => {
             println!("{pad}{key}:");
-            map.iter().for_each(|(k, v)| print_value(depth + 1, &k.replace('_', " "), v));
+            map.iter()
+                .filter(|(k, _)| !matches!(k.as_str(), "v" | "kind"))
+                .for_each(|(k, v)| print_value(depth + 1, &k.replace('_', " "), v, key.ends_with(" ms")));
         }
         Value::Array(list) if list.is_empty() => {}
-        Value::Array(list) => list.iter().for_each(|v| print_value(depth, key, v)),
+        Value::Array(list) => list.iter().for_each(|v| print_value(depth, key, v, is_time)),
         Value::String(s) => println!("{pad}{key}: {s}"),
+        Value::Number(ms) if is_time => {
+            let time = ms.as_i64().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+            println!("{pad}{key}: {}", time.map_or_else(|| ms.to_string(), |t| format!("{t:.3}")));
+        }
         other => println!("{pad}{key}: {other}"),
     }
 }

@@ -144,19 +144,17 @@ fn show(cli: &Cli, item: &Value) {
     let text = |key: &str| item[key].as_str().unwrap_or_default();
     if item["kind"] == "summary" {
         let number = |key: &str| item[key].as_u64().unwrap_or(0);
-        println!(
-            "{}: {} units, {} files, {} packs, {} read; {}",
-            text("part"),
-            number("units"),
-            number("files"),
-            number("packs"),
-            print::bytes(number("bytes_read")),
-            if item["clean"] == true {
-                "clean".to_owned()
-            } else {
-                format!("{} findings", number("findings"))
-            }
-        );
+        let what = if item["part"] == "local" {
+            format!("{} units, {} files", number("units"), number("files"))
+        } else {
+            format!("{} commits, {} files, {} packs", number("records"), number("files"), number("packs"))
+        };
+        let verdict = if item["clean"] == true {
+            "clean".to_owned()
+        } else {
+            format!("{} findings", number("findings"))
+        };
+        println!("{}: {what}, {} read; {verdict}", text("part"), print::bytes(number("bytes_read")));
         for note in item["notes"].as_array().into_iter().flatten().filter_map(Value::as_str) {
             println!("    {note}");
         }

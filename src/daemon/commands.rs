@@ -15,6 +15,7 @@ use crate::{
     control::{RawPath, Reply, Request},
     fuse::Mounted,
     ids::{RelPath, UnitId},
+    journal::State,
     layout::Reason,
     offload::CommandError,
     verify,
@@ -28,6 +29,9 @@ const USERS_NAMED: usize = 10;
 
 /// How long a close(2) may be on its way to us.
 const CLOSE_GRACE: Duration = Duration::from_millis(500);
+
+/// How long the record of an own commit may be on its way to the replica.
+const FOLLOW_GRACE: Duration = Duration::from_secs(5);
 
 /// Takes connections until the daemon ends.
 pub(super) async fn answer(
@@ -282,6 +286,7 @@ impl Commands {
         };
         let mut exit = 0;
         for unit in units {
+            self.followed(&unit).await;
             match self.host.engine.evict(&unit).await {
                 Ok(()) => output.item(progress(&unit, "evicted", None)).await?,
                 Err(e) => {
@@ -291,6 +296,18 @@ impl Commands {
             }
         }
         Ok(Ok(exit))
+    }
+
+    /// A commit's own record comes back a moment after its ack.
+    async fn followed(&self, unit: &UnitId) {
+        let end = tokio::time::Instant::now() + FOLLOW_GRACE;
+        let is_behind = || {
+            let committed = self.host.journal.get(unit).is_some_and(|r| r.state == State::Committed);
+            committed && !self.host.journal.is_followed(unit)
+        };
+        while is_behind() && tokio::time::Instant::now() < end {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     async fn recall(&self, paths: &[RawPath], output: &mut Output) -> io::Result<Ended> {

@@ -8,6 +8,7 @@
 //! ```
 //! The main path is [`run`]; [`follow`] keeps the replica of the catalog; [`commands`] and [`report`] answer them.
 
+mod adopt;
 mod commands;
 mod follow;
 mod report;
@@ -51,6 +52,8 @@ pub struct DaemonOptions {
     pub mountpoint: PathBuf,
     pub read_only: bool,
     pub passthrough: Passthrough,
+    /// What is in the mount point becomes the spool.
+    pub adopt: bool,
 }
 
 /// Why the daemon didn't start, or ended badly.
@@ -74,13 +77,8 @@ pub enum DaemonError {
 
 impl DaemonError {
     /// What to do about it.
-    pub fn hint(&self, config: &Config) -> Option<String> {
+    pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Mount(fuse::MountError::NotEmpty(path)) => Some(format!(
-                "to take over what is in it, move it into the spool ({}), where the next mount finds it; otherwise mount elsewhere than {}",
-                config.spool_dir.display(),
-                path.display()
-            )),
             Self::Journal(JournalError::Locked { .. }) => {
                 Some("one state directory serves one mount; `resultsfs status` shows which, or set another state_dir".into())
             }
@@ -151,7 +149,7 @@ async fn serve(options: DaemonOptions, ready: impl FnOnce()) -> Result<(), Daemo
     let (host, mounted, events) = start(options)?;
     let mounted = Arc::new(mounted);
     let control = control_listener(&host.config)?;
-    let tasks = vec![
+    let tasks = [
         tokio::spawn(commands::answer(control, host.clone(), mounted.clone(), stop.clone())),
         tokio::spawn(follow::follow(host.clone(), mounted.notifier(), events)),
     ];
@@ -177,13 +175,17 @@ async fn serve(options: DaemonOptions, ready: impl FnOnce()) -> Result<(), Daemo
 fn start(
     options: DaemonOptions,
 ) -> Result<(Arc<Host>, Mounted, mpsc::UnboundedReceiver<LinkEvent>), DaemonError> {
-    let DaemonOptions { config, mountpoint, read_only, passthrough } = options;
+    let DaemonOptions { config, mountpoint, read_only, passthrough, adopt } = options;
     let path_error = |what, path: &Path| {
         let path = path.to_owned();
         move |source| DaemonError::Path { what, path, source }
     };
     let clock = Arc::new(SystemClock);
     let journal = Journal::open(&config.state_dir, clock.clone())?;
+    if adopt {
+        let adopted = adopt::adopt(&mountpoint, &config.spool_dir)?;
+        info!("{adopted} entries of {} are now in the spool", mountpoint.display());
+    }
     let spool = Spool::open(&config.spool_dir)?;
     let cache_dir = config.state_dir.join("cache");
     let cache = Cache::open(&cache_dir, config.cache_max_mib << 20)
@@ -296,21 +298,16 @@ fn layout_rules(config: &Config) -> LayoutRules {
     }
 }
 
-/// Where this host's layers go: nowhere, to the store on this machine, or to the results host by ssh.
+/// Where this host's layers go: nowhere, or to the results host: without ssh whenever its store is served on this machine.
 fn target(config: &Config) -> Option<Target> {
-    let socket = &config.serve_socket;
-    match &config.results_host {
-        ResultsHost::None => None,
-        ResultsHost::Host { .. } if std::os::unix::net::UnixStream::connect(socket).is_ok() => {
-            Some(Target::Unix(socket.clone()))
-        }
-        ResultsHost::Host { host, user } => Some(Target::Ssh {
-            command: config.ssh_command.clone(),
-            user: user.clone(),
-            host: host.clone(),
-            remote_command: config.remote_command.clone(),
-        }),
-    }
+    let ResultsHost::Host { host, user } = &config.results_host else { return None };
+    let by_ssh = Target::Ssh {
+        command: config.ssh_command.clone(),
+        user: user.clone(),
+        host: host.clone(),
+        remote_command: config.remote_command.clone(),
+    };
+    Some(Target::UnixOr(config.serve_socket.clone(), Box::new(by_ssh)))
 }
 
 fn control_listener(config: &Config) -> Result<tokio::net::UnixListener, DaemonError> {

@@ -1,5 +1,7 @@
 //! What the daemon knows, as JSON objects: `status`, `jobs`, `explain`. The fields are a contract, `docs/cli.md`.
 
+use std::os::unix::ffi::OsStrExt;
+
 use serde_json::{Map, Value, json};
 
 use super::Host;
@@ -93,16 +95,30 @@ pub fn status(host: &Host, mounted: &Mounted) -> Value {
         },
         "queue_units": engine.queue_units,
         "queue_bytes": engine.queue_bytes,
+        "in_transfer_units": engine.in_transfer,
+        "awaiting_link_units": engine.awaiting_link,
         "offload": engine.counters,
         "sent_bytes_per_s": engine.sent_bytes_per_s,
         "spool": spool(host),
         "cache": cache(host),
         "catalog": {"seq": host.journal.head().map_or(0, |(_, head)| head.seq.0)},
         "open_handles": host.activity.open_handles(),
-        "unrecognised": texts(engine.unrecognised.iter().map(ToString::to_string).collect()),
+        "unrecognised": texts(unrecognised(host)),
         "warnings": texts(host.config.warnings.iter().map(ToString::to_string).collect()),
         "errors": texts(engine.errors.iter().map(|e| format!("{}: {}", e.unit, e.text)).collect()),
     })
+}
+
+/// What is at the top of the spool and isn't Autotest's.
+fn unrecognised(host: &Host) -> Vec<String> {
+    let entries = fs_err::read_dir(host.spool.path()).into_iter().flatten().flatten();
+    let tops = entries.filter_map(|e| RelPath::parse(e.file_name().as_bytes()).ok());
+    let mut names: Vec<String> = tops
+        .filter(|top| matches!(host.place(top), Place::Unrecognised { .. }))
+        .map(|top| top.to_string())
+        .collect();
+    names.sort();
+    names
 }
 
 fn connection(host: &Host) -> Value {
@@ -125,7 +141,7 @@ fn connection(host: &Host) -> Value {
 fn spool(host: &Host) -> Value {
     let usage = host.spool.usage().ok();
     let (total, free) = usage.map_or((0, 0), |u| (u.f_blocks * u.f_frsize, u.f_bavail * u.f_frsize));
-    let used = (total - free.min(total)) * 100 / total.max(1);
+    let used = host.spool.used().map_or(0, |(used, usable)| used * 100 / usable.max(1));
     json!({
         "path": host.spool.path().display().to_string(),
         "total_bytes": total,
@@ -181,6 +197,20 @@ fn own_line(host: &Host, unit: &UnitId) -> Value {
         "bytes": layer.as_ref().map(|l| l.bytes),
         "entries": layer.as_ref().map(|l| l.entries),
         "note": host.why(unit),
+    })
+}
+
+fn layer_json(layer: &LayerHead) -> Value {
+    json!({
+        "host": layer.host_name,
+        "host_uuid": layer.host.to_string(),
+        "generation": layer.generation.0,
+        "seq": layer.seq().0,
+        "manifest": layer.manifest.to_string(),
+        "time_ms": layer.time_ms,
+        "bytes": layer.bytes,
+        "entries": layer.entries,
+        "lost": layer.lost,
     })
 }
 
@@ -289,20 +319,22 @@ fn explain_unit(host: &Host, unit: &UnitId, out: &mut Map<String, Value>) {
         return;
     }
     let record = host.journal.get(unit);
+    let is_own = record.is_some() || host.engine.running().contains(unit);
     let state = record.as_ref().map_or(State::Running, |r| r.state);
-    out.insert("state".into(), json!(state.name()));
+    out.insert("state".into(), json!(if is_own { state.name() } else { "remote" }));
     if let Some(record) = &record {
         explain_record(host, record, out);
     }
-    let layers: Vec<Value> = host.journal.layers(unit).iter().map(|l| remote_line(unit, l)).collect();
+    let layers: Vec<Value> = host.journal.layers(unit).iter().map(layer_json).collect();
     out.insert("layers".into(), json!(layers));
     let fresh = || {
-        (state == State::Running).then(|| {
+        (is_own && state == State::Running).then(|| {
             format!("it is looked at when nothing has been written for {} s", host.config.settle_seconds)
         })
     };
     out.insert("why".into(), json!(host.why(unit).or_else(fresh)));
-    out.insert("next".into(), json!(next(host, record.as_ref())));
+    let next = if is_own { next(host, record.as_ref()) } else { "it is read from the store".to_owned() };
+    out.insert("next".into(), json!(next));
 }
 
 fn explain_record(host: &Host, record: &UnitRecord, out: &mut Map<String, Value>) {
@@ -327,7 +359,7 @@ fn explain_record(host: &Host, record: &UnitRecord, out: &mut Map<String, Value>
             OmittedKind::Socket => "socket",
             OmittedKind::Device => "device",
         };
-        json!(format!("{} ({kind}; it stays on this host)", o.path))
+        json!(format!("{} ({kind})", o.path))
     });
     let omitted: Vec<Value> = omitted.collect();
     if !omitted.is_empty() {
@@ -348,9 +380,12 @@ fn next(host: &Host, record: Option<&UnitRecord>) -> String {
         Some((State::Committed, r)) => {
             let keep_ms = host.config.keep_local_hours * 3_600_000;
             let due = r.committed_ms.unwrap_or(0) + keep_ms;
+            let due = i64::try_from(due).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
             format!(
-                "its local copy is freed {} h after the commit (at {due} ms), or before when the spool is beyond {} %",
-                host.config.keep_local_hours, host.config.spool_high_percent
+                "its local copy is freed {} h after the commit{}, or before when the spool is beyond {} %",
+                host.config.keep_local_hours,
+                due.map(|t| format!(", {t:.0}")).unwrap_or_default(),
+                host.config.spool_high_percent
             )
         }
         Some((State::Evicted, _)) => "it is read from the store; `resultsfs recall` brings it back".into(),

@@ -28,11 +28,10 @@ use crate::{
     chunk::ObjectKind,
     ids::{Hash, RelPath, Seq, UnitId},
     journal::{Journal, LayerHead},
+    limits::UNIT_ROOT_DEPTH,
     manifest::Manifest,
 };
 
-/// No unit's root is deeper: `hosts/<host>/<task>`.
-const ROOT_DEPTH_MAX: usize = 3;
 /// Paths in merged indexes, about 150 bytes each and as much again for their entries. One index may be beyond
 /// it, alone.
 const INDEXED_PATHS: u64 = 256 << 10;
@@ -178,7 +177,7 @@ impl View {
     /// Synthetic directories for units at and below `path` that hold file bytes in each layer.
     fn evidence(&self, path: &RelPath) -> Resolved {
         let mut found = Resolved::default();
-        if path.depth() > ROOT_DEPTH_MAX {
+        if path.depth() > UNIT_ROOT_DEPTH {
             return found;
         }
         let mut looks = 0;
@@ -219,7 +218,7 @@ impl View {
     }
 
     fn child_roots(&self, dir: &RelPath) -> BTreeSet<Vec<u8>> {
-        if dir.depth() < ROOT_DEPTH_MAX { self.journal.child_roots(dir) } else { BTreeSet::new() }
+        if dir.depth() < UNIT_ROOT_DEPTH { self.journal.child_roots(dir) } else { BTreeSet::new() }
     }
 
     /// The layers that can have entries at `path` or above it.
@@ -318,7 +317,7 @@ fn is_solid(layer: &LayerHead) -> bool {
 
 /// Directories at or above `path` that can be units' roots.
 fn prefixes(path: &RelPath) -> impl Iterator<Item = RelPath> {
-    (1..=path.depth().min(ROOT_DEPTH_MAX)).map(|depth| path.first(depth))
+    (1..=path.depth().min(UNIT_ROOT_DEPTH)).map(|depth| path.first(depth))
 }
 
 fn units_at(root: RelPath) -> [UnitId; 2] {

@@ -79,7 +79,11 @@ pub enum MountError {
     #[error("{} is a resultsfs mount already; `resultsfs umount` ends it", _0.display())]
     AlreadyMounted(PathBuf),
     /// Mounting over files would hide them.
-    #[error("mount point {} is not empty, and mounting would hide what is in it", _0.display())]
+    #[error(
+        "mount point {} is not empty; `resultsfs mount --adopt` makes what is in it the spool, or move it elsewhere first \
+         (`resultsfs import`, which will send it to the store, isn't built yet)",
+        _0.display()
+    )]
     NotEmpty(PathBuf),
     #[error("mounting {}: {source}", path.display())]
     Mount { path: PathBuf, source: io::Error },

@@ -1,6 +1,6 @@
 //! The database file: opening it, its keys, and one way to write.
 //!
-//! The only place besides `store` that names the database. Keys and values are bytes; `docs/format-journal.md` describes them.
+//! The only place besides `store` that names the database. Keys and values are bytes; `docs/format.md` describes them.
 
 use std::path::{Path, PathBuf};
 

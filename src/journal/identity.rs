@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, Write as _},
+    io,
     os::unix::fs::DirBuilderExt,
     path::Path,
     thread,
@@ -13,7 +13,7 @@ use fs_err::{self as fs, os::unix::fs::OpenOptionsExt as _};
 use rustix::fs::{FlockOperation, flock};
 
 use super::error::JournalError;
-use crate::ids::HostUuid;
+use crate::{durable, ids::HostUuid};
 
 /// How long a process that has unmounted, or was killed, may take to end. Whoever comes next waits for it.
 const ENDING: Duration = Duration::from_secs(3);
@@ -49,7 +49,8 @@ fn create_durably(dir: &Path) -> Result<(), JournalError> {
         .create(dir)
         .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", dir.display())))?;
     let parents = missing.iter().filter_map(|dir| dir.parent());
-    parents.map(|dir| if dir.as_os_str().is_empty() { Path::new(".") } else { dir }).try_for_each(sync_dir)
+    let mut parents = parents.map(|dir| if dir.as_os_str().is_empty() { Path::new(".") } else { dir });
+    Ok(parents.try_for_each(durable::sync_dir)?)
 }
 
 /// The UUID in `dir/host`, if the file is there.
@@ -65,18 +66,7 @@ pub(super) fn read_host(dir: &Path) -> Result<Option<HostUuid>, JournalError> {
     }
 }
 
-/// Writes `dir/host`: temporary, fsync, rename, fsync of the directory.
+/// Writes `dir/host`.
 pub(super) fn write_host(dir: &Path, host: HostUuid) -> Result<(), JournalError> {
-    let temporary = dir.join("host.new");
-    let mut file =
-        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-    file.write_all(format!("{host}\n").as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&temporary, dir.join("host"))?;
-    sync_dir(dir)
-}
-
-/// Makes the names in `dir` durable.
-pub(super) fn sync_dir(dir: &Path) -> Result<(), JournalError> {
-    Ok(fs::File::open(dir)?.sync_all()?)
+    Ok(durable::write_atomic(&dir.join("host"), format!("{host}\n").as_bytes())?)
 }

@@ -41,6 +41,7 @@ use redb::{Durability, TableDefinition};
 use crate::{
     catalog::{Head, Record},
     clock::Clock,
+    durable,
     ids::{Generation, Hash, HostUuid, RelPath, Seq, StoreUuid, UnitId},
     manifest::Manifest,
 };
@@ -83,7 +84,7 @@ impl Journal {
         let (host, was_created) = find_host(state_dir, &db)?;
         let memory = RwLock::new(Memory::load(&db)?);
         let replica = Replica::open(&state_dir.join("replica.redb"))?;
-        identity::sync_dir(state_dir)?;
+        durable::sync_dir(state_dir)?;
         let (writer, decoded) = Default::default();
         let journal = Self { host, was_created, clock, memory, writer, decoded, db, replica, _lock: lock };
         journal.rebuild_from_replica()?;
@@ -240,6 +241,12 @@ impl Journal {
     /// All hosts' layers of `unit`, own included.
     pub fn layers(&self, unit: &UnitId) -> Vec<LayerHead> {
         self.replica.layers(unit)
+    }
+
+    /// Whether the replica has this host's newest commit of `unit`, so that the tree shows the layer without its files.
+    pub fn is_followed(&self, unit: &UnitId) -> bool {
+        let Some(committed) = self.get(unit).and_then(|record| record.committed) else { return false };
+        self.replica.layer_of(self.host, unit).is_some_and(|layer| layer.generation >= committed.generation)
     }
 
     /// Whether another host committed a layer of `unit`.

@@ -25,6 +25,7 @@ use super::{
 use crate::{
     catalog::{Head, Record},
     ids::{Generation, Hash, HostUuid, RelPath, Seq, StoreUuid, UnitId},
+    limits::{self, UNIT_ROOT_DEPTH},
     manifest::Manifest,
 };
 
@@ -37,10 +38,6 @@ const MANIFEST_AGE: Bytes = TableDefinition::new("manifest_age");
 const CACHE_BYTES: usize = 16 << 20;
 /// Records after which a transaction is made durable: as many are asked for again after a crash.
 const DURABLE_EVERY: usize = 4096;
-/// Other hosts' manifests that are kept, compressed: those of about 300,000 jobs.
-const MANIFESTS_BYTES_MAX: u64 = 512 << 20;
-/// No unit's root lies deeper (`hosts/<host>/<task>`).
-const ROOT_DEPTH_MAX: usize = 3;
 
 /// One host's layer of a unit, as the catalog has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -164,7 +161,7 @@ impl Replica {
             Ok(())
         })?;
         let (index, tail) = (RwLock::new(index), Mutex::new(tail));
-        Ok(Self { db, manifest_bytes_max: MANIFESTS_BYTES_MAX, index, tail })
+        Ok(Self { db, manifest_bytes_max: limits::REPLICA_MANIFESTS_BYTES, index, tail })
     }
 
     fn index(&self) -> RwLockReadGuard<'_, Index> {
@@ -251,9 +248,9 @@ impl Replica {
     /// Units of which `path` may be an entry.
     pub fn units_holding(&self, path: &RelPath) -> Vec<UnitId> {
         let index = self.index();
-        let trees = (1..=path.depth().min(ROOT_DEPTH_MAX)).map(|depth| UnitId::tree(path.first(depth)));
+        let trees = (1..=path.depth().min(UNIT_ROOT_DEPTH)).map(|depth| UnitId::tree(path.first(depth)));
         let loose = [Some(path.clone()), path.parent()].into_iter().flatten();
-        let loose = loose.filter(|dir| dir.depth() < ROOT_DEPTH_MAX).map(UnitId::loose);
+        let loose = loose.filter(|dir| dir.depth() < UNIT_ROOT_DEPTH).map(UnitId::loose);
         trees.chain(loose).filter(|unit| index.units.contains_key(&unit_key(unit)[..])).collect()
     }
 

@@ -162,7 +162,7 @@ impl Engine {
     /// Starts on the current runtime. The spool is surveyed before it returns, so that it knows every unit that is there.
     pub fn start(parts: EngineParts) -> Result<Self, EngineError> {
         let touched = parts.touched;
-        let tree = SpoolTree::open(parts.spool.path()).map_err(EngineError::Spool)?;
+        let tree = SpoolTree::new(parts.spool);
         let shared = Arc::new(Shared {
             journal: parts.journal,
             activity: parts.activity,
@@ -452,8 +452,6 @@ impl Shared {
             awaiting_link: parked,
             queue_bytes: notes.queued_bytes.values().sum(),
             sent_bytes_per_s: notes.sent.per_second(),
-            is_connected: self.link_up.borrow().is_some(),
-            has_link: self.link.is_some(),
             counters: self.counters.read(),
             errors,
             unrecognised: notes.unrecognised.clone(),

@@ -37,6 +37,9 @@ pub enum EvictError {
     /// A file is open, or an operation is going on.
     #[error("{unit}: is in use")]
     Busy { unit: UnitId },
+    /// The replica of the catalog doesn't have the commit yet, so that the tree would be without the layer.
+    #[error("{unit}: the catalog hasn't been followed up to its commit yet")]
+    NotFollowed { unit: UnitId },
     /// Without its manifest the host couldn't say what is there.
     #[error("{unit}: manifest {manifest} isn't here")]
     NoManifest { unit: UnitId, manifest: Hash },
@@ -77,7 +80,7 @@ pub fn plan(mut committed: Vec<UnitRecord>, rules: &EvictionRules, now_ms: u64) 
 
 /// Bytes that must go for the disk to be at the low mark; 0 unless it is beyond the high one.
 pub fn surplus_bytes(spool: &SpoolTree, rules: &EvictionRules) -> io::Result<u64> {
-    let (used, usable) = spool.usage()?;
+    let (used, usable) = spool.used()?;
     let share = |percent: u8| u64::try_from(u128::from(usable) * u128::from(percent) / 100).unwrap_or(usable);
     Ok(if used > share(rules.high_percent) { used.saturating_sub(share(rules.low_percent)) } else { 0 })
 }
@@ -130,6 +133,9 @@ impl Evictor<'_> {
         let state = record.as_ref().map(|record| record.state);
         let manifest = record.filter(|r| r.state == State::Committed).and_then(|r| r.manifest);
         let manifest = manifest.ok_or_else(|| EvictError::NotCommitted { unit: unit.clone(), state })?;
+        if !self.journal.is_followed(unit) {
+            return Err(EvictError::NotFollowed { unit: unit.clone() });
+        }
         match self.journal.manifest(&manifest)? {
             Some(_) => Ok(manifest),
             None => Err(EvictError::NoManifest { unit: unit.clone(), manifest }),

@@ -96,11 +96,12 @@ impl Recaller<'_> {
         let record = record.ok_or_else(|| RecallError::Whole { unit: unit.clone() })?;
         let manifest = self.manifest(&record)?;
         let gone: BTreeSet<RelPath> = self.journal.gone(unit).into_iter().collect();
+        let apart = self.spool.apart().map_err(|e| at(&unit.root, e))?;
         let scratch = Scratch::new(self.tmp_dir).map_err(|e| at(&unit.root, e))?;
         let copy = Copy { manifest: &manifest, gone: &gone, contents: self.contents, dir: &scratch.tree() };
         let bytes = copy.build()?;
-        self.spool.sync().map_err(|e| at(&unit.root, e))?;
-        self.move_in(&record, &scratch.tree(), on_evicted)?;
+        apart.sync().map_err(|e| at(&unit.root, e))?;
+        self.move_in(&record, &scratch.tree(), &apart, on_evicted)?;
         Ok(bytes)
     }
 
@@ -118,7 +119,13 @@ impl Recaller<'_> {
     }
 
     /// Renames what was built into the spool, where nothing stands, and tells the journal.
-    fn move_in(&self, record: &UnitRecord, built: &Path, on_evicted: &OnEvicted) -> Result<(), RecallError> {
+    fn move_in(
+        &self,
+        record: &UnitRecord,
+        built: &Path,
+        apart: &SpoolTree,
+        on_evicted: &OnEvicted,
+    ) -> Result<(), RecallError> {
         let unit = &record.unit;
         let busy = || RecallError::Busy { unit: unit.clone() };
         let _frozen = self.activity.try_freeze(unit).ok_or_else(busy)?;
@@ -127,7 +134,7 @@ impl Recaller<'_> {
             return Err(busy());
         }
         self.put(unit, built).map_err(|e| at(&unit.root, e))?;
-        self.spool.sync().map_err(|e| at(&unit.root, e))?;
+        apart.sync().map_err(|e| at(&unit.root, e))?;
         self.journal.recalled(unit)?;
         on_evicted(unit);
         Ok(())

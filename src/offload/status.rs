@@ -32,9 +32,6 @@ pub struct Status {
     pub queue_bytes: u64,
     /// Over the last half minute, compressed.
     pub sent_bytes_per_s: u64,
-    pub is_connected: bool,
-    /// Whether there is a results host at all.
-    pub has_link: bool,
     pub counters: Reading,
     /// The last error of each unit that has one, newest first.
     pub errors: Vec<UnitError>,

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard},
 };
 
@@ -18,6 +18,7 @@ use crate::{
     chunk::{ObjectKind, Recipe, block::Block},
     ids::{Generation, Hash, HostUuid, RelPath, StoreUuid, UnitId},
     manifest::Manifest,
+    spool,
     wire::CommitRequest,
 };
 
@@ -35,8 +36,12 @@ pub struct Spool {
 impl Spool {
     pub fn new() -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let tree = SpoolTree::open(dir.path()).expect("opens");
+        let tree = SpoolTree::new(spool::Spool::open(dir.path()).expect("opens"));
         Self { dir, tree }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.dir.path()
     }
 
     /// Makes a directory with its ancestors.

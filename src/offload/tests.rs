@@ -74,7 +74,7 @@ impl Lab {
         let evicted = self.evicted.clone();
         let engine = Engine::start(EngineParts {
             journal: self.journal.clone(),
-            spool: Spool::open(self.spool.tree.path()).expect("opens"),
+            spool: Spool::open(self.spool.path()).expect("opens"),
             activity: activity.clone(),
             touched,
             link: has_link.then(|| self.store.clone() as _),

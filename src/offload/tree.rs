@@ -1,4 +1,4 @@
-//! The spool as the engine sees it: files below one directory descriptor.
+//! The spool as the engine sees it: by paths, for walks and reads, where [`crate::spool`] goes by inodes.
 //!
 //! The spool's paths are shaped by whoever writes through the mount. Nothing here follows a symbolic link, not even in
 //! the middle of a path (openat2 with RESOLVE_BENEATH and RESOLVE_NO_SYMLINKS), so that no path read as root leads out of the spool.
@@ -6,57 +6,54 @@
 use std::{
     fs::{File, Metadata},
     io,
-    os::{
-        fd::OwnedFd,
-        unix::fs::{FileTypeExt, MetadataExt},
-    },
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use fs_err as fs;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use crate::{
     ids::RelPath,
     manifest::{Attrs, Timestamp},
+    spool::Spool,
 };
 
-/// A directory tree, held open.
+/// The spool by paths.
 #[derive(Debug)]
 pub struct SpoolTree {
-    root: OwnedFd,
-    path: PathBuf,
+    spool: Arc<Spool>,
 }
 
 impl SpoolTree {
-    /// Opens the directory at `path`.
-    pub fn open(path: &Path) -> io::Result<Self> {
-        let root: File = fs::File::open(path)?.into_parts().0;
-        Ok(Self { root: root.into(), path: path.to_owned() })
+    pub fn new(spool: Arc<Spool>) -> Self {
+        Self { spool }
     }
 
-    /// Writes everything of its file system to the disk (syncfs). The descriptor is held since start, so that an error
-    /// of any write-back since then shows.
-    pub fn sync(&self) -> io::Result<()> {
-        Ok(rustix::fs::syncfs(&self.root)?)
-    }
-
-    /// How full its file system is, as df(1) counts: bytes used, and how many others than root could use in all.
-    pub fn usage(&self) -> io::Result<(u64, u64)> {
-        let found = rustix::fs::fstatvfs(&self.root)?;
-        let used = found.f_blocks.saturating_sub(found.f_bfree);
-        let usable = used.saturating_add(found.f_bavail);
-        Ok((used.saturating_mul(found.f_frsize), usable.saturating_mul(found.f_frsize)))
+    /// The same files with a descriptor of their own: the kernel tells each write-back error once to each descriptor, so whoever
+    /// syncs beside completion must not take its errors away.
+    pub fn apart(&self) -> io::Result<Self> {
+        Spool::open(self.spool.path()).map(Self::new).map_err(io::Error::other)
     }
 
     /// Where it is.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.spool.path()
+    }
+
+    /// See [`Spool::sync`].
+    pub fn sync(&self) -> io::Result<()> {
+        self.spool.sync()
+    }
+
+    /// See [`Spool::used`].
+    pub fn used(&self) -> io::Result<(u64, u64)> {
+        self.spool.used()
     }
 
     /// The place of `path` in it, for walks and messages.
     pub fn place(&self, path: &RelPath) -> PathBuf {
-        path.under(&self.path)
+        path.under(self.spool.path())
     }
 
     /// Opens what is at `path` for reading, without changing its access time and without waiting for a pipe's writer.
@@ -71,7 +68,7 @@ impl SpoolTree {
 
     fn open_at(&self, path: &RelPath, flags: OFlags) -> io::Result<File> {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-        let fd = rustix::fs::openat2(&self.root, path.as_path(), flags, Mode::empty(), resolve)?;
+        let fd = rustix::fs::openat2(self.spool.root(), path.as_path(), flags, Mode::empty(), resolve)?;
         Ok(File::from(fd))
     }
 
@@ -86,7 +83,7 @@ impl SpoolTree {
 
     /// A symbolic link's text.
     pub fn link_text(&self, path: &RelPath) -> io::Result<Vec<u8>> {
-        Ok(rustix::fs::readlinkat(&self.root, path.as_path(), Vec::new())?.into_bytes())
+        Ok(rustix::fs::readlinkat(self.spool.root(), path.as_path(), Vec::new())?.into_bytes())
     }
 
     /// Names of what is directly in `dir`, with their attributes; none if `dir` isn't there or isn't a directory.
@@ -124,10 +121,4 @@ pub fn attrs_of(found: &Metadata) -> Attrs {
         gid: found.gid(),
         mtime: Timestamp { secs: found.mtime(), nanos },
     }
-}
-
-/// Whether it is something that no manifest carries as an entry.
-pub fn is_socket_or_device(found: &Metadata) -> bool {
-    let kind = found.file_type();
-    kind.is_socket() || kind.is_block_device() || kind.is_char_device()
 }

@@ -446,7 +446,7 @@ mod tests {
             let (spool, store) = (Spool::new(), MemoryStore::new());
             let uploader = Uploader {
                 link: store.clone(),
-                tree: Arc::new(SpoolTree::open(spool.tree.path()).expect("opens")),
+                tree: Arc::new(spool.tree.apart().expect("opens")),
                 params: ChunkParams::default(),
                 level: 3,
                 bounds: Bounds::new(0),

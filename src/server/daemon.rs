@@ -18,16 +18,15 @@ use super::{
     Identity, Server, SessionEnd, StoreApi, framed, session,
     socket::{self, Listener},
 };
-use crate::wire::{
-    Join, PROTOCOL_VERSION,
-    frame::{Bounds, Frame},
-    rights::Rights,
+use crate::{
+    limits,
+    wire::{
+        Join, PROTOCOL_VERSION,
+        frame::{Bounds, Frame},
+        rights::Rights,
+    },
 };
 
-/// Sessions at once: twice a large lab's hosts.
-const SESSIONS: usize = 1000;
-/// How long a joining process may take to say for whom.
-const FIRST_WAIT: Duration = Duration::from_secs(30);
 /// How long sessions may take to end when the daemon stops.
 const STOP_WAIT: Duration = Duration::from_secs(10);
 /// Pause after accept(2) failed, which mostly means that descriptors have run out.
@@ -173,7 +172,7 @@ impl Sessions {
     pub(super) async fn accept(&mut self, listener: &Listener) {
         loop {
             tokio::select! {
-                stream = listener.accept(), if self.running.len() < SESSIONS => self.begin(stream).await,
+                stream = listener.accept(), if self.running.len() < limits::SESSIONS => self.begin(stream).await,
                 Some(_) = self.running.join_next() => {}
             }
         }
@@ -183,7 +182,7 @@ impl Sessions {
     pub(super) async fn accept_rest(&mut self, listener: &Listener) {
         while !self.running.is_empty() {
             tokio::select! {
-                stream = listener.accept(), if self.running.len() < SESSIONS => self.begin(stream).await,
+                stream = listener.accept(), if self.running.len() < limits::SESSIONS => self.begin(stream).await,
                 _ = self.running.join_next() => {}
             }
         }
@@ -216,7 +215,7 @@ impl Sessions {
 async fn on_socket(server: Arc<Server>, stream: UnixStream, local: Identity) -> SessionEnd {
     let (reader, writer) = stream.into_split();
     let (mut reader, writer) = framed(reader, writer, Bounds::FIRST_ON_SOCKET);
-    let first = match timeout(FIRST_WAIT, reader.next()).await {
+    let first = match timeout(Duration::from_millis(limits::GREETING_TIMEOUT_MS), reader.next()).await {
         Ok(Ok(Some(first))) => first,
         Ok(Ok(None)) => return SessionEnd::Closed,
         Ok(Err(error)) => return error.into(),

@@ -14,9 +14,6 @@ use crate::{
     },
 };
 
-/// How long a host may take to say Hello.
-const HELLO_WAIT: Duration = Duration::from_secs(30);
-
 fn identity(why: String) -> SessionEnd {
     SessionEnd::Refused(RefusalCode::Identity, why)
 }
@@ -30,7 +27,7 @@ pub(super) async fn greet<R: AsyncRead + Unpin>(
 ) -> Result<(Hello, Present), SessionEnd> {
     let frame = match first {
         Some(frame) => frame,
-        None => match timeout(HELLO_WAIT, reader.next()).await {
+        None => match timeout(Duration::from_millis(limits::GREETING_TIMEOUT_MS), reader.next()).await {
             Ok(frame) => frame?.ok_or(SessionEnd::Closed)?,
             Err(_) => return Err(SessionEnd::Broken("no Hello in time".to_owned())),
         },

@@ -7,17 +7,13 @@ use tokio::{
 
 use crate::{
     catalog::Record,
+    limits,
     wire::{
         FromStore, RefusalCode, RequestId,
         frame::{Frame, FrameWriter, StreamError},
         message_frame,
     },
 };
-
-/// Messages waiting for a host that reads slowly.
-const URGENT: usize = 1024;
-/// Blocks and record batches likewise.
-const BULK: usize = 4;
 
 enum Urgent {
     Message(FromStore),
@@ -41,8 +37,8 @@ pub(super) struct Outlet {
 }
 
 pub(super) fn new() -> (Outbox, Outlet) {
-    let (urgent, urgent_queue) = mpsc::channel(URGENT);
-    let (bulk, bulk_queue) = mpsc::channel(BULK);
+    let (urgent, urgent_queue) = mpsc::channel(limits::OUTBOX_MESSAGES);
+    let (bulk, bulk_queue) = mpsc::channel(limits::OUTBOX_LARGE);
     (Outbox { urgent, bulk }, Outlet { urgent: urgent_queue, bulk: bulk_queue })
 }
 

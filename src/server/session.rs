@@ -31,17 +31,14 @@ use crate::{
     catalog::Head,
     chunk::ObjectKind,
     ids::{Hash, HostUuid, Seq},
-    limits,
+    limits::{self, FETCHES_OPEN, FETCHES_READ, FOLLOW_WINDOW, QUESTIONS_OPEN},
     wire::{
-        CommitRequest, FETCHES_OPEN, FOLLOW_WINDOW, FromStore, QUESTIONS_OPEN, RefusalCode, RequestId,
-        ToStore, charge,
+        CommitRequest, FromStore, RefusalCode, RequestId, ToStore, charge,
         frame::{Bounds, Frame, FrameReader, FrameWriter, StreamError},
         rights::Rights,
     },
 };
 
-/// Blocks read ahead for a host that is slow to take them: each may be large.
-const FETCHES_AT_ONCE: usize = 8;
 /// How long a refused host may take to hear why.
 const FAREWELL: Duration = Duration::from_secs(5);
 
@@ -189,7 +186,7 @@ impl Session {
             queued: AtomicU64::new(0),
             questions: Arc::new(Semaphore::new(QUESTIONS_OPEN)),
             fetches: Arc::new(Semaphore::new(FETCHES_OPEN)),
-            fetching: Arc::new(Semaphore::new(FETCHES_AT_ONCE)),
+            fetching: Arc::new(Semaphore::new(FETCHES_READ)),
             following,
             failed,
         };

@@ -32,8 +32,7 @@ use crate::{
     manifest::{Attrs, Body, Entry, Manifest, Timestamp},
     transport::Target,
     wire::{
-        CommitRequest, FETCHES_OPEN, FromStore, Hello, Join, PROTOCOL_VERSION, QUESTIONS_OPEN, RefusalCode,
-        ToStore,
+        CommitRequest, FromStore, Hello, Join, PROTOCOL_VERSION, RefusalCode, ToStore,
         frame::Frame,
         link::{Link, LinkError, LinkEvent, Timing},
         message_frame,
@@ -349,7 +348,7 @@ async fn a_long_catalog_comes_no_faster_than_it_is_taken() {
     let lab = Lab::new().await;
     let layer = manifest("a", Body::Dir);
     lab.store.put(&block(ObjectKind::Manifest, &layer.encode()));
-    let total = crate::wire::FOLLOW_WINDOW + 2000;
+    let total = limits::FOLLOW_WINDOW + 2000;
     for i in 0..total {
         let CommitRequest { unit, generation, manifest, lost } =
             request(&format!("{i}-a/h"), Hash::of(&layer.encode()));
@@ -566,7 +565,7 @@ async fn more_blocks_than_credit_and_more_questions_than_allowed_are_refused() {
     assert!(raw.refused().await.1.contains("credit"));
     let mut raw = Raw::welcome(&store).await;
     raw.send(&block).await;
-    for id in 0..=QUESTIONS_OPEN as u64 {
+    for id in 0..=limits::QUESTIONS_OPEN as u64 {
         raw.say(&ToStore::Commit(id, request("1-a/h", Hash::of(b"m")))).await;
     }
     assert!(raw.refused().await.1.contains("questions"));
@@ -579,7 +578,7 @@ async fn a_host_that_reads_nothing_is_held_in_bounded_memory() {
     let text = noise(1, 1 << 20);
     store.put(&block(ObjectKind::Chunk, &text));
     let mut raw = Raw::welcome(&store).await;
-    for id in 0..=FETCHES_OPEN as u64 + 10 {
+    for id in 0..=limits::FETCHES_OPEN as u64 + 10 {
         raw.say(&ToStore::Fetch(id, ObjectKind::Chunk, Hash::of(&text))).await;
     }
     let end = timeout(PATIENCE, &mut raw.session);

@@ -145,6 +145,14 @@ impl Spool {
         Ok(sys::fstatvfs(&self.root)?)
     }
 
+    /// How full its file system is, as df(1) counts: bytes used, and how many others than root could use in all.
+    pub fn used(&self) -> io::Result<(u64, u64)> {
+        let found = self.usage()?;
+        let used = found.f_blocks.saturating_sub(found.f_bfree);
+        let usable = used.saturating_add(found.f_bavail);
+        Ok((used.saturating_mul(found.f_frsize), usable.saturating_mul(found.f_frsize)))
+    }
+
     /// The root's own inode.
     pub fn root_inode(&self) -> io::Result<Inode> {
         self.identify(self.root(), b".").map(|(inode, _)| inode)

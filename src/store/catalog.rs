@@ -34,12 +34,11 @@ use crate::{
     catalog::{Head, Record},
     durable::{Disk, DiskFile},
     ids::{Hash, HostUuid, Scope, Seq, StoreUuid, UnitId},
+    limits::RECORD_BYTES,
 };
 
 /// Bytes of a frame before its record.
 pub const FRAME_BYTES: usize = 48;
-/// Longest record: a path, a host name and some numbers are far below this.
-pub const RECORD_BYTES: usize = 64 << 10;
 const MAGIC: &[u8; 4] = b"RFSc";
 const HEAD_MAGIC: &[u8; 4] = b"RFSh";
 const HEAD_VERSION: u32 = 1;

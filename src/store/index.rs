@@ -26,7 +26,7 @@ use redb::{
     TableDefinition,
 };
 
-use super::{StoreError, error::index_error, layout::Layout, pack::PackedBlock};
+use super::{StoreError, error::index_error, layout::Layout, overlay::Overlay, pack::PackedBlock};
 use crate::{
     chunk::{ObjectKind, block::TableEntry},
     durable::{Disk, DiskFile},
@@ -223,9 +223,14 @@ impl Index {
         Ok(index.belongs_to(store)?.then_some(index))
     }
 
+    /// Opens the index in `file` for looking at it: the file isn't changed, not even to mend it after a crash.
+    pub(crate) fn open_unchanged(file: Arc<dyn DiskFile>) -> Result<Self, StoreError> {
+        Self::with_backend(Overlay::new(file)?)
+    }
+
     /// Opens the database on `backend`. The database asserts what it finds on its pages; what it says by panicking is an error here,
     /// since the file may be anything.
-    pub(crate) fn with_backend(backend: impl StorageBackend) -> Result<Self, StoreError> {
+    fn with_backend(backend: impl StorageBackend) -> Result<Self, StoreError> {
         let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(backend)
         }));

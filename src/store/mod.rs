@@ -18,6 +18,7 @@ mod commit;
 mod error;
 pub mod index;
 pub mod layout;
+mod overlay;
 pub mod pack;
 mod recover;
 mod writer;

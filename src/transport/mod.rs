@@ -31,6 +31,8 @@ pub enum Target {
     },
     /// On this machine, behind a daemon's socket.
     Unix(PathBuf),
+    /// Behind a daemon's socket on this machine while one answers there, elsewhere otherwise.
+    UnixOr(PathBuf, Box<Target>),
     /// A process on this machine that speaks the protocol on its standard streams.
     Command(Vec<String>),
 }
@@ -41,6 +43,7 @@ impl fmt::Display for Target {
             Self::Ssh { user: Some(user), host, .. } => write!(f, "{user}@{host}"),
             Self::Ssh { user: None, host, .. } => write!(f, "{host}"),
             Self::Unix(path) => write!(f, "{}", path.display()),
+            Self::UnixOr(_, other) => write!(f, "{other}"),
             Self::Command(words) => write!(f, "{}", words.join(" ")),
         }
     }
@@ -83,14 +86,22 @@ pub async fn connect(target: &Target) -> Result<Connection, TransportError> {
     match target {
         Target::Unix(path) => {
             let fail = |source| TransportError::Connect { path: path.clone(), source };
-            let (reader, writer) = UnixStream::connect(path).await.map_err(fail)?.into_split();
-            Ok(Connection { reader: Box::new(reader), writer: Box::new(writer), guard: Guard::none() })
+            Ok(over_socket(UnixStream::connect(path).await.map_err(fail)?))
         }
+        Target::UnixOr(path, other) => match UnixStream::connect(path).await {
+            Ok(stream) => Ok(over_socket(stream)),
+            Err(_nobody_there) => Box::pin(connect(other)).await,
+        },
         Target::Command(words) => child::spawn(words),
         Target::Ssh { command, user, host, remote_command } => {
             child::spawn(&ssh_argv(command, user.as_deref(), host, remote_command)?)
         }
     }
+}
+
+fn over_socket(stream: UnixStream) -> Connection {
+    let (reader, writer) = stream.into_split();
+    Connection { reader: Box::new(reader), writer: Box::new(writer), guard: Guard::none() }
 }
 
 /// The words that run the store's end on `host`.

@@ -28,8 +28,11 @@ use tokio::{
     time::timeout,
 };
 
-use super::{HELLO_BYTES, JOIN_BYTES, MESSAGE_BYTES, RequestId};
-use crate::{chunk::block, limits};
+use super::RequestId;
+use crate::{
+    chunk::block,
+    limits::{self, HELLO_BYTES, JOIN_BYTES, MESSAGE_BYTES},
+};
 
 /// Bytes of a frame's header.
 pub const HEADER_BYTES: usize = 5;

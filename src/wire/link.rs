@@ -125,7 +125,7 @@ impl Default for Timing {
             reconnect_min: Duration::from_millis(limits::RECONNECT_MIN_MS),
             reconnect_max: Duration::from_millis(limits::RECONNECT_MAX_MS),
             lived: Duration::from_secs(10),
-            greeting: Duration::from_secs(30),
+            greeting: Duration::from_millis(limits::GREETING_TIMEOUT_MS),
             silence: Duration::from_millis(limits::SILENCE_TIMEOUT_MS),
             fetch: Duration::from_millis(limits::FETCH_TIMEOUT_MS),
             request: Duration::from_secs(600),

@@ -21,20 +21,6 @@ use rights::Rights;
 /// Version of the protocol that this program speaks.
 pub const PROTOCOL_VERSION: u32 = 1;
 
-/// Longest message after the greeting: [`limits::RECORDS_PER_PUSH`] records with paths of [`limits::PATH_BYTES`] are 4.6 MiB,
-/// [`limits::HASHES_PER_ASK`] hashes 2.2 MiB.
-pub const MESSAGE_BYTES: usize = 8 << 20;
-/// Longest Hello, Welcome or Refused: a name and some settings, from somebody not known yet.
-pub const HELLO_BYTES: usize = 64 << 10;
-/// Longest join preamble: a name and a number.
-pub const JOIN_BYTES: usize = 1 << 10;
-/// Questions (Offer, Missing, Commit) that a host may have open: a few layers at once, several questions each.
-pub const QUESTIONS_OPEN: usize = 256;
-/// Fetches that a host may have open: as many readers wait at once.
-pub const FETCHES_OPEN: usize = 64;
-/// Records that the store may send ahead of [`ToStore::Taken`].
-pub const FOLLOW_WINDOW: u64 = 4 * limits::RECORDS_PER_PUSH as u64;
-
 /// What a block of `bytes` takes of [`limits::UPLOAD_CREDIT_BYTES`]. A block beyond all of it travels alone.
 pub fn charge(bytes: usize) -> u64 {
     (bytes as u64).min(limits::UPLOAD_CREDIT_BYTES)
@@ -95,7 +81,7 @@ pub enum ToStore {
     /// Are you there?
     #[n(6)]
     Ping,
-    /// Records up to here were taken in: the store may send [`FOLLOW_WINDOW`] more.
+    /// Records up to here were taken in: the store may send [`limits::FOLLOW_WINDOW`] more.
     #[n(7)]
     Taken(#[n(0)] Seq),
 }

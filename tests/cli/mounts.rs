@@ -10,7 +10,7 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
-    harness::{EXE, Lab, Machine, text, wait_for},
+    harness::{EXE, Lab, Machine, assert_same, picture, play_task, text, wait_for},
     said::{Said, called_as, link},
 };
 
@@ -58,7 +58,7 @@ fn the_helper_of_mount_takes_what_mount_gives_it() {
     let (mut lab, drone) = lab();
     let helper = link(lab.path(), "mount.fuse.resultsfs");
     let (config, place) = (drone.config.display().to_string(), drone.mount.display().to_string());
-    lab.mounted(&drone);
+    lab.is_mounted(&drone);
     let options = "rw,_netdev,nofail,noatime,x-systemd.requires=foo";
     called_as(&helper, [&config, &place, "-o", options, "-n", "-s"]).expect(0, &[]);
     let line = mount_line(&drone.mount).expect("mounted");
@@ -76,7 +76,7 @@ fn mount_8_finds_the_helper() {
     let sbin = lab.path().join("sbin");
     fs::create_dir(&sbin).expect("made");
     link(&sbin, "mount.fuse.resultsfs");
-    lab.mounted(&drone);
+    lab.is_mounted(&drone);
     let script = r#"set -e
         mount -t overlay overlay -o "lowerdir=$1:/usr/sbin" /usr/sbin
         mount -t fuse.resultsfs -o rw,_netdev,x-systemd.requires=foo "$2" "$3"
@@ -120,23 +120,22 @@ fn mounting_again_is_a_success_and_mounting_elsewhere_is_not() {
     umount(&drone, &[]).expect(1, &["isn't mounted"]);
 }
 
-/// What is in the way is not hidden: the mount is refused with the mend, and the mend works.
+/// What is in the way is not hidden: the mount is refused with the mends, and the first mend works.
 #[test]
-fn a_mount_point_that_is_not_empty_is_refused_with_the_mend() {
+fn a_mount_point_that_is_not_empty_is_refused_with_the_mends() {
     let (mut lab, drone) = lab();
-    let old = drone.mount.join("12-me/host1");
-    fs::create_dir_all(&old).expect("made");
-    fs::write(old.join("keyval"), "a=1\n").expect("written");
-    let spool = drone.state.join("spool");
+    play_task(&drone.mount, 3);
+    let before = picture(&drone.mount);
     for words in [&[][..], &["--foreground"]] {
-        mount(&drone, words)
-            .expect(1, &["is not empty", "hint: ", &format!("the spool ({})", spool.display())]);
+        mount(&drone, words).expect(1, &["is not empty", "--adopt", "elsewhere"]);
     }
     assert!(!is_mounted(&drone));
-    fs::rename(drone.mount.join("12-me"), spool.join("12-me")).expect("moved");
-    lab.mount(&drone);
-    assert_eq!(fs::read_to_string(old.join("keyval")).expect("there"), "a=1\n");
-    assert!(drone.json(["jobs"]).iter().any(|l| l["unit"] == "12-me/host1"));
+    assert_same("what was there", &before, &picture(&drone.mount));
+    lab.is_mounted(&drone);
+    mount(&drone, &["--adopt"]).expect(0, &[]);
+    assert!(is_mounted(&drone));
+    assert_same("the adopted tree", &before, &picture(&drone.mount));
+    assert!(drone.json(["jobs"]).iter().any(|l| l["unit"] == "hosts/host1/3-verify"));
 }
 
 #[test]
@@ -193,7 +192,7 @@ fn a_dead_mount_is_cleared() {
 #[test]
 fn options_have_their_effect() {
     let (mut lab, drone) = lab();
-    lab.mounted(&drone);
+    lab.is_mounted(&drone);
     mount(&drone, &["-o", "ro,passthrough=off"]).expect(0, &[]);
     let refused = fs::write(drone.mount.join("file"), "x").expect_err("read only");
     assert_eq!(refused.raw_os_error(), Some(libc::EROFS));
@@ -204,7 +203,7 @@ fn options_have_their_effect() {
 #[test]
 fn a_signal_unmounts() {
     let (mut lab, drone) = lab();
-    lab.mounted(&drone);
+    lab.is_mounted(&drone);
     let daemon = Command::new(EXE)
         .args(["--config".as_ref(), drone.config.as_os_str(), "mount".as_ref(), "--foreground".as_ref()])
         .arg(&drone.mount)

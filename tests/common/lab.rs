@@ -185,8 +185,8 @@ impl Lab {
         self.mounts.push(machine.mount.clone());
     }
 
-    /// What somebody else mounts is unmounted at the end, too.
-    pub fn mounted(&mut self, machine: &Machine) {
+    /// A test has mounted it by itself.
+    pub fn is_mounted(&mut self, machine: &Machine) {
         self.mounts.push(machine.mount.clone());
     }
 

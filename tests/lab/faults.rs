@@ -58,7 +58,8 @@ fn mount_again(lab: &mut Lab, drone: &Machine) {
 #[test]
 fn kill_at_random_moments_loses_nothing() {
     let mut lab = Lab::new(Duration::from_secs(420));
-    let drone = lab.machine("drone1");
+    // Nothing completes before all is played, and then it takes a while.
+    let drone = lab.machine_with("drone1", "settle_seconds: 3600\nbandwidth_mib_per_s: 1");
     lab.mount(&drone);
     let (_, jobs) = jobs_in(&lab, 40);
     let reference = lab.path().join("reference");
@@ -69,8 +70,11 @@ fn kill_at_random_moments_loses_nothing() {
         }
     }
     let mut random = Random(20);
+    let mut at_work = 0;
     for round in 0..20 {
-        thread::sleep(Duration::from_millis(random.below(600)));
+        drone.run(["offload"]);
+        thread::sleep(Duration::from_millis(random.below(500)));
+        at_work += u32::from(drone.status()["queue_units"].as_u64().is_some_and(|n| n > 0));
         match round % 3 {
             0 => {
                 let pid = i32::try_from(drone.pid()).ok().and_then(Pid::from_raw).expect("a pid");
@@ -89,6 +93,7 @@ fn kill_at_random_moments_loses_nothing() {
             }
         }
     }
+    assert!(at_work >= 10, "only {at_work} of 20 kills fell into an offload");
     drone.offload();
     let expected = picture(&reference);
     assert_same("the drone", &expected, &picture(&drone.mount));

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::{Check, overlay::Overlay};
+use super::Check;
 use crate::{
     chunk::ObjectKind,
     durable::Disk,
@@ -31,7 +31,7 @@ pub(super) fn open_closed(disk: &dyn Disk, layout: &Layout) -> Result<Option<Ind
     };
     match file.is_empty()? {
         true => Ok(None),
-        false => Index::with_backend(Overlay::new(file)?).map(Some),
+        false => Index::open_unchanged(file).map(Some),
     }
 }
 

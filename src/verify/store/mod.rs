@@ -6,7 +6,6 @@
 
 mod contents;
 mod index;
-mod overlay;
 mod packs;
 
 #[cfg(test)]

@@ -11,11 +11,8 @@ use super::LinkError;
 use crate::{
     catalog::{Head, Record},
     ids::{HostUuid, Seq},
-    limits,
-    wire::{
-        CommitRequest, FETCHES_OPEN, FOLLOW_WINDOW, QUESTIONS_OPEN, RequestId, ToStore, charge, frame::Frame,
-        message_frame,
-    },
+    limits::{self, FETCHES_OPEN, FOLLOW_WINDOW, QUESTIONS_OPEN},
+    wire::{CommitRequest, RequestId, ToStore, charge, frame::Frame, message_frame},
 };
 
 /// A question, as far as its answer must fit it.

@@ -1,4 +1,4 @@
-//! Lets the database open a file without changing it: what it writes stays in memory.
+//! Lets the database open a file without changing it, for an offline check: what it writes stays in memory.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
