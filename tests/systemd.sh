@@ -35,6 +35,7 @@ main() {
     check_service_alone
     check_killed
     check_broken_config
+    check_next_boot
     check "the container powers off in order" power_off
     echo "$passed passed, $failed failed"
     [ "$failed" = 0 ]
@@ -76,8 +77,9 @@ check() {
 within() {
     local end=$((SECONDS + $1))
     shift
-    until "$@" > /dev/null 2>&1; do
-        [ $SECONDS -lt $end ] || return
+    # Not in a subshell: the command may set what comes after.
+    until "$@" > "$work/said" 2>&1; do
+        [ $SECONDS -lt $end ] || ! cat "$work/said" || return
         sleep 0.1
     done
 }
@@ -198,6 +200,9 @@ check_service_alone() {
     check "a busy mount stops within its bound" stop_while_busy
     check "the service starts after that" inside systemctl start $mount_unit
     check "the same files are there after that" same_files
+    check "the service restarts" inside systemctl restart resultsfs.service
+    check "the mount unit follows the restart" within 10 inside systemctl is-active $mount_unit
+    check "the same files are there after a restart" same_files
 }
 
 # Autotest's processes have their working directory in the tree.
@@ -226,12 +231,17 @@ came_back() {
 }
 
 check_broken_config() {
-    check "everything stops" inside systemctl stop $mount_unit resultsfs.service
+    check "everything stops" inside systemctl stop $mount_unit resultsfs.service resultsfs-serve.service
     # As the Autotest manual prints it: indented by a blank.
     sed -i 's/^results_host/ results_host/; s/^drones/ drones/' "$work/t/root/etc/autotest/global_config.ini"
     check "a broken configuration is refused" refused resultsfs.service
-    check "status names the file and the line" within 5 status_names 'global_config.ini:[0-9]+|global_config.ini.*line [0-9]+'
+    # File, line, and the mend.
+    local line='global_config.ini:[0-9]+: .*sed -i'
+    check "status names the file and the line" within 5 status_names resultsfs.service "$line"
+    check "it is not tried again and again" inside systemctl is-failed resultsfs.service
     check "the mount unit fails with it" refused $mount_unit
+    check "the store's daemon is refused, too" refused resultsfs-serve.service
+    check "its status names the file and the line" within 5 status_names resultsfs-serve.service "$line"
     write_config "results_host: dumpster"
     inside systemctl reset-failed
     check "a mended one is taken" inside systemctl start $mount_unit
@@ -242,7 +252,18 @@ refused() {
 }
 
 status_names() {
-    inside systemctl status --no-pager --full -n 20 resultsfs.service | grep -Eq "$1"
+    local said
+    said=$(inside systemctl status --no-pager --full -n 20 "$1")
+    grep -Eq "$2" <<< "$said" || ! echo "$said"
+}
+
+check_next_boot() {
+    check "the store's socket is enabled for the next boot" inside systemctl enable resultsfs-serve.socket
+    check "the container powers off with the mount in use" power_off
+    boot || { check "the container boots again" inside systemctl list-jobs; return; }
+    check "everything is up after a boot" inside systemctl is-active resultsfs-serve.socket $mount_unit resultsfs.service
+    check "the same files are there after a boot" same_files
+    check "verify finds nothing after a boot" inside resultsfs verify --read-data
 }
 
 power_off() {

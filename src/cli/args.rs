@@ -93,7 +93,7 @@ pub struct UmountArgs {
     /// How long to wait for open files, seconds.
     #[arg(long, default_value_t = 30, value_name = "S")]
     pub timeout: u64,
-    /// Detach at once, even with open files; they go on working until they are closed or the daemon ends.
+    /// Detach at once; files that are open then may fail.
     #[arg(long, short)]
     pub lazy: bool,
 }

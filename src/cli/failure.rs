@@ -1,6 +1,6 @@
 //! How a command fails: what happened, what to do, and the exit code that says it to scripts.
 
-use std::fmt::Display;
+use std::{ffi::OsString, fmt::Display, os::unix::ffi::OsStrExt};
 
 use crate::control::ControlError;
 
@@ -66,8 +66,39 @@ impl Failure {
 
 /// Exit code for wrong usage: 2, and 16 where fsck(8)'s codes hold.
 pub fn usage_code() -> u8 {
-    let fsck = std::env::args_os().take(3).any(|a| {
-        a == "verify" || std::path::Path::new(&a).file_name().is_some_and(|n| n == "fsck.resultsfs")
-    });
-    if fsck { 16 } else { 2 }
+    if is_fsck(&std::env::args_os().collect::<Vec<_>>()) { 16 } else { 2 }
+}
+
+/// Whether the command is `verify`, as far as can be told of a line that couldn't be parsed.
+fn is_fsck(argv: &[OsString]) -> bool {
+    let Some((program, mut rest)) = argv.split_first() else { return false };
+    if super::helper_of(program) == Some("verify") {
+        return true;
+    }
+    while let [first, tail @ ..] = rest {
+        match first.as_bytes() {
+            b"--config" => rest = tail.get(1..).unwrap_or_default(),
+            [b'-', ..] => rest = tail,
+            word => return word == b"verify",
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrong_usage_of_verify_has_the_code_of_fsck() {
+        let is_fsck = |line: &str| is_fsck(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
+        for line in
+            ["resultsfs verify -x", "resultsfs --json --config a.ini verify", "/sbin/fsck.resultsfs -x"]
+        {
+            assert!(is_fsck(line), "{line}");
+        }
+        for line in ["resultsfs", "resultsfs jobs verify", "resultsfs --config verify jobs"] {
+            assert!(!is_fsck(line), "{line}");
+        }
+    }
 }

@@ -5,12 +5,17 @@
 mod args;
 mod failure;
 mod mount;
+mod places;
 mod print;
 mod remote;
 mod serve;
 mod verify;
 
-use std::{ffi::OsString, path::Path, process::ExitCode};
+use std::{
+    ffi::{OsStr, OsString},
+    path::Path,
+    process::ExitCode,
+};
 
 use clap::Parser;
 
@@ -66,14 +71,19 @@ fn dispatch(cli: Cli) -> Outcome {
 
 /// Turns the calling conventions of mount(8) and fsck(8) helpers into the command's own.
 fn as_command(mut argv: Vec<OsString>) -> Vec<OsString> {
-    let name = argv.first().map(|a| Path::new(a).file_name().unwrap_or_default().to_os_string());
-    let command = match name.as_ref().and_then(|n| n.to_str()) {
-        Some("mount.fuse.resultsfs" | "mount.resultsfs") => "mount",
-        Some("fsck.resultsfs" | "fsck.fuse.resultsfs") => "verify",
-        _ => return argv,
-    };
-    argv.insert(1, command.into());
+    if let Some(command) = argv.first().and_then(|program| helper_of(program)) {
+        argv.insert(1, command.into());
+    }
     argv
+}
+
+/// The command that a program of this name is.
+fn helper_of(program: &OsStr) -> Option<&'static str> {
+    match Path::new(program).file_name()?.to_str()? {
+        "mount.fuse.resultsfs" | "mount.resultsfs" => Some("mount"),
+        "fsck.resultsfs" | "fsck.fuse.resultsfs" => Some("verify"),
+        _ => None,
+    }
 }
 
 fn start_logging(cli: &Cli) {

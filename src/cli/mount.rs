@@ -17,12 +17,13 @@ use fs_err as fs;
 use super::{
     args::{Cli, MountArgs, UmountArgs},
     failure::{Failure, Outcome},
+    places,
 };
 use crate::{
     config::Config,
     control::{self, ControlError, Request},
     daemon::{self, DaemonOptions},
-    fuse::Passthrough,
+    fuse::{self, Passthrough},
 };
 
 /// Options of mount(8) that mean nothing to the daemon but may stand in an fstab.
@@ -43,9 +44,25 @@ const IGNORED_OPTIONS: &[&str] = &[
     "exec",
     "noexec",
     "async",
+    "sync",
+    "dirsync",
     "atime",
     "noatime",
+    "diratime",
+    "nodiratime",
     "relatime",
+    "norelatime",
+    "strictatime",
+    "nostrictatime",
+    "lazytime",
+    "nolazytime",
+    "owner",
+    "noowner",
+    "group",
+    "nogroup",
+    "nousers",
+    "silent",
+    "loud",
     "default_permissions",
     "allow_other",
 ];
@@ -97,8 +114,12 @@ fn parse_options(args: &MountArgs) -> Result<Options, Failure> {
             ("passthrough", "auto") => options.passthrough = Passthrough::Auto,
             ("passthrough", "off") => options.passthrough = Passthrough::Off,
             ("config", path) if !path.is_empty() => options.config = Some(path.into()),
-            (name, "") if IGNORED_OPTIONS.contains(&name) || name.starts_with("x-") => {}
-            (name, _) if name.starts_with("x-") || name == "comment" => {}
+            (name, "") if IGNORED_OPTIONS.contains(&name) => {}
+            (name, _) if name.starts_with("x-") || name.starts_with("X-") || name == "comment" => {}
+            ("remount", "") => {
+                return Err(Failure::usage("remounting isn't possible")
+                    .hint("unmount and mount with the new options"));
+            }
             _ => {
                 return Err(Failure::usage(format!("unknown mount option `{option}`")).hint(
                     "known are ro, passthrough=auto, passthrough=off, config=FILE, and mount(8)'s own",
@@ -123,28 +144,36 @@ fn mountpoint(args: &MountArgs, config: &Config) -> Result<PathBuf, Failure> {
         [.., mountpoint] => mountpoint.clone(),
         [] => config.mountpoint_default(is_results_host(config)),
     };
-    std::path::absolute(&path).map_err(|e| Failure::usage(format!("{}: {e}", path.display())))
+    places::mountpoint(&path).map_err(|e| Failure::usage(format!("{}: {e}", path.display())))
 }
 
 /// Whether this host's daemon runs already: for the same mount point that is a success (the service has mounted it before the mount unit
 /// came to it), for another one an error.
 fn already_served(config: &Config, mountpoint: &Path) -> Result<Option<u8>, Failure> {
-    let mut serving = None;
-    match control::ask(&config.control_socket(), &Request::Hello, |item| serving = Some(item)) {
-        Err(ControlError::NotRunning { .. }) => return Ok(None),
-        Err(other) => return Err(Failure::from_control(other)),
-        Ok(_) => {}
-    }
-    let serving = serving.as_ref().and_then(|item| item["mountpoint"].as_str()).unwrap_or_default();
-    if Path::new(serving) == mountpoint {
+    let Some(serving) = served(config)? else { return Ok(None) };
+    if serving == mountpoint {
         tracing::info!("{} is mounted already", mountpoint.display());
         return Ok(Some(0));
     }
-    Err(Failure::new(format!(
-        "the daemon of state directory {} has its mount at {serving}",
-        config.state_dir.display()
+    Err(is_elsewhere(config, &serving).hint("unmount that first, or give this mount a state_dir of its own"))
+}
+
+/// Where this host's daemon has its mount, if it runs.
+fn served(config: &Config) -> Result<Option<PathBuf>, Failure> {
+    let mut serving = None;
+    match control::ask(&config.control_socket(), &Request::Hello, |item| serving = Some(item)) {
+        Err(ControlError::NotRunning { .. }) => Ok(None),
+        Err(other) => Err(Failure::from_control(other)),
+        Ok(_) => Ok(serving.as_ref().and_then(|item| item["mountpoint"].as_str()).map(PathBuf::from)),
+    }
+}
+
+fn is_elsewhere(config: &Config, serving: &Path) -> Failure {
+    Failure::new(format!(
+        "the daemon of state directory {} has its mount at {}",
+        config.state_dir.display(),
+        serving.display()
     ))
-    .hint("unmount that first, or give this mount a state_dir of its own"))
 }
 
 fn start_in_background(options: &DaemonOptions) -> Outcome {
@@ -224,6 +253,15 @@ fn background_child(options: DaemonOptions) -> Outcome {
 /// `umount MOUNTPOINT`.
 pub fn umount(cli: &Cli, args: &UmountArgs) -> Outcome {
     let (config, mountpoint) = find_mount(cli, args)?;
+    match served(&config)? {
+        None => return clear_dead(&mountpoint),
+        Some(serving) if serving != mountpoint => {
+            return Err(
+                is_elsewhere(&config, &serving).hint("name that one, or its configuration with --config")
+            );
+        }
+        Some(_) => {}
+    }
     let socket = config.control_socket();
     let daemon = daemon_process(&socket);
     let request = Request::Umount { lazy: args.lazy, timeout_s: args.timeout };
@@ -233,7 +271,6 @@ pub fn umount(cli: &Cli, args: &UmountArgs) -> Outcome {
         }
         Ok(_) => Err(Failure::new("unmounted, but the daemon is still at work")
             .hint("`resultsfs status` says what it waits for")),
-        Err(ControlError::NotRunning { .. }) => clear_dead(&mountpoint),
         Err(other) => Err(Failure::from_control(other)),
     }
 }
@@ -253,10 +290,16 @@ fn has_ended(process: &OwnedFd, bound: Duration) -> bool {
 }
 
 fn find_mount(cli: &Cli, args: &UmountArgs) -> Result<(Config, PathBuf), Failure> {
-    let wanted = args.mountpoint.as_ref().and_then(|m| std::path::absolute(m).ok());
+    let wanted = args.mountpoint.as_ref().and_then(|m| places::mountpoint(m).ok());
     let source = wanted.as_deref().and_then(source_of_mount);
     let config = Config::load(cli.config.as_deref().or(source.as_deref())).map_err(Failure::from_config)?;
-    let mountpoint = wanted.unwrap_or_else(|| config.mountpoint_default(is_results_host(&config)));
+    let mountpoint = match wanted {
+        Some(mountpoint) => mountpoint,
+        None => {
+            let place = config.mountpoint_default(is_results_host(&config));
+            places::mountpoint(&place).map_err(Failure::new)?
+        }
+    };
     Ok((config, mountpoint))
 }
 
@@ -295,8 +338,7 @@ fn clear_dead(mountpoint: &Path) -> Outcome {
     if source_of_mount(mountpoint).is_none() {
         return Err(Failure::new(format!("{} isn't mounted", mountpoint.display())));
     }
-    rustix::mount::unmount(mountpoint, rustix::mount::UnmountFlags::DETACH)
-        .map_err(|e| Failure::new(format!("can't unmount {}: {e}", mountpoint.display())))?;
+    fuse::clear_dead(mountpoint).map_err(Failure::new)?;
     eprintln!("resultsfs: no daemon was running; the dead mount at {} was cleared", mountpoint.display());
     Ok(0)
 }

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::{
     args::{Cli, OffloadArgs},
     failure::{Failure, Outcome},
-    load_config, print,
+    load_config, places, print,
 };
 use crate::control::{self, RawPath, Request};
 
@@ -71,7 +71,7 @@ pub fn raws(paths: &[OsString]) -> Result<Vec<RawPath>, Failure> {
 }
 
 fn raw(path: &OsStr) -> Result<RawPath, Failure> {
-    let absolute = std::path::absolute(Path::new(path))
+    let absolute = places::entry(Path::new(path))
         .map_err(|e| Failure::usage(format!("{}: {e}", path.to_string_lossy())))?;
     Ok(RawPath { given: path.as_bytes().to_vec(), absolute: absolute.into_os_string().as_bytes().to_vec() })
 }

@@ -57,6 +57,8 @@ fn print_key(cli: &Cli, key_file: &Path, drone: &str, rights: Rights) -> Outcome
     let exe = std::env::current_exe().map_err(|e| Failure::new(format!("can't find this program: {e}")))?;
     let mut command = vec![exe.display().to_string()];
     if let Some(config) = &cli.config {
+        // sshd starts it in another directory.
+        let config = std::path::absolute(config).map_err(Failure::new)?;
         command.extend(["--config".to_owned(), config.display().to_string()]);
     }
     let line = server::print_authorized_key(key_file, drone, rights, &command).map_err(Failure::new)?;

@@ -1,6 +1,6 @@
 //! `verify`, also as `fsck.resultsfs`: this host through its daemon (or alone, where none runs), the store by its files.
 
-use std::{io::IsTerminal, time::Duration};
+use std::{ffi::OsStr, io::IsTerminal, os::unix::ffi::OsStrExt, time::Duration};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
@@ -13,6 +13,7 @@ use super::{
 use crate::{
     config::Config,
     control::{self, ControlError, Request},
+    ids::RelPath,
     journal::Journal,
     server,
     spool::{Spool, activity::Activity},
@@ -55,7 +56,7 @@ fn check_local(cli: &Cli, args: &VerifyArgs, config: &Config) -> Outcome {
     let paths = remote::raws(&args.paths)?;
     let request = Request::Verify { paths, read_data: args.read_data };
     match control::ask(&config.control_socket(), &request, |item| show(cli, &item)) {
-        Err(ControlError::NotRunning { .. }) if args.paths.is_empty() => check_alone(cli, args, config),
+        Err(ControlError::NotRunning { .. }) => check_alone(cli, args, config),
         Err(e) => Err(Failure::from_control(e).exit(COULD_NOT)),
         Ok(code) => Ok(code),
     }
@@ -67,9 +68,19 @@ fn check_alone(cli: &Cli, args: &VerifyArgs, config: &Config) -> Outcome {
     let journal = Journal::open(&config.state_dir, std::sync::Arc::new(crate::clock::SystemClock))
         .map_err(|e| could_not(&e))?;
     let spool = Spool::open(&config.spool_dir).map_err(|e| could_not(&e))?;
+    let paths = args.paths.iter().map(|path| tree_path(path)).collect::<Result<Vec<_>, _>>()?;
     let (activity, _touched) = Activity::new();
-    let report = verify::local::check(&journal, &spool, &activity, &[], args.read_data);
+    let report = verify::local::check(&journal, &spool, &activity, &paths, args.read_data);
     Ok(show_report(cli, &report, "local"))
+}
+
+/// Nothing is mounted, so a path can only be one from the top of the results tree.
+fn tree_path(path: &OsStr) -> Result<RelPath, Failure> {
+    RelPath::parse(path.as_bytes()).map_err(|e| {
+        Failure::usage(format!("{}: {e}", path.to_string_lossy()))
+            .hint("no daemon is running: give a path from the top of the results tree")
+            .exit(16)
+    })
 }
 
 /// By whoever has the store open, or else by its files.

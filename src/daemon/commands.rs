@@ -10,7 +10,7 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::{End, Host, report};
+use super::{End, Host, report, users};
 use crate::{
     control::{RawPath, Reply, Request},
     fuse::Mounted,
@@ -23,6 +23,9 @@ use crate::{
 
 /// Longest request line: a few thousand paths.
 const REQUEST_BYTES: u64 = 16 << 20;
+
+/// Most users of a mount that are named.
+const USERS_NAMED: usize = 10;
 
 /// How long a close(2) may be on its way to us.
 const CLOSE_GRACE: Duration = Duration::from_millis(500);
@@ -184,7 +187,7 @@ impl Commands {
             let path = self.tree_path(raw)?;
             let below: Vec<&UnitId> = known.iter().filter(|u| u.root.is_below(&path)).collect();
             if below.is_empty() {
-                named.insert(self.host.unit_of(&path).ok_or_else(|| {
+                named.insert(self.host.known_unit_of(&path).ok_or_else(|| {
                     Refusal::new(format!("{path} belongs to no unit on this host"))
                         .hint("`resultsfs jobs` lists the units")
                 })?);
@@ -341,6 +344,15 @@ impl Commands {
         Ok(Ok(report.exit_code()))
     }
 
+    /// Who holds the mount up, as far as can be seen.
+    fn in_use(&self) -> String {
+        let users = users::users(&self.host.mountpoint, USERS_NAMED);
+        if users.is_empty() {
+            return format!("; {} files are open", self.host.activity.open_handles());
+        }
+        format!("; in use: {}", users.join(", "))
+    }
+
     async fn umount(&self, lazy: bool, timeout_s: u64) -> Ended {
         let end = tokio::time::Instant::now() + Duration::from_secs(timeout_s);
         loop {
@@ -349,12 +361,8 @@ impl Commands {
                 Err(error) => error,
             };
             if tokio::time::Instant::now() >= end {
-                let open = self.host.activity.open_handles();
-                return Err(Refusal::new(format!(
-                    "can't unmount {}: {error}; {open} files are open",
-                    self.host.mountpoint.display()
-                ))
-                .hint("`fuser -vm MOUNTPOINT` shows who works there; --lazy detaches all the same"));
+                return Err(Refusal::new(format!("{error}{}", self.in_use()))
+                    .hint("--lazy detaches all the same, and open files may fail then"));
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }

@@ -13,6 +13,7 @@ mod commands;
 mod follow;
 mod report;
 mod seams;
+mod users;
 
 use std::{
     io,

@@ -43,9 +43,16 @@ impl Host {
         error.or_else(|| self.engine.why(unit))
     }
 
-    /// The unit that a path belongs to on this host.
-    pub(super) fn unit_of(&self, path: &RelPath) -> Option<UnitId> {
-        self.place(path).unit()
+    /// The unit that a path belongs to, if there is anything of it.
+    pub(super) fn known_unit_of(&self, path: &RelPath) -> Option<UnitId> {
+        self.place(path).unit().filter(|unit| self.is_known(unit))
+    }
+
+    /// Whether there is anything of a unit, here or in the catalog.
+    fn is_known(&self, unit: &UnitId) -> bool {
+        self.journal.get(unit).is_some()
+            || !self.journal.layers(unit).is_empty()
+            || self.in_spool(&unit.root).is_some()
     }
 
     /// The unit that an unrecognised directory becomes if `complete` is said of it.
@@ -307,6 +314,10 @@ fn candidate_json(candidate: &Candidate) -> Value {
 
 fn explain_unit(host: &Host, unit: &UnitId, out: &mut Map<String, Value>) {
     out.insert("unit".into(), json!(unit.to_string()));
+    if !host.is_known(unit) {
+        out.insert("why".into(), json!("there is nothing of it, neither on this host nor in the catalog"));
+        return;
+    }
     let record = host.journal.get(unit);
     let is_own = record.is_some() || host.engine.running().contains(unit);
     let state = record.as_ref().map_or(State::Running, |r| r.state);
@@ -316,7 +327,12 @@ fn explain_unit(host: &Host, unit: &UnitId, out: &mut Map<String, Value>) {
     }
     let layers: Vec<Value> = host.journal.layers(unit).iter().map(layer_json).collect();
     out.insert("layers".into(), json!(layers));
-    out.insert("why".into(), json!(host.why(unit)));
+    let fresh = || {
+        (is_own && state == State::Running).then(|| {
+            format!("it is looked at when nothing has been written for {} s", host.config.settle_seconds)
+        })
+    };
+    out.insert("why".into(), json!(host.why(unit).or_else(fresh)));
     let next = if is_own { next(host, record.as_ref()) } else { "it is read from the store".to_owned() };
     out.insert("next".into(), json!(next));
 }

@@ -30,7 +30,10 @@ use std::{
 };
 
 use self::{adapter::Adapter, point::Point};
-pub use self::{notice::Notices, point::abort_connection};
+pub use self::{
+    notice::Notices,
+    point::{abort_connection, clear_dead},
+};
 use crate::fs::Fs;
 
 /// Whether local files are read and written past the daemon.

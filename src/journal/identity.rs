@@ -1,6 +1,13 @@
 //! The state directory: whose it is, and that only one process uses it.
 
-use std::{fs::File, io, os::unix::fs::DirBuilderExt, path::Path};
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::DirBuilderExt,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
 
 use fs_err::{self as fs, os::unix::fs::OpenOptionsExt as _};
 use rustix::fs::{FlockOperation, flock};
@@ -8,16 +15,28 @@ use rustix::fs::{FlockOperation, flock};
 use super::error::JournalError;
 use crate::{durable, ids::HostUuid};
 
+/// How long a process that has unmounted, or was killed, may take to end. Whoever comes next waits for it.
+const ENDING: Duration = Duration::from_secs(3);
+const PAUSE: Duration = Duration::from_millis(20);
+
 /// Creates `dir` if need be and takes it for this process, as long as the file is open.
 pub(super) fn lock(dir: &Path) -> Result<File, JournalError> {
     create_durably(dir)?;
     let path = dir.join("lock");
     let file = fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path)?;
     let file = file.into_parts().0;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(JournalError::Locked { dir: dir.to_owned() }),
-        Err(e) => Err(io::Error::new(io::Error::from(e).kind(), format!("{}: {e}", path.display())).into()),
+    let end = Instant::now() + ENDING;
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < end => thread::sleep(PAUSE),
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(JournalError::Locked { dir: dir.to_owned() }),
+            Err(e) => {
+                return Err(
+                    io::Error::new(io::Error::from(e).kind(), format!("{}: {e}", path.display())).into()
+                );
+            }
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use super::{
     CommandError, Engine, EngineParts, Settings, Union,
     evict::{EvictError, EvictionRules},
     seal::Before,
-    testing::{MemoryStore, Spool as TestSpool, describe, path},
+    testing::{MemoryStore, STORE, Spool as TestSpool, describe, path},
 };
 use crate::{
     chunk::ChunkParams,
@@ -116,9 +116,16 @@ impl Lab {
         self.journal.get(unit).map(|record| (record.state, record.generation.0))
     }
 
+    /// The catalog as far as it goes, as the connection would bring it.
+    fn follow(&self) {
+        let seen = self.journal.head().map_or(0, |(_, head)| head.seq.0 as usize);
+        self.journal.follow(STORE, &self.store.records()[seen..]).expect("they follow");
+    }
+
     async fn reaches(&self, unit: &UnitId, state: State, generation: u32) {
         for _ in 0..2000 {
             if self.state_of(unit) == Some((state, generation)) {
+                self.follow();
                 return;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -363,4 +370,20 @@ async fn old_layers_are_evicted_and_a_cut_off_eviction_is_finished() {
     lab.start(true);
     assert!(!lab.place("1-me/host1").exists());
     assert_eq!(lab.state_of(&unit()), Some((State::Evicted, 1)));
+}
+
+/// P1: without the commit's record the tree would be without the layer for a moment.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_evicted_before_its_commit_is_followed() {
+    let mut lab = Lab::new();
+    let engine = lab.start(true);
+    fill(&lab);
+    lab.finish_job(&unit());
+    while lab.state_of(&unit()) != Some((State::Committed, 1)) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let early = engine.evict(&unit()).await;
+    assert!(matches!(early, Err(CommandError::Evict(EvictError::NotFollowed { .. }))), "{early:?}");
+    lab.follow();
+    engine.evict(&unit()).await.expect("evicted");
 }

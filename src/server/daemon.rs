@@ -66,7 +66,7 @@ pub enum ServeError {
     /// Somebody has the store open, and doesn't answer on the socket.
     #[error(
         "another process has the store open, and nothing answers on {} (waited {waited_s} s); \
-         is another `serve` running with another `serve_socket`?",
+         is another `serve` running, or a `serve --stdio` from before?",
         path.display()
     )]
     Locked { path: PathBuf, waited_s: u64 },
@@ -114,11 +114,15 @@ pub(super) async fn serve_until(
     Ok(())
 }
 
-/// Opens the store; where somebody has it, says who that is if he answers.
+/// Opens the store; where somebody has it, says who that is if he answers. A socket that systemd passed is this process's own: nobody else
+/// answers there.
 async fn open_alone(open: OpenStore<'_>, socket: &Path) -> Result<Arc<dyn StoreApi>, ServeError> {
     match open() {
         Ok(store) => Ok(store),
         Err(OpenStoreError::Failed(why)) => Err(ServeError::Store(why)),
+        Err(OpenStoreError::Locked) if socket::passed_by_systemd().is_some() => {
+            Err(ServeError::Locked { path: socket.to_owned(), waited_s: 0 })
+        }
         Err(OpenStoreError::Locked) if socket::connect(socket).await.is_ok() => {
             Err(ServeError::Served { path: socket.to_owned() })
         }

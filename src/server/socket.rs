@@ -129,7 +129,7 @@ fn make_way(path: &Path) -> io::Result<()> {
 }
 
 /// sd_listen_fds(3): one socket, meant for this process.
-fn passed_by_systemd() -> Option<RawFd> {
+pub(super) fn passed_by_systemd() -> Option<RawFd> {
     let number = |name| env::var(name).ok()?.parse::<u32>().ok();
     let for_us = number("LISTEN_PID")? == std::process::id();
     (for_us && number("LISTEN_FDS")? >= 1).then_some(LISTEN_FDS_START)

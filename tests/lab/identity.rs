@@ -260,22 +260,3 @@ fn localhost_copies_nothing() {
     let out = drone.run(["verify", "--local"]);
     assert_eq!(out.status.code(), Some(0), "{}", text(&out.stdout));
 }
-
-/// A mount point with something in it is refused, with what to do.
-#[test]
-fn a_mount_point_that_is_not_empty_is_refused_with_the_mends() {
-    let mut lab = Lab::new(Duration::from_secs(60));
-    let drone = lab.machine("drone1");
-    std::fs::write(drone.mount.join("results"), "").expect("a file");
-    let out = drone.run(["mount", &drone.mount.display().to_string()]);
-    let said = text(&out.stderr);
-    assert_eq!(out.status.code(), Some(1));
-    assert!(said.contains("not empty") && said.contains("--adopt") && said.contains("import"), "{said}");
-    std::fs::remove_file(drone.mount.join("results")).expect("a file");
-    play_task(&drone.mount, 3);
-    let before = picture(&drone.mount);
-    let out = drone.run(["mount", "--adopt", &drone.mount.display().to_string()]);
-    assert!(out.status.success(), "{}", text(&out.stderr));
-    lab.is_mounted(&drone);
-    assert_same("the adopted tree", &before, &picture(&drone.mount));
-}

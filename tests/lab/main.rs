@@ -1,6 +1,7 @@
 //! The main job, end to end: real mounts, a real sshd, a real store, several hosts on one machine.
 
 mod faults;
+#[path = "../common/lab.rs"]
 mod harness;
 mod identity;
 mod nasty;

@@ -3,6 +3,8 @@
 //! Everything is ended and unmounted when the lab is dropped, also by a failing test; a watchdog aborts the FUSE connections of a lab
 //! that takes too long, so that a hung mount can't hang the machine.
 
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
 use std::{
     ffi::OsStr,
     fs,
@@ -46,18 +48,28 @@ pub struct Machine {
 impl Lab {
     /// A results host with its store running, and a sshd; no mounts yet.
     pub fn new(bound: Duration) -> Self {
-        let dir = tempfile::Builder::new().prefix("resultsfs-lab").tempdir().expect("a temporary directory");
-        let over = Arc::new(AtomicBool::new(false));
-        watchdog(dir.path().to_owned(), bound, over.clone());
-        let mut lab = Self { dir, port: free_port(), sshd: None, serve: None, mounts: Vec::new(), over };
-        lab.machine("results");
+        let mut lab = Self::bare(bound);
         lab.start_sshd();
         lab.start_serve();
         lab
     }
 
+    /// A results host on which nothing runs.
+    pub fn bare(bound: Duration) -> Self {
+        let dir = tempfile::Builder::new().prefix("resultsfs-lab").tempdir().expect("a temporary directory");
+        let over = Arc::new(AtomicBool::new(false));
+        watchdog(dir.path().to_owned(), bound, over.clone());
+        let lab = Self { dir, port: free_port(), sshd: None, serve: None, mounts: Vec::new(), over };
+        lab.machine("results");
+        lab
+    }
+
     pub fn path(&self) -> &Path {
         self.dir.path()
+    }
+
+    pub fn store(&self) -> PathBuf {
+        self.path().join("results/store")
     }
 
     /// A host with its configuration written; mount it with [`Lab::mount`].
@@ -113,7 +125,7 @@ impl Lab {
         }
     }
 
-    fn start_sshd(&mut self) {
+    pub fn start_sshd(&mut self) {
         let dir = self.path().to_owned();
         fs::create_dir_all("/run/sshd").expect("sshd's privilege separation directory");
         for key in ["host_key", "user_key"] {
@@ -176,6 +188,12 @@ impl Lab {
     /// A test has mounted it by itself.
     pub fn is_mounted(&mut self, machine: &Machine) {
         self.mounts.push(machine.mount.clone());
+    }
+
+    pub fn umount(&mut self, machine: &Machine) {
+        let out = machine.run(["umount", &machine.mount.display().to_string()]);
+        assert!(out.status.success(), "umount of {}: {}", machine.name, text(&out.stderr));
+        self.mounts.retain(|m| *m != machine.mount);
     }
 }
 

@@ -1,0 +1,11 @@
+//! The command line's contract, docs/cli.md, from outside: exit codes, words, JSON, and what the commands do to the world.
+
+mod config;
+#[path = "../common/lab.rs"]
+mod harness;
+mod mounts;
+mod said;
+mod serve;
+mod units;
+mod usage;
+mod verify;

@@ -1,0 +1,111 @@
+//! `verify` finds what is damaged or lost, whoever has the journal and the store open.
+
+use std::{fs, path::PathBuf, time::Duration};
+
+use crate::{
+    harness::{Lab, Machine, play_task},
+    said::Said,
+};
+
+const TASK: &str = "hosts/host1/1-verify";
+
+fn run(machine: &Machine, words: &[&str]) -> Said {
+    machine.run(words).into()
+}
+
+/// The results host, with a committed task of its own in its store.
+fn results_host() -> (Lab, Machine) {
+    let mut lab = Lab::bare(Duration::from_secs(120));
+    lab.start_serve();
+    let results = lab.machine("results");
+    lab.mount(&results);
+    play_task(&results.mount, 1);
+    run(&results, &["offload", "--wait", "--timeout", "60"]).expect(0, &[]);
+    (lab, results)
+}
+
+fn packs(lab: &Lab) -> Vec<PathBuf> {
+    let found = walkdir::WalkDir::new(lab.store()).into_iter().flatten().map(walkdir::DirEntry::into_path);
+    found.filter(|p| p.extension().is_some_and(|e| e == "pack")).collect()
+}
+
+/// Turns a byte in the middle of every pack.
+fn damage_packs(lab: &Lab) {
+    for pack in packs(lab) {
+        let mut bytes = fs::read(&pack).expect("a pack");
+        let middle = bytes.len() / 3;
+        bytes[middle] ^= 0x40;
+        fs::write(&pack, bytes).expect("written");
+    }
+}
+
+/// The finding's units, and the exit code of fsck(8) for damage.
+fn finds(machine: &Machine, words: &[&str]) -> Vec<String> {
+    let said = run(machine, &[&["--json", "verify"], words].concat()).shows(4, &[]);
+    let findings = said.json().into_iter().filter(|l| l["kind"] == "finding");
+    let units = findings.flat_map(|l| l["units"].as_array().cloned().unwrap_or_default());
+    units.map(|u| u.as_str().expect("text").to_owned()).collect()
+}
+
+#[test]
+fn a_sound_host_is_clean_with_and_without_daemons() {
+    let (mut lab, results) = results_host();
+    let check = || {
+        for words in [
+            &["verify"][..],
+            &["verify", "--read-data"],
+            &["verify", "--local"],
+            &["verify", "--store"],
+            &["verify", TASK],
+            &["verify", "--read-data", "--sample", "2/2"],
+        ] {
+            run(&results, words).shows(0, &["clean"]);
+        }
+        let lines = run(&results, &["--json", "verify", "--read-data"]).shows(0, &[]).json();
+        let parts: Vec<&str> = lines.iter().filter_map(|l| l["part"].as_str()).collect();
+        assert_eq!(parts, ["local", "store"]);
+        assert!(lines.iter().all(|l| l["kind"] == "summary" && l["clean"] == true && l["units"].is_u64()));
+    };
+    check();
+    lab.umount(&results);
+    check();
+    lab.kill_serve();
+    check();
+}
+
+#[test]
+fn a_turned_byte_in_a_pack_is_found_with_its_unit() {
+    let (mut lab, results) = results_host();
+    damage_packs(&lab);
+    for _ in 0..2 {
+        let units = finds(&results, &["--store", "--read-data"]);
+        assert!(units.iter().any(|u| u.starts_with("hosts/host1")), "{units:?}");
+        lab.kill_serve();
+    }
+}
+
+#[test]
+fn a_file_that_is_gone_from_the_spool_is_found() {
+    let (mut lab, results) = results_host();
+    run(&results, &["verify"]).shows(0, &[]);
+    fs::remove_file(results.state.join("spool").join(TASK).join(".autoserv_execute")).expect("there");
+    assert_eq!(finds(&results, &["--local"]), [TASK]);
+    assert_eq!(finds(&results, &[TASK]), [TASK]);
+    run(&results, &["verify", "--local", "hosts/host2"]).shows(0, &["clean"]);
+    lab.umount(&results);
+    assert_eq!(finds(&results, &["--local"]), [TASK]);
+    run(&results, &["verify", "/etc/passwd"]).expect(16, &["hint: "]);
+}
+
+#[test]
+fn other_content_in_the_spool_is_found_by_reading_it() {
+    let (_lab, results) = results_host();
+    let path = results.state.join("spool").join(TASK).join(".autoserv_execute");
+    let meta = fs::metadata(&path).expect("there");
+    let text = fs::read_to_string(&path).expect("text").replace('0', "1");
+    fs::write(&path, text).expect("written");
+    let time = fs::FileTimes::new().set_modified(meta.modified().expect("a time"));
+    fs::File::options().write(true).open(&path).expect("there").set_times(time).expect("set");
+    run(&results, &["verify", "--local"]).shows(0, &[]);
+    assert_eq!(finds(&results, &["--local", "--read-data"]), [TASK]);
+}
