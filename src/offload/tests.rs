@@ -20,7 +20,7 @@ use super::{
 use crate::{
     chunk::ChunkParams,
     clock::SystemClock,
-    ids::{Generation, RelPath, UnitId},
+    ids::{Generation, Hash, RelPath, UnitId},
     journal::{Journal, State},
     layout::LayoutRules,
     spool::{Spool, activity::Activity},
@@ -386,4 +386,20 @@ async fn nothing_is_evicted_before_its_commit_is_followed() {
     assert!(matches!(early, Err(CommandError::Evict(EvictError::NotFollowed { .. }))), "{early:?}");
     lab.follow();
     engine.evict(&unit()).await.expect("evicted");
+}
+
+/// P2: what was written past the mount (by a handle that has outlived a daemon) isn't freed, but committed.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_changed_behind_the_journal_is_not_freed() {
+    let mut lab = Lab::new();
+    let engine = lab.start(true);
+    fill(&lab);
+    lab.finish_job(&unit());
+    lab.reaches(&unit(), State::Committed, 1).await;
+    lab.spool.file(&format!("{}/late.log", unit().root), b"a late line\n");
+    let refused = engine.evict(&unit()).await;
+    assert!(matches!(refused, Err(CommandError::Evict(EvictError::Changed { .. }))), "{refused:?}");
+    lab.reaches(&unit(), State::Committed, 2).await;
+    engine.evict(&unit()).await.expect("evicted");
+    assert_eq!(lab.store.file(&Hash::of(b"a late line\n")), Some(b"a late line\n".to_vec()));
 }
