@@ -1,6 +1,6 @@
 //! `serve`: the store's daemon, a session on stdin and stdout, or the line for authorized_keys.
 
-use std::{path::Path, sync::Arc};
+use std::{io, path::Path, sync::Arc};
 
 use super::{
     args::{Cli, ServeArgs},
@@ -47,11 +47,19 @@ pub fn serve(cli: &Cli, args: &ServeArgs) -> Outcome {
 
 fn from_serve(error: ServeError) -> Failure {
     let failure = Failure::new(&error);
-    match error {
+    match &error {
         ServeError::Served { .. } => failure.hint("one daemon serves a store; nothing more is needed"),
+        ServeError::Socket { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+            failure.hint(OTHER_USER)
+        }
+        ServeError::Store(why) if why.contains("Permission denied") => failure.hint(OTHER_USER),
         _ => failure,
     }
 }
+
+/// The store belongs to one user, and its socket lets in only that one and root.
+const OTHER_USER: &str = "the store and its daemon belong to another user: run the daemon as the user that drones log in as (HOST_username), \
+                          and give that user the store's directory; see the README";
 
 fn print_key(cli: &Cli, key_file: &Path, drone: &str, rights: Rights) -> Outcome {
     let exe = std::env::current_exe().map_err(|e| Failure::new(format!("can't find this program: {e}")))?;

@@ -9,6 +9,7 @@ use fs_err as fs;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::DaemonError;
+use crate::durable;
 
 /// Moves what is in `mountpoint` into `spool`, and says how much that was. A name that is in both is refused before anything is moved.
 pub fn adopt(mountpoint: &Path, spool: &Path) -> Result<usize, DaemonError> {
@@ -37,6 +38,7 @@ pub fn adopt(mountpoint: &Path, spool: &Path) -> Result<usize, DaemonError> {
             DaemonError::Path { what: "can't adopt", path, source }
         })?;
     }
+    durable::sync_dir(spool).and_then(|()| durable::sync_dir(mountpoint)).map_err(fail)?;
     Ok(names.len())
 }
 

@@ -259,10 +259,11 @@ fn start_link(
 /// For files on their way into the spool; beside it, so that they can be renamed into place.
 fn tmp_dir(config: &Config) -> PathBuf {
     if config.spool_dir.starts_with(&config.state_dir) {
-        config.state_dir.join("tmp")
-    } else {
-        config.spool_dir.with_extension("tmp")
+        return config.state_dir.join("tmp");
     }
+    let mut name = config.spool_dir.clone().into_os_string();
+    name.push(".tmp");
+    name.into()
 }
 
 fn engine_settings(config: &Config, rules: &LayoutRules) -> Settings {

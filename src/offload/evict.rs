@@ -156,7 +156,9 @@ impl Evictor<'_> {
     fn files_of(&self, unit: &UnitId) -> io::Result<Vec<(RelPath, Metadata)>> {
         if unit.scope == Scope::Loose {
             let files = self.spool.list(&unit.root)?.into_iter().filter(|(_, found)| !found.is_dir());
-            return files.map(|(name, found)| Ok((RelPath::parse(name).map_err(io::Error::other)?, found))).collect();
+            return files
+                .map(|(name, found)| Ok((RelPath::parse(name).map_err(io::Error::other)?, found)))
+                .collect();
         }
         let root = self.spool.place(&unit.root);
         let mut files = Vec::new();
