@@ -39,7 +39,7 @@ use crate::{
     journal::{Journal, JournalError},
     layout::{self, LayoutRules},
     offload::{CachedContents, Engine, EngineError, EngineParts, EvictionRules, Settings, Uplink},
-    spool::{Spool, SpoolError, activity::Activity},
+    spool::{Spool, SpoolError, activity::Activity, raise_descriptor_limit},
     transport::Target,
     wire::link::{Link, LinkEvent},
 };
@@ -356,11 +356,4 @@ async fn unmount_at_signal(host: &Host, mounted: &Mounted) {
     if let Err(e) = mounted.unmount(true) {
         error!("can't unmount: {e}");
     }
-}
-
-/// A node without a file handle costs a descriptor; the hard limit is what we can have.
-fn raise_descriptor_limit() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let now = getrlimit(Resource::Nofile);
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum });
 }

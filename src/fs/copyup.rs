@@ -10,6 +10,7 @@ use std::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
+    path::Path,
     sync::Arc,
 };
 
@@ -29,6 +30,19 @@ use crate::{ids::RelPath, manifest::Body, spool::proc_path};
 
 /// Bytes read from the cache at a time.
 const COPY_BYTES: usize = 1 << 20;
+
+/// What the names of files on their way begin with.
+const TMP_PREFIX: &str = "copy-up.";
+
+/// Deletes what a crash has left on its way. Before anything is mounted.
+pub(super) fn clear_leftovers(tmp_dir: &Path) {
+    for entry in fs_err::read_dir(tmp_dir).into_iter().flatten().flatten() {
+        if entry.file_name().as_bytes().starts_with(TMP_PREFIX.as_bytes()) {
+            // What can't be removed only takes room.
+            let _ = fs_err::remove_file(entry.path());
+        }
+    }
+}
 
 impl Fs {
     /// Fetches, copies or waits, where waiting is allowed. After it, the operation that needed this is tried again.
@@ -140,7 +154,7 @@ impl Fs {
     ) -> FsResult<()> {
         let tmp_dir =
             sys::open(&self.tmp_dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        let tmp_name = format!("copy-up.{}.{}", std::process::id(), self.next_fh());
+        let tmp_name = format!("{TMP_PREFIX}{}.{}", std::process::id(), self.next_fh());
         let how = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let tmp = sys::openat(&tmp_dir, &tmp_name, how, Mode::RUSR | Mode::WUSR)?;
         let brought = self
@@ -212,5 +226,20 @@ impl Fs {
             set_times(above.as_fd(), None, Some(SetTime::To(mtime(&before))))
         })?;
         self.dir_fd(node)?.ok_or(FsError::Errno(libc::ESTALE))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leftovers_of_a_crash_go_and_nothing_else() {
+        let dir = tempfile::tempdir().expect("a directory");
+        for name in ["copy-up.1.2", "recall-x"] {
+            fs_err::write(dir.path().join(name), "").expect("written");
+        }
+        clear_leftovers(dir.path());
+        assert!(!dir.path().join("copy-up.1.2").exists() && dir.path().join("recall-x").exists());
     }
 }

@@ -119,6 +119,7 @@ impl Fs {
     /// A file system over these parts.
     pub fn new(parts: FsParts) -> FsResult<Arc<Self>> {
         let FsParts { spool, activity, journal, view, cache, rules, may_delete, tmp_dir } = parts;
+        copyup::clear_leftovers(&tmp_dir);
         let nodes = Nodes::new(&spool, spool.root_inode()?);
         Ok(Arc::new(Self {
             nodes,

@@ -493,7 +493,7 @@ fn a_touch_of_a_running_unit_writes_nothing() {
     assert_eq!(changed(), before);
 }
 
-/// The bytes on disk are a contract with the next version: docs/format-journal.md.
+/// The bytes on disk are a contract with the next version: docs/format.md.
 #[test]
 fn keys_and_values_are_these_bytes() {
     let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();

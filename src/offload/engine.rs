@@ -560,7 +560,12 @@ impl Shared {
 
     /// Frees a committed layer; says how many file bytes that were.
     pub fn evict(&self, unit: &UnitId) -> Result<u64, EvictError> {
-        let bytes = self.evictor().evict(unit, &self.on_evicted)?;
+        let evicted = self.evictor().evict(unit, &self.on_evicted);
+        if let Err(EvictError::Changed { .. }) = &evicted {
+            // The next generation takes it as it is now.
+            self.reopen(unit)?;
+        }
+        let bytes = evicted?;
         self.counters.layers_evicted.one();
         self.counters.bytes_evicted.add(bytes);
         self.notes().judged.remove(unit);

@@ -1,10 +1,10 @@
 //! Eviction: committed layers leave the spool.
 //!
-//! Order: nobody is in the unit and nobody gets in (frozen); the journal says `Evicted`, durably; then the files go. A crash in
+//! Order: nobody is in the unit and nobody gets in (frozen); the spool is as it was committed; the journal says `Evicted`, durably; then the files go. A crash in
 //! between leaves files under an evicted unit, and the next start deletes the rest. The times of directories that stay are put
 //! back, since nothing changed for those who read the tree.
 
-use std::{io, path::Path, sync::Arc};
+use std::{fs::Metadata, io, os::unix::ffi::OsStrExt, path::Path, sync::Arc};
 
 use fs_err as fs;
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_OMIT};
@@ -12,11 +12,12 @@ use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_OMIT};
 use super::{
     engine::OnEvicted,
     observe,
-    tree::{self, SpoolTree},
+    tree::{self, SpoolTree, attrs_of},
 };
 use crate::{
     ids::{Hash, RelPath, Scope, UnitId},
     journal::{Journal, JournalError, State, UnitRecord},
+    manifest::Manifest,
     spool::activity::Activity,
 };
 
@@ -40,6 +41,9 @@ pub enum EvictError {
     /// The replica of the catalog doesn't have the commit yet, so that the tree would be without the layer.
     #[error("{unit}: the catalog hasn't been followed up to its commit yet")]
     NotFollowed { unit: UnitId },
+    /// The spool isn't what was committed.
+    #[error("{unit}: {path} was changed after the commit, past the mount; the unit is offloaded again")]
+    Changed { unit: UnitId, path: RelPath },
     /// Without its manifest the host couldn't say what is there.
     #[error("{unit}: manifest {manifest} isn't here")]
     NoManifest { unit: UnitId, manifest: Hash },
@@ -95,9 +99,10 @@ impl Evictor<'_> {
         if work.handles + work.operations > 0 {
             return Err(busy());
         }
-        // From here on nobody changes it; the journal looks again whether anybody has.
+        // From here on nobody changes it through the mount; the journal looks again whether anybody has.
+        self.is_as_committed(unit, &manifest)?;
         self.journal.evict(unit)?;
-        let bytes = self.journal.manifest(&manifest)?.map_or(0, |manifest| manifest.bytes());
+        let bytes = manifest.bytes();
         self.delete(unit).map_err(|source| EvictError::Io { unit: unit.clone(), source })?;
         on_evicted(unit);
         Ok(bytes)
@@ -128,7 +133,45 @@ impl Evictor<'_> {
         }
     }
 
-    fn committed_manifest(&self, unit: &UnitId) -> Result<Hash, EvictError> {
+    /// The last look before files go. A writer whose handle has outlived a daemon writes past the one that runs now, and nothing of
+    /// that is in the journal.
+    fn is_as_committed(&self, unit: &UnitId, manifest: &Manifest) -> Result<(), EvictError> {
+        let fail = |source| EvictError::Io { unit: unit.clone(), source };
+        for (path, found) in self.files_of(unit).map_err(fail)? {
+            let is_same = match manifest.get(&path) {
+                Some(entry) => {
+                    let size = manifest.file_of(entry).map(|(size, _)| size);
+                    attrs_of(&found) == entry.attrs && size.is_none_or(|size| size == found.len())
+                }
+                None => manifest.omitted().iter().any(|omitted| omitted.path == path),
+            };
+            if !is_same {
+                return Err(EvictError::Changed { unit: unit.clone(), path });
+            }
+        }
+        Ok(())
+    }
+
+    /// What of a layer is in the spool and isn't a directory, by path below the unit's root.
+    fn files_of(&self, unit: &UnitId) -> io::Result<Vec<(RelPath, Metadata)>> {
+        if unit.scope == Scope::Loose {
+            let files = self.spool.list(&unit.root)?.into_iter().filter(|(_, found)| !found.is_dir());
+            return files.map(|(name, found)| Ok((RelPath::parse(name).map_err(io::Error::other)?, found))).collect();
+        }
+        let root = self.spool.place(&unit.root);
+        let mut files = Vec::new();
+        for entry in walkdir::WalkDir::new(&root) {
+            let entry = entry?;
+            if !entry.file_type().is_dir() {
+                let below = entry.path().strip_prefix(&root).map_err(io::Error::other)?;
+                let path = RelPath::parse(below.as_os_str().as_bytes()).map_err(io::Error::other)?;
+                files.push((path, entry.metadata()?));
+            }
+        }
+        Ok(files)
+    }
+
+    fn committed_manifest(&self, unit: &UnitId) -> Result<Arc<Manifest>, EvictError> {
         let record = self.journal.get(unit);
         let state = record.as_ref().map(|record| record.state);
         let manifest = record.filter(|r| r.state == State::Committed).and_then(|r| r.manifest);
@@ -137,7 +180,7 @@ impl Evictor<'_> {
             return Err(EvictError::NotFollowed { unit: unit.clone() });
         }
         match self.journal.manifest(&manifest)? {
-            Some(_) => Ok(manifest),
+            Some(manifest) => Ok(manifest),
             None => Err(EvictError::NoManifest { unit: unit.clone(), manifest }),
         }
     }

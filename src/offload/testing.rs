@@ -90,6 +90,9 @@ struct Inner {
     rejections: usize,
 }
 
+/// Its identity.
+pub const STORE: StoreUuid = StoreUuid([7; 16]);
+
 impl MemoryStore {
     pub fn new() -> Arc<Self> {
         Arc::new(Self { inner: Mutex::default() })
@@ -169,7 +172,7 @@ impl Inner {
             return Err(UplinkError::Rejected("not today".into()));
         }
         self.committed.insert(request.manifest);
-        let head = self.records.last().map_or(Head::genesis(StoreUuid([7; 16])), Record::link);
+        let head = self.records.last().map_or(Head::genesis(STORE), Record::link);
         let commit = Commit {
             host: self.host.unwrap_or(HostUuid([1; 16])),
             host_name: "drone1".into(),

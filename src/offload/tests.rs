@@ -15,12 +15,12 @@ use super::{
     CommandError, Engine, EngineParts, Settings, Union,
     evict::{EvictError, EvictionRules},
     seal::Before,
-    testing::{MemoryStore, Spool as TestSpool, describe, path},
+    testing::{MemoryStore, STORE, Spool as TestSpool, describe, path},
 };
 use crate::{
     chunk::ChunkParams,
     clock::SystemClock,
-    ids::{Generation, RelPath, UnitId},
+    ids::{Generation, Hash, RelPath, UnitId},
     journal::{Journal, State},
     layout::LayoutRules,
     spool::{Spool, activity::Activity},
@@ -116,9 +116,16 @@ impl Lab {
         self.journal.get(unit).map(|record| (record.state, record.generation.0))
     }
 
+    /// The catalog as far as it goes, as the connection would bring it.
+    fn follow(&self) {
+        let seen = self.journal.head().map_or(0, |(_, head)| head.seq.0 as usize);
+        self.journal.follow(STORE, &self.store.records()[seen..]).expect("they follow");
+    }
+
     async fn reaches(&self, unit: &UnitId, state: State, generation: u32) {
         for _ in 0..2000 {
             if self.state_of(unit) == Some((state, generation)) {
+                self.follow();
                 return;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -363,4 +370,36 @@ async fn old_layers_are_evicted_and_a_cut_off_eviction_is_finished() {
     lab.start(true);
     assert!(!lab.place("1-me/host1").exists());
     assert_eq!(lab.state_of(&unit()), Some((State::Evicted, 1)));
+}
+
+/// P1: without the commit's record the tree would be without the layer for a moment.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_evicted_before_its_commit_is_followed() {
+    let mut lab = Lab::new();
+    let engine = lab.start(true);
+    fill(&lab);
+    lab.finish_job(&unit());
+    while lab.state_of(&unit()) != Some((State::Committed, 1)) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let early = engine.evict(&unit()).await;
+    assert!(matches!(early, Err(CommandError::Evict(EvictError::NotFollowed { .. }))), "{early:?}");
+    lab.follow();
+    engine.evict(&unit()).await.expect("evicted");
+}
+
+/// P2: what was written past the mount (by a handle that has outlived a daemon) isn't freed, but committed.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_changed_behind_the_journal_is_not_freed() {
+    let mut lab = Lab::new();
+    let engine = lab.start(true);
+    fill(&lab);
+    lab.finish_job(&unit());
+    lab.reaches(&unit(), State::Committed, 1).await;
+    lab.spool.file(&format!("{}/late.log", unit().root), b"a late line\n");
+    let refused = engine.evict(&unit()).await;
+    assert!(matches!(refused, Err(CommandError::Evict(EvictError::Changed { .. }))), "{refused:?}");
+    lab.reaches(&unit(), State::Committed, 2).await;
+    engine.evict(&unit()).await.expect("evicted");
+    assert_eq!(lab.store.file(&Hash::of(b"a late line\n")), Some(b"a late line\n".to_vec()));
 }

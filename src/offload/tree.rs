@@ -4,9 +4,16 @@
 //! the middle of a path (openat2 with RESOLVE_BENEATH and RESOLVE_NO_SYMLINKS), so that no path read as root leads out of the spool.
 
 use std::{
+    ffi::OsStr,
     fs::{File, Metadata},
     io,
-    os::unix::fs::MetadataExt,
+    os::{
+        fd::AsFd,
+        unix::{
+            ffi::{OsStrExt, OsStringExt},
+            fs::MetadataExt,
+        },
+    },
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -16,7 +23,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use crate::{
     ids::RelPath,
     manifest::{Attrs, Timestamp},
-    spool::Spool,
+    spool::{Spool, proc_path},
 };
 
 /// The spool by paths.
@@ -72,9 +79,14 @@ impl SpoolTree {
         Ok(File::from(fd))
     }
 
+    /// A descriptor that names what is at `path` itself, without access to its content.
+    fn identify(&self, path: &RelPath) -> io::Result<File> {
+        self.open_at(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC)
+    }
+
     /// The attributes of what is at `path` itself; `None` if nothing is.
     pub fn stat(&self, path: &RelPath) -> io::Result<Option<Metadata>> {
-        match std::fs::symlink_metadata(self.place(path)) {
+        match self.identify(path).and_then(|identity| identity.metadata()) {
             Ok(found) => Ok(Some(found)),
             Err(e) if is_absent(&e) => Ok(None),
             Err(e) => Err(e),
@@ -83,13 +95,16 @@ impl SpoolTree {
 
     /// A symbolic link's text.
     pub fn link_text(&self, path: &RelPath) -> io::Result<Vec<u8>> {
-        Ok(rustix::fs::readlinkat(self.spool.root(), path.as_path(), Vec::new())?.into_bytes())
+        Ok(rustix::fs::readlinkat(self.identify(path)?, "", Vec::new())?.into_bytes())
     }
 
     /// Names of what is directly in `dir`, with their attributes; none if `dir` isn't there or isn't a directory.
     pub fn list(&self, dir: &RelPath) -> io::Result<Vec<(Vec<u8>, Metadata)>> {
-        use std::os::unix::ffi::OsStringExt;
-        let entries = match std::fs::read_dir(self.place(dir)) {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let opened = self.open_at(dir, flags);
+        let entries =
+            opened.and_then(|dir| std::fs::read_dir(OsStr::from_bytes(proc_path(dir.as_fd()).to_bytes())));
+        let entries = match entries {
             Ok(entries) => entries,
             Err(e) if is_absent(&e) => return Ok(Vec::new()),
             Err(e) => return Err(e),
@@ -107,9 +122,9 @@ impl SpoolTree {
     }
 }
 
-/// Whether the error says that nothing is there, or that a directory on the way isn't one.
+/// Whether the error says that nothing is there, or that a directory on the way isn't one (but a symbolic link, for example).
 pub fn is_absent(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR))
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP))
 }
 
 /// The attributes that a manifest carries.
@@ -120,5 +135,27 @@ pub fn attrs_of(found: &Metadata) -> Attrs {
         uid: found.uid(),
         gid: found.gid(),
         mtime: Timestamp { secs: found.mtime(), nanos },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// P10's counterpart on a host: whoever writes through the mount can't make the engine look elsewhere.
+    #[test]
+    fn no_link_is_followed_not_even_in_the_middle() {
+        let (dir, elsewhere) =
+            (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("another"));
+        fs_err::write(elsewhere.path().join("secret"), "text").expect("written");
+        std::os::unix::fs::symlink(elsewhere.path(), dir.path().join("link")).expect("made");
+        let tree = SpoolTree::new(Spool::open(dir.path()).expect("opens"));
+        let path = |text: &str| text.parse::<RelPath>().expect("a path");
+        assert!(tree.stat(&path("link")).expect("readable").expect("there").is_symlink());
+        assert_eq!(tree.link_text(&path("link")).expect("a link"), elsewhere.path().as_os_str().as_bytes());
+        assert!(tree.list(&path("link")).expect("nothing").is_empty());
+        assert!(tree.stat(&path("link/secret")).expect("nothing").is_none());
+        assert!(tree.open_file(&path("link/secret")).is_err());
+        assert_eq!(tree.list(&RelPath::ROOT).expect("readable").len(), 1);
     }
 }

@@ -217,8 +217,8 @@ fn identify_by_fd(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<(Inode, Stat)>
     Ok((Inode { dev: stat.st_dev, ino: stat.st_ino, reference: Reference::Fd(Arc::new(fd)) }, stat))
 }
 
-/// One descriptor an inode that the kernel knows: as many as the system lets us have.
-fn raise_descriptor_limit() {
+/// An open file costs a descriptor, and so does an inode without a file handle that the kernel knows: as many as the system lets us have.
+pub fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     if let Err(e) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {

@@ -5,4 +5,5 @@ mod faults;
 mod harness;
 mod identity;
 mod nasty;
+mod recovery;
 mod union;
