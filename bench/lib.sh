@@ -43,7 +43,8 @@ end_lab() {
     for pid in "${pids[@]}"; do
         kill "$pid" 2> /dev/null && wait "$pid" 2> /dev/null
     done
-    ! mountpoint -q "$lab/disk" || umount "$lab/disk"
+    # Killed processes take their time, and their open files with them.
+    await eval '! mountpoint -q "$lab/disk" || umount "$lab/disk"'
     mountpoint -q "$lab/disk" || rm -rf "$lab"
     # This script leaves its own group last.
     [ -z "${cgroup:-}" ] || { echo $$ > "$(dirname "$cgroup")/cgroup.procs" && rmdir "$cgroup"; } 2> /dev/null
@@ -173,7 +174,14 @@ calc() {
     awk "BEGIN { printf \"%.${2:-2}f\", $1 }"
 }
 
-# Bytes that ssh processes which have ended have moved, both ways.
+# Bytes that all connections to our sshd have moved, both ways: what ssh has said of those that have ended, and the kernel's count of
+# those that are open.
 ssh_bytes() {
-    awk '/^Transferred: sent/ { gsub(",", ""); n += $3 + $5 } END { printf "%d\n", n }' "$lab/ssh.log"
+    {
+        cat "$lab/ssh.log"
+        ss -tinH state established "dport = :$port"
+    } | awk '
+        /^Transferred: sent/ { gsub(",", ""); n += $3 + $5 }
+        { for (i = 1; i <= NF; i++) if (split($i, f, ":") == 2 && f[1] ~ /^bytes_(sent|received)$/) n += f[2] }
+        END { printf "%d\n", n }'
 }

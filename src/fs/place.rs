@@ -70,7 +70,7 @@ impl Fs {
 
     /// The spool's directory for a node; `None` if the spool has none there.
     pub(super) fn dir_fd(&self, node: NodeId) -> FsResult<Option<Arc<OwnedFd>>> {
-        if let Some(fd) = self.kept_dir(node) {
+        if let Some((fd, _)) = self.kept_dir(node) {
             return Ok(Some(fd));
         }
         let Some((fd, stat)) = self.inode_fd(node)? else { return Ok(None) };
@@ -86,11 +86,11 @@ impl Fs {
     }
 
     /// A kept descriptor, unless its directory was removed meanwhile (by eviction, say).
-    fn kept_dir(&self, node: NodeId) -> Option<Arc<OwnedFd>> {
+    fn kept_dir(&self, node: NodeId) -> Option<(Arc<OwnedFd>, Stat)> {
         let mut kept = self.kept_dirs.lock().expect("no code panics under this lock");
         let fd = kept.get(&node)?.clone();
-        if sys::fstat(&*fd).is_ok_and(|stat| stat.st_nlink > 0) {
-            return Some(fd);
+        if let Some(stat) = sys::fstat(&*fd).ok().filter(|stat| stat.st_nlink > 0) {
+            return Some((fd, stat));
         }
         kept.remove(&node);
         None
@@ -103,6 +103,10 @@ impl Fs {
     /// The spool's inode of a node with its attributes: as the table has it, or, where that is gone, as its path has it.
     pub(super) fn inode_fd(&self, node: NodeId) -> FsResult<Option<(Arc<OwnedFd>, Stat)>> {
         let brief = self.brief(node)?;
+        // The kernel asks for a directory's attributes after every change in it.
+        if let Some(kept) = self.kept_dir(node) {
+            return Ok(Some(kept));
+        }
         if let Some(inode) = &brief.local
             && let Some(hit) = self.reach(inode, brief.place.is_some())?
         {

@@ -29,6 +29,9 @@ const RETRY_PAUSE: Duration = Duration::from_secs(30);
 const LINK_PAUSE: Duration = Duration::from_secs(1);
 /// How often it is looked whether layers are old enough, or the disk full enough, to evict.
 const EVICTION_EVERY: Duration = Duration::from_secs(10);
+/// After it has heard of changes it doesn't listen for this long: who writes thousands of files a second would wake it at each, and
+/// pay for that. Shorter than any settle time that makes sense.
+const DEAF: Duration = Duration::from_millis(20);
 /// With nothing to wait for, the loop wakes up this often; it is no poll, only a number for the timer.
 const IDLE: Duration = Duration::from_secs(3600);
 
@@ -73,15 +76,19 @@ pub async fn run(shared: Arc<Shared>, mut touched: mpsc::UnboundedReceiver<UnitI
     let (mut link, mut stop) = (shared.link_changes(), shared.stops());
     let mut eviction = interval(EVICTION_EVERY);
     eviction.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut listens_at = Instant::now();
     loop {
         scheduler.start_what_is_due();
+        let listens = listens_at <= Instant::now();
         let next = scheduler.next_time();
+        let next = if listens { next } else { next.min(listens_at) };
         tokio::select! {
-            Some(unit) = touched.recv() => {
+            Some(unit) = touched.recv(), if listens => {
                 scheduler.touched(&unit);
                 while let Ok(unit) = touched.try_recv() {
                     scheduler.touched(&unit);
                 }
+                listens_at = Instant::now() + DEAF;
             }
             Some(done) = scheduler.tasks.join_next() => scheduler.ended(done),
             () = sleep_until(next.into()) => {}
@@ -112,6 +119,7 @@ impl Scheduler {
     /// Something changed in a unit. Whoever changed it has opened its next generation, unless it was just being completed.
     fn touched(&mut self, unit: &UnitId) {
         let shared = &self.shared;
+        shared.activity.heard(unit);
         let record = shared.journal.get(unit);
         let is_running = record.as_ref().is_none_or(|record| record.state == State::Running);
         if is_running {

@@ -23,6 +23,8 @@ struct Work {
     operations: usize,
     frozen: bool,
     changed: Option<Instant>,
+    /// Told of and not heard yet: a hundred thousand changes needn't be told one by one.
+    told: bool,
 }
 
 impl Work {
@@ -53,7 +55,8 @@ pub struct Activity {
 }
 
 impl Activity {
-    /// An empty table, and the stream of units that were changed or closed after writing (repeats are normal).
+    /// An empty table, and the stream of units that were changed or closed after writing. A unit is told of once until it is
+    /// [`Activity::heard`].
     pub fn new() -> (Arc<Self>, mpsc::UnboundedReceiver<UnitId>) {
         let (touched, stream) = mpsc::unbounded_channel();
         (Arc::new(Self { units: Mutex::default(), thawed: Condvar::new(), touched }), stream)
@@ -106,9 +109,22 @@ impl Activity {
 
     /// The unit was changed.
     pub fn changed(&self, unit: &UnitId) {
-        self.lock().entry(unit.clone()).or_default().changed = Some(Instant::now());
+        let mut units = self.lock();
+        let work = units.entry(unit.clone()).or_default();
+        work.changed = Some(Instant::now());
+        if std::mem::replace(&mut work.told, true) {
+            return;
+        }
+        drop(units);
         // The receiver is gone only while the daemon stops, and then nobody needs to know.
         let _ = self.touched.send(unit.clone());
+    }
+
+    /// The stream's reader has heard of `unit` and is about to look: what changes from now on is told again.
+    pub fn heard(&self, unit: &UnitId) {
+        if let Some(work) = self.lock().get_mut(unit) {
+            work.told = false;
+        }
     }
 
     /// What is known of `unit`.
@@ -214,5 +230,21 @@ mod tests {
         activity.closed(&unit, true);
         assert_eq!(stream.try_recv().expect("one"), unit);
         assert!(activity.snapshot(&unit).changed.is_some());
+    }
+
+    /// A test that writes a million files wakes nobody a million times, and its last change is never missed.
+    #[test]
+    fn a_unit_is_told_of_once_until_it_is_heard() {
+        let (activity, mut stream) = Activity::new();
+        let unit = UnitId::loose("1-me".parse().expect("a path"));
+        (0..3).for_each(|_| activity.changed(&unit));
+        assert_eq!(stream.try_recv().expect("one"), unit);
+        assert!(stream.try_recv().is_err());
+        activity.heard(&unit);
+        activity.changed(&unit);
+        assert_eq!(stream.try_recv().expect("another"), unit);
+        activity.forget_idle(&unit);
+        activity.changed(&unit);
+        assert_eq!(stream.try_recv().expect("of a new table entry"), unit);
     }
 }
