@@ -210,7 +210,8 @@ impl Engine {
     /// failed before is tried again at once.
     pub async fn offload_now(&self, units: &[UnitId]) -> Result<Round, CommandError> {
         let rules = LayoutRules { settle_ms: 0, ..self.shared.rules.clone() };
-        let all = if units.is_empty() { self.running() } else { units.to_vec() };
+        let all =
+            if units.is_empty() { [self.running(), self.just_changed()].concat() } else { units.to_vec() };
         self.shared.unpause();
         self.work(move |shared| completion::run(shared, &all, &rules)).await
     }
@@ -291,6 +292,14 @@ impl Engine {
     /// Units that run, whether they have a record or not.
     pub fn running(&self) -> Vec<UnitId> {
         self.shared.looks().units()
+    }
+
+    /// Running units that were changed, also those of which the scheduler hasn't heard yet: what a script wrote just before it called us
+    /// counts.
+    pub fn just_changed(&self) -> Vec<UnitId> {
+        let mut units = self.shared.activity.changed_units();
+        units.retain(|unit| self.shared.journal.get(unit).is_none_or(|r| r.state == State::Running));
+        units
     }
 
     /// Stops: what is on the way is dropped and begins again with the next start. A panic of the engine goes on here.

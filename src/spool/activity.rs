@@ -149,6 +149,12 @@ impl Activity {
         Some(FreezeGuard { activity: self.clone(), unit: unit.clone() })
     }
 
+    /// Units that were changed since they were last forgotten: known here from the moment of the change on.
+    pub fn changed_units(&self) -> Vec<UnitId> {
+        let units = self.lock();
+        units.iter().filter(|(_, work)| work.changed.is_some()).map(|(unit, _)| unit.clone()).collect()
+    }
+
     /// Handles open in all units.
     pub fn open_handles(&self) -> usize {
         self.lock().values().map(|w| w.handles).sum()

@@ -188,3 +188,14 @@ fn an_offload_without_a_store_fails_in_time() {
     run(&alone, &["offload", "--wait"]).expect(1, &["nothing is copied"]);
     run(&alone, &["status"]).shows(0, &["nothing is copied"]);
 }
+
+/// What a script wrote just before it asked for the offload counts, whether the daemon's tasks have heard of it yet or not.
+#[test]
+fn an_offload_right_after_the_last_write_takes_it_along() {
+    let (_lab, drone) = with_a_committed_task("");
+    for id in 2..22 {
+        play_task(&drone.mount, id);
+        run(&drone, &["offload", "--wait", "--timeout", "60"]).expect(0, &[]);
+        assert_eq!(state_of(&drone, &format!("hosts/host1/{id}-verify")), "committed");
+    }
+}
