@@ -1,6 +1,6 @@
 //! What the connection is fed with and what it feeds: the greeting from the journal, and blocks for the cache.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::runtime::Handle;
 
@@ -14,6 +14,9 @@ use crate::{
         link::{Link, LinkError},
     },
 };
+
+/// How long a reader waits for the first attempt to connect.
+const FIRST_ATTEMPT: Duration = Duration::from_secs(10);
 
 /// The greeting, made anew for each session since the replica moves on.
 pub fn hello(
@@ -43,9 +46,21 @@ impl LinkSource {
     }
 }
 
+impl LinkSource {
+    /// While the first attempt to connect is under way (the daemon has just started, or a session has just ended), it is waited for:
+    /// whoever looks into the tree right then needn't see an error.
+    async fn fetch_connected(&self, kind: ObjectKind, hash: Hash) -> Result<Option<Vec<u8>>, LinkError> {
+        let status = self.link.status();
+        if !status.connected && status.attempts <= 1 {
+            self.link.wait_up(FIRST_ATTEMPT).await?;
+        }
+        self.link.fetch(kind, hash).await
+    }
+}
+
 impl BlockSource for LinkSource {
     fn fetch(&self, kind: ObjectKind, hash: &Hash) -> Result<Vec<u8>, FetchError> {
-        match self.runtime.block_on(self.link.fetch(kind, *hash)) {
+        match self.runtime.block_on(self.fetch_connected(kind, *hash)) {
             Ok(Some(block)) => Ok(block),
             Ok(None) => Err(FetchError::NotFound),
             Err(LinkError::Timeout) => Err(FetchError::Timeout),
