@@ -183,5 +183,5 @@ ssh_bytes() {
     } | awk '
         /^Transferred: sent/ { gsub(",", ""); n += $3 + $5 }
         { for (i = 1; i <= NF; i++) if (split($i, f, ":") == 2 && f[1] ~ /^bytes_(sent|received)$/) n += f[2] }
-        END { printf "%d\n", n }'
+        END { printf "%.0f\n", n }'
 }
