@@ -181,8 +181,7 @@ impl Commands {
 
     /// The own units that paths name: those at or below each, or the one that holds it.
     fn units(&self, paths: &[RawPath]) -> Result<Vec<UnitId>, Refusal> {
-        let mut known = self.host.engine.units();
-        known.extend(self.host.engine.just_changed());
+        let known = self.host.engine.units();
         let mut named = BTreeSet::new();
         for raw in paths {
             let path = self.tree_path(raw)?;

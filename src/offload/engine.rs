@@ -210,8 +210,7 @@ impl Engine {
     /// failed before is tried again at once.
     pub async fn offload_now(&self, units: &[UnitId]) -> Result<Round, CommandError> {
         let rules = LayoutRules { settle_ms: 0, ..self.shared.rules.clone() };
-        let all =
-            if units.is_empty() { [self.running(), self.just_changed()].concat() } else { units.to_vec() };
+        let all = if units.is_empty() { self.running() } else { units.to_vec() };
         self.shared.unpause();
         self.work(move |shared| completion::run(shared, &all, &rules)).await
     }
@@ -289,16 +288,17 @@ impl Engine {
         self.shared.notes().errors.get(unit).cloned()
     }
 
-    /// Units that run, whether they have a record or not.
+    /// Units that run, whether they have a record or not; also those of whose first change the scheduler hasn't heard yet: what a script
+    /// wrote just before it called us counts.
     pub fn running(&self) -> Vec<UnitId> {
-        self.shared.looks().units()
-    }
-
-    /// Running units that were changed, also those of which the scheduler hasn't heard yet: what a script wrote just before it called us
-    /// counts.
-    pub fn just_changed(&self) -> Vec<UnitId> {
-        let mut units = self.shared.activity.changed_units();
-        units.retain(|unit| self.shared.journal.get(unit).is_none_or(|r| r.state == State::Running));
+        let mut units = self.shared.looks().units();
+        let known: HashSet<UnitId> = units.iter().cloned().collect();
+        let is_running = |unit: &UnitId| {
+            self.shared.journal.get(unit).is_none_or(|r| r.state == State::Running)
+                && self.shared.tree.stat(&unit.root).is_ok_and(|found| found.is_some())
+        };
+        let changed = self.shared.activity.changed_units();
+        units.extend(changed.into_iter().filter(|unit| !known.contains(unit) && is_running(unit)));
         units
     }
 
