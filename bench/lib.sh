@@ -94,7 +94,9 @@ CONFIG
 }
 
 write_configs() {
+    # The lab's generator ends its jobs with the parser.
     local common="settle_seconds: ${SETTLE:-3600}
+complete_on: parser
 live_seconds: 0
 keep_local_hours: 1000"
     cat > "$lab/results.ini" << CONFIG

@@ -27,9 +27,11 @@ main() {
     measure "rsync cold" rsync_jobs 0 "$jobs"
     fill 0 "$jobs"
     measure "resultsfs cold" offload
+    everything_is_committed "$jobs"
     measure "rsync again" rsync_jobs 100000 "$again"
     fill 100000 "$again"
     measure "resultsfs again" offload
+    everything_is_committed $((jobs + again))
     report
     at_rest
 }
@@ -78,6 +80,14 @@ fill() {
 
 offload() {
     drone offload --wait --timeout 3600
+}
+
+# A figure of an offload that had nothing to do would be a good one.
+everything_is_committed() {
+    local committed running
+    committed=$(drone --json status | grep -o '"committed":[0-9]*' | head -n 1)
+    running=$(drone --json status | grep -o '"running":[0-9]*' | head -n 1)
+    [ "${running#*:}" = 0 ] && [ "${committed#*:}" -ge "$1" ] || die "of $1 jobs: $committed, $running"
 }
 
 measure() {
