@@ -294,8 +294,13 @@ impl Engine {
         let mut units = self.shared.looks().units();
         let known: HashSet<UnitId> = units.iter().cloned().collect();
         let is_running = |unit: &UnitId| {
-            self.shared.journal.get(unit).is_none_or(|r| r.state == State::Running)
-                && self.shared.tree.stat(&unit.root).is_ok_and(|found| found.is_some())
+            let Shared { journal, tree, rules, .. } = &*self.shared;
+            // A job dir that turned out to be one unit as a whole was several before.
+            let is_unit =
+                || super::survey::place(&unit.root, true, tree, journal, rules).unit().as_ref() == Some(unit);
+            journal.get(unit).is_none_or(|r| r.state == State::Running)
+                && tree.stat(&unit.root).is_ok_and(|found| found.is_some())
+                && is_unit()
         };
         let changed = self.shared.activity.changed_units();
         units.extend(changed.into_iter().filter(|unit| !known.contains(unit) && is_running(unit)));

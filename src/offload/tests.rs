@@ -266,7 +266,7 @@ async fn a_start_goes_on_where_the_last_run_ended() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_dir_with_a_pidfile_in_it_is_one_unit() {
     let mut lab = Lab::new();
-    lab.start(true);
+    let engine = lab.start(true);
     lab.write(&UnitId::tree(path("5-whole/debug")), "5-whole/debug/log", b"x");
     for label in ["autoserv", "archiver"] {
         lab.write(&UnitId::loose(path("5-whole")), &format!("5-whole/.{label}_execute"), b"1\n0\n0\n");
@@ -274,6 +274,7 @@ async fn a_job_dir_with_a_pidfile_in_it_is_one_unit() {
     lab.reaches(&UnitId::tree(path("5-whole")), State::Committed, 1).await;
     assert!(lab.journal.whole_job(&path("5-whole")));
     assert_eq!(lab.journal.counts().total(), 1);
+    assert_eq!(engine.units(), [UnitId::tree(path("5-whole"))]);
 }
 
 /// P2: nothing is freed while it is open; P1: what comes back is what was there.

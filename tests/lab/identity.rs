@@ -152,8 +152,17 @@ fn nasty_names_modes_and_times_are_carried_and_what_cannot_be_is_named() {
     let other = lab.machine("drone2");
     lab.mount(&other);
     other.catch_up(&drone);
-    let there = picture(&other.mount);
-    assert_same("another drone", &before, &there);
+    assert_same("another drone", &before, &picture(&other.mount));
+    let results = lab.machine("results");
+    lab.mount(&results);
+    results.catch_up(&drone);
+    assert_same("the results host", &before, &picture(&results.mount));
+    evict_all(&drone, &tops(&reference));
+    assert_same("the drone after eviction", &before, &picture(&drone.mount));
+    for machine in [&drone, &results] {
+        let out = machine.run(["verify", "--read-data"]);
+        assert_eq!(out.status.code(), Some(0), "verify: {}{}", text(&out.stdout), text(&out.stderr));
+    }
 }
 
 /// gen.py's nasty corpus where it is at hand, a small one of our own otherwise.
