@@ -6,7 +6,7 @@
 use std::{
     ffi::OsStr,
     io,
-    os::unix::ffi::OsStrExt,
+    os::{fd::OwnedFd, unix::ffi::OsStrExt},
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     sync::Arc,
@@ -20,9 +20,12 @@ use fuser::{
     ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::{backing::Backings, notice::Notices, pool::Pool};
+use super::{backing::Backings, bare::BareNames, notice::Notices, pool::Pool};
 use crate::{
-    fs::{Attr, Caller, Entry, Fs, FsError, FsResult, Kind, Lookup, Need, Opened, SetAttr, SetTime},
+    fs::{
+        Attr, Caller, Entry, Fs, FsError, FsResult, Invalidation, Kind, Lookup, Need, Opened, SetAttr,
+        SetTime,
+    },
     manifest::Timestamp,
 };
 
@@ -47,6 +50,8 @@ struct Shared {
     fs: Arc<Fs>,
     backings: Arc<Backings>,
     notices: Notices,
+    /// The kernel's end, for the answer that fuser has no words for.
+    device: OwnedFd,
 }
 
 pub(super) struct Adapter {
@@ -55,8 +60,8 @@ pub(super) struct Adapter {
 }
 
 impl Adapter {
-    pub(super) fn new(fs: Arc<Fs>, backings: Arc<Backings>, notices: Notices) -> Self {
-        Self { shared: Arc::new(Shared { fs, backings, notices }), pool: Pool::new() }
+    pub(super) fn new(fs: Arc<Fs>, backings: Arc<Backings>, notices: Notices, device: OwnedFd) -> Self {
+        Self { shared: Arc::new(Shared { fs, backings, notices, device }), pool: Pool::new() }
     }
 
     /// Does `op` and tells `reply`; on the pool, if it has to wait. A reply that is dropped is answered EIO by fuser.
@@ -110,11 +115,18 @@ impl Shared {
         Err(FsError::Errno(libc::EIO))
     }
 
+    /// The kernel has the end of a listing, or no use for it any more: if it is outdated meanwhile, what it keeps of it must go.
+    fn listed(&self, node: u64, fh: u64) {
+        if self.fs.is_outdated(fh) {
+            self.notices.tell([Invalidation::Node { node }]);
+        }
+    }
+
     /// The kernel's id for passthrough and how to open.
     fn back(
         &self,
         opened: &Opened,
-        register: impl FnOnce(&std::os::fd::OwnedFd) -> io::Result<BackingId>,
+        register: impl FnOnce(&OwnedFd) -> io::Result<BackingId>,
     ) -> Option<Arc<BackingId>> {
         self.backings.opened(opened.node, opened.backing.as_deref(), register)
     }
@@ -404,11 +416,12 @@ impl Filesystem for Adapter {
 
     fn opendir(&self, _: &Request, node: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         self.answer(
-            move |fs| Ok((fs.opendir(node.0)?, fs.is_private(node.0))),
+            move |fs| fs.opendir(node.0),
             |_, result| match result {
-                Ok((fh, is_private)) => {
+                // What others change is told by a notice.
+                Ok(fh) => {
                     let cached = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
-                    reply.opened(FileHandle(fh), if is_private { cached } else { FopenFlags::empty() });
+                    reply.opened(FileHandle(fh), cached);
                 }
                 Err(e) => reply.error(e),
             },
@@ -431,8 +444,9 @@ impl Filesystem for Adapter {
                 })?;
                 Ok(items)
             },
-            |_, result| match result {
+            move |shared, result| match result {
                 Ok(items) => {
+                    let is_end = items.is_empty();
                     for (item, at) in items {
                         let name = OsStr::from_bytes(&item.name);
                         // Any number but 0, which means deleted.
@@ -442,6 +456,9 @@ impl Filesystem for Adapter {
                         }
                     }
                     reply.ok();
+                    if is_end {
+                        shared.listed(node.0, fh.0);
+                    }
                 }
                 Err(e) => reply.error(e),
             },
@@ -450,7 +467,7 @@ impl Filesystem for Adapter {
 
     fn readdirplus(
         &self,
-        _: &Request,
+        req: &Request,
         node: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -463,20 +480,26 @@ impl Filesystem for Adapter {
             }
         }
         let skip = (offset as usize).saturating_sub(DOTS);
-        match attempt(|| fill(&self.shared.fs, fh.0, skip, &mut reply)) {
-            Ok(()) => reply.ok(),
+        let mut page = Page {
+            reply,
+            unique: req.unique().0,
+            names: BareNames::default(),
+            is_told: offset < DOTS as u64,
+        };
+        match attempt(|| page.fill(&self.shared.fs, fh.0, skip)) {
             Err(FsError::Need(need)) => {
                 let shared = self.shared.clone();
-                self.pool.submit(move || match fill_insisting(&shared, need, fh.0, skip, &mut reply) {
-                    Ok(()) => reply.ok(),
-                    Err(e) => reply.error(errno(e)),
+                self.pool.submit(move || {
+                    let filled = page.fill_insisting(&shared, need, fh.0, skip);
+                    page.send(&shared, filled, node.0, fh.0);
                 });
             }
-            Err(e) => reply.error(errno(e)),
+            filled => page.send(&self.shared, filled, node.0, fh.0),
         }
     }
 
-    fn releasedir(&self, _: &Request, _: INodeNo, fh: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+    fn releasedir(&self, _: &Request, node: INodeNo, fh: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        self.shared.listed(node.0, fh.0);
         self.answer_empty(reply, move |fs| {
             fs.releasedir(fh.0);
             Ok(())
@@ -584,30 +607,58 @@ impl Filesystem for Adapter {
     }
 }
 
-/// Fills a listing's answer; what needs something is told only while the answer is empty.
-fn fill(fs: &Fs, fh: u64, skip: usize, reply: &mut ReplyDirectoryPlus) -> FsResult<()> {
-    fs.readdirplus(fh, skip, &mut |item, at, entry| {
-        let (name, ttl) = (OsStr::from_bytes(&item.name), entry.attr_ttl.min(entry.entry_ttl));
-        let node = INodeNo(entry.attr.node);
-        reply.add(node, (at + DOTS + 1) as u64, name, &ttl, &file_attr(&entry.attr), Generation(0))
-    })
+/// An answer to readdirplus: lines with their nodes, or names alone.
+struct Page {
+    reply: ReplyDirectoryPlus,
+    unique: u64,
+    names: BareNames,
+    is_told: bool,
 }
 
-fn fill_insisting(
-    shared: &Shared,
-    mut need: Need,
-    fh: u64,
-    skip: usize,
-    reply: &mut ReplyDirectoryPlus,
-) -> FsResult<()> {
-    for _ in 0..ATTEMPTS {
-        attempt(|| shared.fs.fulfil(&need))?;
-        match attempt(|| fill(&shared.fs, fh, skip, reply)) {
-            Err(FsError::Need(next)) => need = next,
-            result => return result,
+impl Page {
+    /// Fills it from line `skip` on; what needs something is told only while the answer is empty.
+    fn fill(&mut self, fs: &Fs, fh: u64, skip: usize) -> FsResult<()> {
+        let Self { reply, names, is_told, .. } = self;
+        fs.readdirplus(fh, skip, &mut |item, at, entry| {
+            let next = (at + DOTS + 1) as u64;
+            let Some(entry) = entry else { return *is_told || names.add(&item.name, next) };
+            if !names.is_empty() {
+                return true;
+            }
+            *is_told = true;
+            let (name, ttl) = (OsStr::from_bytes(&item.name), entry.attr_ttl.min(entry.entry_ttl));
+            let node = INodeNo(entry.attr.node);
+            reply.add(node, next, name, &ttl, &file_attr(&entry.attr), Generation(0))
+        })
+    }
+
+    fn fill_insisting(&mut self, shared: &Shared, mut need: Need, fh: u64, skip: usize) -> FsResult<()> {
+        for _ in 0..ATTEMPTS {
+            attempt(|| shared.fs.fulfil(&need))?;
+            match attempt(|| self.fill(&shared.fs, fh, skip)) {
+                Err(FsError::Need(next)) => need = next,
+                result => return result,
+            }
+        }
+        Err(FsError::Errno(libc::EIO))
+    }
+
+    fn send(self, shared: &Shared, filled: FsResult<()>, node: u64, fh: u64) {
+        match filled {
+            Err(e) => self.reply.error(errno(e)),
+            Ok(()) if self.names.is_empty() => {
+                self.reply.ok();
+                if !self.is_told {
+                    shared.listed(node, fh);
+                }
+            }
+            Ok(()) => match self.names.send(&shared.device, self.unique) {
+                // It would answer a second time.
+                Ok(()) => std::mem::forget(self.reply),
+                Err(e) => self.reply.error(Errno::from_i32(e.raw_os_error().unwrap_or(libc::EIO))),
+            },
         }
     }
-    Err(FsError::Errno(libc::EIO))
 }
 
 fn reply_data(reply: ReplyData, result: Result<Vec<u8>, Errno>) {

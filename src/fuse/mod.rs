@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `adapter` | one method a request: from fuser's types to [`crate::fs::Fs`] and back |
 //! | `backing` | which open files the kernel reads and writes past us |
+//! | `bare` | listings that only name what is there |
 //! | `pool` | the threads that wait where an operation must |
 //! | `point` | the mount point: checks, mount(2), umount2(2) |
 //! | `notice` | the thread that tells the kernel what to forget |
@@ -18,6 +19,7 @@
 
 mod adapter;
 mod backing;
+mod bare;
 mod notice;
 mod point;
 mod pool;
@@ -115,11 +117,14 @@ pub fn mount(fs: Arc<Fs>, mountpoint: &Path, options: &MountOptions) -> Result<M
     let (point, device) = Point::mount(mountpoint, options)?;
     let backings = Arc::new(backing::Backings::new(options.passthrough));
     let (notices, outbox) = Notices::new();
-    let adapter = Adapter::new(fs, backings.clone(), notices.clone());
     let mut config = fuser::Config::default();
     config.n_threads = Some(THREADS);
     let acl = if options.allow_other { fuser::SessionACL::All } else { fuser::SessionACL::Owner };
-    let session = fuser::Session::from_fd(adapter, device, acl, config).map_err(|source| {
+    let session = device.try_clone().and_then(|own| {
+        let adapter = Adapter::new(fs, backings.clone(), notices.clone(), own);
+        fuser::Session::from_fd(adapter, device, acl, config)
+    });
+    let session = session.map_err(|source| {
         let _ = point.unmount(true);
         MountError::Session { path: mountpoint.to_owned(), source }
     })?;
