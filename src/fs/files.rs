@@ -10,7 +10,7 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, atomic::Ordering},
 };
 
 use rustix::{
@@ -46,8 +46,16 @@ pub(super) struct OpenFile {
 }
 
 struct State {
-    unit: Option<UnitId>,
+    counted: Counted,
     data: Data,
+}
+
+/// The unit in which a handle counts.
+#[derive(PartialEq)]
+enum Counted {
+    In(Option<UnitId>),
+    /// In none any more, wherever its file goes.
+    Closed,
 }
 
 pub(super) enum Data {
@@ -71,6 +79,7 @@ impl Fs {
         }
         let flags = OFlags::from_bits_retain(flags as u32);
         let (writable, truncate) = (is_writable(flags), flags.contains(OFlags::TRUNC));
+        let moves = self.moves();
         let brief = self.brief(node)?;
         match brief.kind {
             Kind::File => {}
@@ -85,7 +94,7 @@ impl Fs {
             Shown::Remote(candidate) => {
                 let unit = self.unit_of_any(&paths);
                 let _operations = self.enter(unit.as_slice())?;
-                Ok(self.register(node, flags, caller, unit, Data::Remote(candidate)))
+                Ok(self.register((node, flags, caller), (unit, moves), Data::Remote(candidate)))
             }
             Shown::Local(local) if writable || truncate => {
                 let changed: Vec<_> = paths.iter().map(|p| (p, false)).collect();
@@ -95,14 +104,15 @@ impl Fs {
                         sys::ftruncate(&fd, 0)?;
                     }
                     let unit = self.unit_of_any(&paths);
-                    Ok(self.register(node, flags, caller, unit, Data::Local(Arc::new(fd))))
+                    let data = Data::Local(Arc::new(fd));
+                    Ok(self.register((node, flags, caller), (unit, moves), data))
                 })
             }
             Shown::Local(local) => {
                 let unit = self.unit_of_any(&paths);
                 let _operations = self.enter(unit.as_slice())?;
                 let fd = Arc::new(reopen(&local.fd, flags)?);
-                Ok(self.register(node, flags, caller, unit, Data::Local(fd)))
+                Ok(self.register((node, flags, caller), (unit, moves), Data::Local(fd)))
             }
         }
     }
@@ -139,6 +149,7 @@ impl Fs {
         flags: i32,
         caller: Caller,
     ) -> FsResult<(Entry, Opened)> {
+        let moves = self.moves();
         let path = self.path_in(parent, name)?;
         let is_made = self.was_made(parent, name, Kind::File, caller)?;
         if !is_made {
@@ -160,8 +171,8 @@ impl Fs {
             self.appeared(&path, Kind::File)?;
             let mut entry = self.local_entry(parent, name, (&inode, &stat), None)?;
             let opened = self.resumed_open(caller).unwrap_or_else(|| {
-                let unit = self.unit_of(&path, false);
-                self.register(entry.attr.node, flags, caller, unit, Data::Local(Arc::new(fd)))
+                let (unit, data) = (self.unit_of(&path, false), Data::Local(Arc::new(fd)));
+                self.register((entry.attr.node, flags, caller), (unit, moves), data)
             });
             entry.attr_ttl = super::WRITTEN_TTL;
             Ok((entry, opened))
@@ -172,13 +183,11 @@ impl Fs {
         paths.last().and_then(|path| self.unit_of(path, false))
     }
 
-    /// Call it inside an operation of `unit`.
+    /// Call it inside an operation of `unit`, which the node was in after that many [`Fs::moves`].
     fn register(
         &self,
-        node: NodeId,
-        flags: OFlags,
-        caller: Caller,
-        unit: Option<UnitId>,
+        (node, flags, caller): (NodeId, OFlags, Caller),
+        (unit, moves): (Option<UnitId>, u64),
         data: Data,
     ) -> Opened {
         let fh = self.next_fh();
@@ -187,16 +196,29 @@ impl Fs {
             Data::Remote(candidate) => (None, self.content_to_keep(candidate)),
             Data::Lost => (None, Box::default()),
         };
-        self.insert(fh, node, is_writable(flags), unit, data);
+        let file = self.insert(fh, node, is_writable(flags), unit, data);
         let request = Requests::plain(caller.request);
         self.nodes.lock().opened(node, Handle { fh, flags: flags.bits(), request, content });
+        // The rename didn't know of this handle.
+        if self.moves() != moves {
+            self.rehome(&file);
+        }
         Opened { fh, node, backing, is_resumed: false }
     }
 
-    pub(super) fn insert(&self, fh: Fh, node: NodeId, writable: bool, unit: Option<UnitId>, data: Data) {
+    pub(super) fn insert(
+        &self,
+        fh: Fh,
+        node: NodeId,
+        writable: bool,
+        unit: Option<UnitId>,
+        data: Data,
+    ) -> Arc<OpenFile> {
         unit.iter().for_each(|unit| self.activity.opened(unit, writable));
-        let file = OpenFile { node, writable, state: Mutex::new(State { unit, data }) };
-        self.files.write().expect("no code panics under this lock").insert(fh, Arc::new(file));
+        let counted = Counted::In(unit);
+        let file = Arc::new(OpenFile { node, writable, state: Mutex::new(State { counted, data }) });
+        self.files.write().expect("no code panics under this lock").insert(fh, file.clone());
+        file
     }
 
     /// What a predecessor had opened for this request, and the kernel hasn't heard of.
@@ -329,7 +351,9 @@ impl Fs {
         let Some(file) = file else { return false };
         self.nodes.lock().closed(file.node, fh);
         self.orphans.closed(self, file.node);
-        if let Some(unit) = file.lock().unit.take() {
+        // A rename may be about to count it elsewhere.
+        let counted = std::mem::replace(&mut file.lock().counted, Counted::Closed);
+        if let Counted::In(Some(unit)) = counted {
             self.activity.closed(&unit, file.writable);
         }
         true
@@ -344,21 +368,31 @@ impl Fs {
         nodes.set_backing(node, backing);
     }
 
-    /// After a rename across units: every handle counts for the unit where its file is now.
+    /// How many renames there were: who took a unit from a path looks again when there was one meanwhile.
+    fn moves(&self) -> u64 {
+        self.moves.load(Ordering::SeqCst)
+    }
+
+    /// After a rename: every handle counts for the unit where its file is now.
     pub(super) fn rehome_handles(&self) {
+        self.moves.fetch_add(1, Ordering::SeqCst);
         let files: Vec<_> =
             self.files.read().expect("no code panics under this lock").values().cloned().collect();
-        for file in files {
-            let Some(path) = self.path_of(file.node) else { continue };
-            let unit = self.unit_of(&path, false);
-            let mut state = file.lock();
-            if state.unit == unit {
-                continue;
-            }
-            unit.iter().for_each(|unit| self.activity.opened(unit, file.writable));
-            if let Some(old) = std::mem::replace(&mut state.unit, unit) {
-                self.activity.closed(&old, file.writable);
-            }
+        files.iter().for_each(|file| self.rehome(file));
+    }
+
+    fn rehome(&self, file: &OpenFile) {
+        let Some(path) = self.path_of(file.node) else { return };
+        let unit = Counted::In(self.unit_of(&path, false));
+        let mut state = file.lock();
+        if state.counted == Counted::Closed || state.counted == unit {
+            return;
+        }
+        if let Counted::In(Some(unit)) = &unit {
+            self.activity.opened(unit, file.writable);
+        }
+        if let Counted::In(Some(old)) = std::mem::replace(&mut state.counted, unit) {
+            self.activity.closed(&old, file.writable);
         }
     }
 }
