@@ -148,7 +148,6 @@ impl Fs {
                 let _ = sys::unlinkat(&dir, OsStr::from_bytes(name), sys::AtFlags::empty());
             }
             let (inode, stat) = made?;
-            self.appeared(&path, Kind::File)?;
             let mut entry = self.local_entry(parent, name, (&inode, &stat), None)?;
             let unit = self.unit_of(&path, false);
             let opened = self.register(entry.attr.node, is_writable(flags), unit, Data::Local(Arc::new(fd)));

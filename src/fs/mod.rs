@@ -20,7 +20,8 @@
 //! Invariants:
 //! - A change is journaled before it happens, and counted as an operation in its units, so that nothing is freed meanwhile.
 //! - A node keeps its id until the kernel forgets it.
-//! - What a foreign layer shows is never deleted or replaced; it may be changed by an own copy on top.
+//! - What a foreign layer shows is deleted or replaced only with the store's leave, noted in the journal before; it may be changed by an own copy
+//!   on top.
 //! - No lock is held across I/O on the spool, save the short ones that the kernel's own order makes necessary.
 
 mod attr;
@@ -95,8 +96,6 @@ pub struct FsParts {
     pub view: Arc<View>,
     pub cache: Arc<Cache>,
     pub rules: LayoutRules,
-    /// The store lets this host delete what others committed.
-    pub may_delete: bool,
     /// A directory on the spool's file system for files that are being copied up.
     pub tmp_dir: PathBuf,
 }
@@ -118,12 +117,12 @@ pub struct Fs {
 impl Fs {
     /// A file system over these parts.
     pub fn new(parts: FsParts) -> FsResult<Arc<Self>> {
-        let FsParts { spool, activity, journal, view, cache, rules, may_delete, tmp_dir } = parts;
+        let FsParts { spool, activity, journal, view, cache, rules, tmp_dir } = parts;
         copyup::clear_leftovers(&tmp_dir);
         let nodes = Nodes::new(&spool, spool.root_inode()?);
         Ok(Arc::new(Self {
             nodes,
-            committed: Committed::new(journal, view, cache, rules, may_delete),
+            committed: Committed::new(journal, view, cache, rules),
             spool,
             activity,
             kept_dirs: Mutex::default(),
