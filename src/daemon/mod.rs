@@ -202,6 +202,7 @@ fn start(
         cache: cache.clone(),
         rules: rules.clone(),
         tmp_dir: tmp_dir(&config),
+        keep: None,
     })
     .map_err(|e| DaemonError::Fs(e.to_string()))?;
     let mount_options = MountOptions {

@@ -60,6 +60,7 @@ impl Lab {
             cache,
             rules: LayoutRules::default(),
             tmp_dir: dir.path().join("tmp"),
+            keep: None,
         })
         .expect("file system");
         let options = MountOptions { passthrough, ..MountOptions::default() };
