@@ -19,7 +19,8 @@ use rustix::{
 };
 
 use super::{
-    Caller, Entry, Fh, Fs, FsError, FsResult, Kind, Need, NodeId, committed::Candidate, place::Shown,
+    Caller, Entry, Fh, Fs, FsError, FsResult, Kind, Need, NodeId, committed::Candidate, kept::Inside,
+    nodes::Brief, place::Shown,
 };
 use crate::{
     ids::{RelPath, UnitId},
@@ -69,6 +70,9 @@ impl Fs {
             Kind::Dir => return Err(FsError::Errno(libc::EISDIR)),
             _ => return Err(FsError::Errno(libc::ENXIO)),
         }
+        if let Some(opened) = self.open_plain(node, &brief, flags)? {
+            return Ok(opened);
+        }
         let paths = self.nodes.lock().paths(node);
         match self.shown(node)? {
             Shown::Remote(_) if writable || truncate => {
@@ -96,6 +100,33 @@ impl Fs {
                 Ok(self.register(node, false, unit, Data::Local(fd)))
             }
         }
+    }
+
+    /// Opens what nobody else can have anything of by its inode, without a look at its path; `None` if that isn't to be had.
+    fn open_plain(&self, node: NodeId, brief: &Brief, flags: OFlags) -> FsResult<Option<Opened>> {
+        let (Some((parent, name)), Some(inode)) = (&brief.place, &brief.local) else { return Ok(None) };
+        if !self.is_private(*parent) {
+            return Ok(None);
+        }
+        let unit = self.unit_in(*parent, &self.path_in(*parent, name)?);
+        let (writable, truncate) = (is_writable(flags), flags.contains(OFlags::TRUNC));
+        let act = || {
+            let opened = self.spool.open_content(inode, access(flags));
+            // Inside the operation nobody frees the unit; whoever did it before has said so before.
+            let is_here = |fd: &OwnedFd| {
+                self.is_private(*parent) && sys::fstat(fd).is_ok_and(|stat| stat.st_nlink > 0)
+            };
+            let Some(fd) = opened.ok().filter(is_here) else { return Ok(None) };
+            if truncate {
+                sys::ftruncate(&fd, 0)?;
+            }
+            Ok(Some(self.register(node, writable, unit.clone(), Data::Local(Arc::new(fd)))))
+        };
+        if writable || truncate {
+            return self.change_node(node, act);
+        }
+        let _operation = self.enter(unit.as_slice())?;
+        act()
     }
 
     /// Makes a file and opens it, or opens it if it is there and `O_EXCL` isn't in the flags.
@@ -134,27 +165,37 @@ impl Fs {
         self.must_be_free(parent, name, &path)?;
         let above = path.parent().unwrap_or_default();
         let flags = OFlags::from_bits_retain(flags as u32);
-        self.change(&[(&path, false), (&above, true)], || {
-            let dir = self.dir_for_change(parent)?;
+        self.change_in(parent, &[(&path, false), (&above, true)], || {
             let how = sync_bits(flags)
                 | OFlags::RDWR
                 | OFlags::CREATE
                 | OFlags::EXCL
                 | OFlags::NOFOLLOW
                 | OFlags::CLOEXEC;
-            let fd = sys::openat(&dir, OsStr::from_bytes(name), how, Mode::from_raw_mode(perm & 0o777))?;
-            let made = self.give_away(dir.as_fd(), name, Kind::File, Some(perm), caller);
+            let (dir, fd) = self.in_dir_for_change(parent, |dir| {
+                sys::openat(dir, OsStr::from_bytes(name), how, Mode::from_raw_mode(perm & 0o777))
+            })?;
+            let made = self.spool.identify_open(fd.as_fd(), dir.as_fd(), name).map_err(FsError::from);
+            let made = made.and_then(|made| self.give_away(dir.as_fd(), name, made, Some(perm), caller));
             if made.is_err() {
                 let _ = sys::unlinkat(&dir, OsStr::from_bytes(name), sys::AtFlags::empty());
             }
             let (inode, stat) = made?;
-            self.appeared(&path, Kind::File)?;
+            self.appeared(parent, &path, Kind::File)?;
             let mut entry = self.local_entry(parent, name, (&inode, &stat), None)?;
-            let unit = self.unit_of(&path, false);
+            let unit = self.unit_in(parent, &path);
             let opened = self.register(entry.attr.node, is_writable(flags), unit, Data::Local(Arc::new(fd)));
             entry.attr_ttl = super::WRITTEN_TTL;
             Ok((entry, opened))
         })
+    }
+
+    /// The unit of `path`, which is in directory `parent` and isn't one itself.
+    fn unit_in(&self, parent: NodeId, path: &RelPath) -> Option<UnitId> {
+        match self.facts(parent).map(|facts| facts.inside.clone()) {
+            Some(Inside::All(unit)) => unit,
+            _ => self.unit_of(path, false),
+        }
     }
 
     fn unit_of_any(&self, paths: &[RelPath]) -> Option<UnitId> {
@@ -329,16 +370,16 @@ fn sync_bits(flags: OFlags) -> OFlags {
 /// For reading and writing wherever one of them isn't enough: a handle for writing only still has to fill pages. The kernel opens
 /// the file once more for passthrough, with the caller's own flags.
 fn reopen(identity: &OwnedFd, flags: OFlags) -> FsResult<OwnedFd> {
-    if !is_writable(flags) && !flags.contains(OFlags::TRUNC) {
-        return Ok(Spool::reopen(identity.as_fd(), OFlags::RDONLY)?);
-    }
-    let how = sync_bits(flags);
-    match Spool::reopen(identity.as_fd(), how | OFlags::RDWR) {
-        Err(e) if e.raw_os_error() == Some(libc::EACCES) => {
-            Ok(Spool::reopen(identity.as_fd(), how | OFlags::WRONLY)?)
+    match Spool::reopen(identity.as_fd(), access(flags)) {
+        Err(e) if e.raw_os_error() == Some(libc::EACCES) && access(flags).contains(OFlags::RDWR) => {
+            Ok(Spool::reopen(identity.as_fd(), sync_bits(flags) | OFlags::WRONLY)?)
         }
         result => Ok(result?),
     }
+}
+
+fn access(flags: OFlags) -> OFlags {
+    if is_writable(flags) || flags.contains(OFlags::TRUNC) { sync_bits(flags) | OFlags::RDWR } else { OFlags::RDONLY }
 }
 
 fn read_at(fd: &OwnedFd, offset: u64, len: usize) -> FsResult<Vec<u8>> {

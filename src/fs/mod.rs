@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `nodes` | what the kernel's inode numbers mean |
 //! | `place` | a node's directory, its inode in the spool, what shows at its path |
+//! | `kept` | directories kept open, with what holds for everything in them |
 //! | `names` | look-up, creation, deletion, renaming |
 //! | `files`, `dirs` | open files, open directories |
 //! | `change` | attributes; the journal's part in every change |
@@ -31,6 +32,7 @@ mod dirs;
 mod error;
 mod files;
 mod invalidate;
+mod kept;
 mod names;
 mod nodes;
 mod owners;
@@ -40,10 +42,9 @@ pub mod view;
 
 use std::{
     collections::HashMap,
-    os::fd::OwnedFd,
     path::PathBuf,
     sync::{
-        Arc, Mutex, RwLock,
+        Arc, RwLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -57,7 +58,7 @@ pub use self::{
     invalidate::Invalidation,
     names::Lookup,
 };
-use self::{committed::Committed, dirs::OpenDir, files::OpenFile, nodes::Nodes, view::View};
+use self::{committed::Committed, dirs::OpenDir, files::OpenFile, kept::KeptDirs, nodes::Nodes, view::View};
 use crate::{
     cache::Cache,
     chunk::ChunkParams,
@@ -81,11 +82,6 @@ pub const TTL: Duration = Duration::from_secs(3600);
 pub const TROUBLED_TTL: Duration = Duration::from_secs(1);
 /// The same for attributes of a file that is open for writing: a shared mapping changes it past us.
 pub const WRITTEN_TTL: Duration = Duration::from_secs(1);
-/// How long a name that isn't there may be taken to stay away, where nobody else can make it.
-pub const ABSENT_TTL: Duration = Duration::from_secs(1);
-
-/// Directory descriptors kept open: they save a walk from the root at every operation.
-const DIRS_KEPT: usize = 256;
 
 /// What an [`Fs`] is made of.
 pub struct FsParts {
@@ -107,7 +103,7 @@ pub struct Fs {
     activity: Arc<Activity>,
     committed: Committed,
     nodes: Nodes,
-    kept_dirs: Mutex<HashMap<NodeId, Arc<OwnedFd>>>,
+    kept: KeptDirs,
     files: RwLock<HashMap<Fh, Arc<OpenFile>>>,
     dirs: RwLock<HashMap<Fh, Arc<OpenDir>>>,
     next_fh: AtomicU64,
@@ -126,7 +122,7 @@ impl Fs {
             committed: Committed::new(journal, view, cache, rules, may_delete),
             spool,
             activity,
-            kept_dirs: Mutex::default(),
+            kept: KeptDirs::default(),
             files: RwLock::default(),
             dirs: RwLock::default(),
             next_fh: AtomicU64::new(1),

@@ -107,8 +107,11 @@ struct Ended {
     changed: Condvar,
 }
 
-/// Threads that read requests: with two a busy one doesn't hold up the other's clients; more only wake one another.
-const THREADS: usize = 2;
+/// Threads that read requests: with two a busy one doesn't hold up the other's clients; more only wake one another. Two on one CPU
+/// only take turns.
+fn threads() -> usize {
+    thread::available_parallelism().map_or(1, |cpus| cpus.get().min(2))
+}
 
 /// Mounts `fs` on `mountpoint` and serves it from threads of its own.
 pub fn mount(fs: Arc<Fs>, mountpoint: &Path, options: &MountOptions) -> Result<Mounted, MountError> {
@@ -117,7 +120,7 @@ pub fn mount(fs: Arc<Fs>, mountpoint: &Path, options: &MountOptions) -> Result<M
     let (notices, outbox) = Notices::new();
     let adapter = Adapter::new(fs, backings.clone(), notices.clone());
     let mut config = fuser::Config::default();
-    config.n_threads = Some(THREADS);
+    config.n_threads = Some(std::env::var("RFS_THREADS").map_or_else(|_| threads(), |n| n.parse().unwrap()));
     let acl = if options.allow_other { fuser::SessionACL::All } else { fuser::SessionACL::Owner };
     let session = fuser::Session::from_fd(adapter, device, acl, config).map_err(|source| {
         let _ = point.unmount(true);
