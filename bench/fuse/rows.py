@@ -179,13 +179,19 @@ def make_tree(lab, files=3000):
     shutil.rmtree(top + "/tree/.git")
 
 
-def sides(lab, binary, wanted):
-    """The bare file system, the mount, and those peers that are here."""
+def ours(lab, name, binary):
+    """A mount of ours, with a state directory of its own."""
+    config, tree = "%s/%s.ini" % (lab, name), "%s/disk/mounts/%s" % (lab, name)
+    with open(lab + "/drone.ini") as source, open(config, "w") as target:
+        target.write(source.read().replace("/disk/drone", "/disk/state-" + name))
+    command = [binary, "--quiet", "--config", config]
+    return Side(name, lab + "/disk", command + ["mount", config, tree], command + ["umount", tree])
+
+
+def sides(lab, builds, wanted):
+    """The bare file system, the mount by each build, and those peers that are here."""
     disk = lab + "/disk"
-    found = [Side("bare", disk)]
-    config = ["--quiet", "--config", lab + "/drone.ini"]
-    tree = disk + "/mounts/resultsfs"
-    found.append(Side("resultsfs", disk, [binary, *config, "mount", lab + "/drone.ini", tree], [binary, *config, "umount", tree]))
+    found = [Side("bare", disk)] + [ours(lab, name, binary) for name, binary in builds.items()]
     libfuse = os.environ.get("LIBFUSE", "")
     hp, ll = libfuse + "/passthrough_hp", libfuse + "/passthrough_ll"
     empty = disk + "/empty"
@@ -271,6 +277,7 @@ def main():
     parser.add_argument("--modes", default="pinned,free")
     parser.add_argument("--groups", default=",".join(Bench.GROUPS))
     parser.add_argument("--peers", default="", help="only these; `none` for none")
+    parser.add_argument("--also", action="append", default=[], metavar="NAME=BINARY", help="another build of ours")
     parser.add_argument("--json")
     args = parser.parse_args()
     if args.report:
@@ -280,7 +287,8 @@ def main():
     groups = args.groups.split(",")
     if "tree" in groups:
         make_tree(args.lab)
-    all_sides = sides(args.lab, args.binary, [p for p in args.peers.split(",") if p])
+    builds = {"resultsfs": args.binary, **dict(other.split("=", 1) for other in args.also)}
+    all_sides = sides(args.lab, builds, [p for p in args.peers.split(",") if p])
     data = {"rounds": args.rounds, "files": args.files, "mib": args.mib, "lines": args.lines, "modes": {}}
     for mode in args.modes.split(","):
         data["modes"][mode] = run_mode(bench, mode, all_sides, args.rounds, groups)
