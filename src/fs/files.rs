@@ -113,9 +113,8 @@ impl Fs {
         let act = || {
             let opened = self.spool.open_content(inode, access(flags));
             // Inside the operation nobody frees the unit; whoever did it before has said so before.
-            let is_here = |fd: &OwnedFd| {
-                self.is_private(*parent) && sys::fstat(fd).is_ok_and(|stat| stat.st_nlink > 0)
-            };
+            let is_here =
+                |fd: &OwnedFd| self.is_private(*parent) && sys::fstat(fd).is_ok_and(|stat| stat.st_nlink > 0);
             let Some(fd) = opened.ok().filter(is_here) else { return Ok(None) };
             if truncate {
                 sys::ftruncate(&fd, 0)?;
@@ -379,7 +378,11 @@ fn reopen(identity: &OwnedFd, flags: OFlags) -> FsResult<OwnedFd> {
 }
 
 fn access(flags: OFlags) -> OFlags {
-    if is_writable(flags) || flags.contains(OFlags::TRUNC) { sync_bits(flags) | OFlags::RDWR } else { OFlags::RDONLY }
+    if is_writable(flags) || flags.contains(OFlags::TRUNC) {
+        sync_bits(flags) | OFlags::RDWR
+    } else {
+        OFlags::RDONLY
+    }
 }
 
 fn read_at(fd: &OwnedFd, offset: u64, len: usize) -> FsResult<Vec<u8>> {

@@ -49,6 +49,12 @@ pub(super) struct KeptDir {
     facts: Mutex<Option<Arc<Facts>>>,
 }
 
+impl KeptDir {
+    fn facts(&self) -> MutexGuard<'_, Option<Arc<Facts>>> {
+        self.facts.lock().expect("no code panics under this lock")
+    }
+}
+
 /// See the module's head.
 #[derive(Debug, Default)]
 pub(super) struct KeptDirs(Mutex<HashMap<NodeId, Arc<KeptDir>>>);
@@ -126,13 +132,16 @@ impl Fs {
     pub(super) fn facts(&self, node: NodeId) -> Option<Arc<Facts>> {
         // Before anything is looked at.
         let epoch = self.committed.epoch();
-        let Some(kept) = self.kept.get(node) else { return self.find_facts(node, epoch).map(Arc::new) };
-        let mut facts = kept.facts.lock().expect("no code panics under this lock");
-        if let Some(facts) = facts.as_ref().filter(|facts| facts.epoch == epoch) {
-            return Some(facts.clone());
+        let kept = self.kept.get(node);
+        let known = kept.as_ref().and_then(|kept| kept.facts().clone());
+        if let Some(known) = known.filter(|facts| facts.epoch == epoch) {
+            return Some(known);
         }
-        *facts = self.find_facts(node, epoch).map(Arc::new);
-        facts.clone()
+        let found = self.find_facts(node, epoch).map(Arc::new);
+        if let Some(kept) = kept {
+            *kept.facts() = found.clone();
+        }
+        found
     }
 
     fn find_facts(&self, node: NodeId, epoch: u64) -> Option<Facts> {

@@ -160,11 +160,8 @@ impl Fs {
     ) -> FsResult<(Inode, Stat)> {
         let is_dir = Kind::of_mode(stat.st_mode) == Kind::Dir;
         let sets_gid = |stat: &Stat| stat.st_mode & libc::S_ISGID != 0;
-        let hands_on = if is_dir {
-            sets_gid(&stat)
-        } else {
-            stat.st_gid != caller.gid && sets_gid(&sys::fstat(dir)?)
-        };
+        let hands_on =
+            if is_dir { sets_gid(&stat) } else { stat.st_gid != caller.gid && sets_gid(&sys::fstat(dir)?) };
         let gid = if hands_on { stat.st_gid } else { caller.gid };
         let name = OsStr::from_bytes(name);
         let mut is_changed = false;
@@ -382,7 +379,10 @@ impl Fs {
                 self.kept.clear();
             }
             self.appeared(to.0, target_path, source.kind)?;
-            if is_dir || target_is_dir || self.unit_of(&source.path, false) != self.unit_of(target_path, false) {
+            if is_dir
+                || target_is_dir
+                || self.unit_of(&source.path, false) != self.unit_of(target_path, false)
+            {
                 self.rehome_handles();
             }
             Ok(())

@@ -120,7 +120,7 @@ pub fn mount(fs: Arc<Fs>, mountpoint: &Path, options: &MountOptions) -> Result<M
     let (notices, outbox) = Notices::new();
     let adapter = Adapter::new(fs, backings.clone(), notices.clone());
     let mut config = fuser::Config::default();
-    config.n_threads = Some(std::env::var("RFS_THREADS").map_or_else(|_| threads(), |n| n.parse().unwrap()));
+    config.n_threads = Some(threads());
     let acl = if options.allow_other { fuser::SessionACL::All } else { fuser::SessionACL::Owner };
     let session = fuser::Session::from_fd(adapter, device, acl, config).map_err(|source| {
         let _ = point.unmount(true);

@@ -13,8 +13,8 @@
 //! | `replica.redb` | layers of all hosts, other hosts' manifests | comes back from the store |
 //!
 //! Invariants: memory is changed after the transaction that says the same has become durable, under one writer's lock, so
-//! that a look never shows what a crash could take back; looks take no other lock than a short read lock and never touch the
-//! disk (but for manifests); after a failed write nothing more is written until the daemon starts anew.
+//! that a look never shows what a crash could take back; looks take no other lock than a short one, and those at the
+//! host's own records never touch the disk (but for manifests); after a failed write nothing more is written until the daemon starts anew.
 //!
 //! It knows nothing of files: whoever says "complete" has synced the spool before, and keeps writers out of the unit meanwhile.
 
@@ -32,6 +32,7 @@ mod transitions;
 use std::{
     collections::BTreeSet,
     fs::File,
+    ops::ControlFlow,
     path::Path,
     sync::{
         Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard,
@@ -93,7 +94,7 @@ impl Journal {
         let (epoch, writer, decoded) = Default::default();
         let journal =
             Self { host, was_created, clock, memory, epoch, writer, decoded, db, replica, _lock: lock };
-        journal.rebuild_from_replica()?;
+        journal.catch_up_with_replica()?;
         Ok(Arc::new(journal))
     }
 
@@ -227,7 +228,7 @@ impl Journal {
     }
 }
 
-/// The replica of the store's catalog. All looks are in memory.
+/// The replica of the store's catalog. A look that meets what was looked at lately is in memory, any other reads a few pages.
 impl Journal {
     /// How far the replica has followed which store.
     pub fn head(&self) -> Option<(StoreUuid, Head)> {
@@ -241,11 +242,19 @@ impl Journal {
             return Err(ReplicaError::OtherStore { have, got: store });
         }
         self.set_store(store)?;
-        let followed = self.replica.follow(store, records);
+        let own: Vec<UnitId> = records
+            .iter()
+            .map(Record::commit)
+            .filter(|commit| commit.host == self.host)
+            .map(|commit| commit.unit.clone())
+            .collect();
+        let followed = self.replica.follow(store, records, !own.is_empty());
         self.epoch.fetch_add(1, Ordering::AcqRel);
         followed?;
-        let own = records.iter().map(Record::commit).filter(|commit| commit.host == self.host);
-        self.adopt(own.map(|commit| commit.unit.clone()).collect())?;
+        if !own.is_empty() {
+            self.adopt(own)?;
+            self.replica.adopted()?;
+        }
         Ok(())
     }
 
@@ -300,6 +309,15 @@ impl Journal {
     /// Names directly in `dir` at or below which units in the replica lie.
     pub fn child_roots(&self, dir: &RelPath) -> BTreeSet<Vec<u8>> {
         self.replica.child_roots(dir)
+    }
+
+    /// Shows the replica's units at and below `dir` with all hosts' layers, in the order of the tree, until `visit` has seen enough.
+    pub fn visit_layers(
+        &self,
+        dir: &RelPath,
+        visit: &mut dyn FnMut(UnitId, &[LayerHead]) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        self.replica.visit(dir, visit)
     }
 
     /// All units in the replica.
