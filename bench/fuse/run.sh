@@ -3,6 +3,7 @@
 #
 #   bench/fuse/run.sh [--rounds N] [--files N] [--groups big,small,log,parallel,tree] [--modes pinned,free] [--peers NAME,…] [--json FILE]
 #   bench/fuse/run.sh --report FILE
+#   bench/fuse/run.sh --counts [FILES]     requests, system calls and CPU time an operation, of the mount alone
 #
 # The file system is a journaled ext4 on a loop image in $TMPDIR: TMPDIR=/dev/shm keeps a slow disk out of the ratios, and makes
 # them as high as they get. Peers are bindfs, fuse-overlayfs and mergerfs where they are installed, and libfuse's examples in the directory
@@ -18,10 +19,16 @@ main() {
     need python3 cc git tar rsync taskset
     [ "$(id -u)" = 0 ] || die "needs root: caches are emptied, peers mount"
     DISK=${DISK:-10G} make_lab
+    mkdir "$lab/disk/tree"
     ssh=(ssh)
     write_configs localhost
     cc -O2 -pthread -o "$lab/micro" "$here/bench/fuse/micro.c"
-    # The spool beside what the peers mount over, on the same disk.
+    if [ "${1:-}" = --counts ]; then
+        need strace
+        taskset -c 1 "$binary" --quiet --config "$lab/drone.ini" mount "$lab/drone.ini" "$lab/disk/tree"
+        taskset -c 1 python3 "$here/bench/fuse/counts.py" "$lab/drone.ini" "$lab/micro" "$lab/disk/tree" "${2:-2000}"
+        return
+    fi
     python3 "$rows" "$lab" "$binary" "$lab/micro" "$@"
 }
 

@@ -107,6 +107,7 @@ pub struct Fs {
     files: RwLock<HashMap<Fh, Arc<OpenFile>>>,
     dirs: RwLock<HashMap<Fh, Arc<OpenDir>>>,
     next_fh: AtomicU64,
+    moves: AtomicU64,
     tmp_dir: PathBuf,
     umask: u32,
 }
@@ -126,6 +127,7 @@ impl Fs {
             files: RwLock::default(),
             dirs: RwLock::default(),
             next_fh: AtomicU64::new(1),
+            moves: AtomicU64::new(0),
             tmp_dir,
             umask: process_umask(),
         }))
