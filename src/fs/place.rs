@@ -281,6 +281,7 @@ impl Fs {
 
     fn local_attr(&self, node: NodeId, stat: &Stat, attrs: Option<&Candidate>) -> FsResult<Attr> {
         let mut attr = Attr::of_stat(node, stat);
+        attr.nlink = attr.nlink.saturating_sub(self.orphans.hidden_links(node));
         if attr.kind == Kind::Dir && self.facts(node).is_some_and(|facts| !facts.is_private) {
             attr.nlink = UNCOUNTED;
         }
