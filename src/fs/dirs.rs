@@ -145,7 +145,7 @@ impl Fs {
 
     /// All that shows in a directory.
     fn list(&self, node: NodeId) -> FsResult<Vec<DirItem>> {
-        let dir = self.dir_fd(node)?;
+        let dir = self.live_dir_fd(node)?;
         let local = match &dir {
             Some(dir) => Spool::list(dir.as_fd())?,
             None => Vec::new(),
@@ -159,8 +159,8 @@ impl Fs {
                 is_evident: false,
             })
             .collect();
-        let path = match self.path_of(node) {
-            Some(path) if self.committed.relevant(&path) => path,
+        let path = match self.facts(node) {
+            Some(facts) if !facts.is_private => facts.path.clone(),
             // Without a name it was removed, and is empty.
             _ => return Ok(items),
         };
