@@ -26,7 +26,12 @@ use super::{
     committed::Candidate,
     place::{Shown, Winner, kind_of},
 };
-use crate::{ids::RelPath, journal::Note, manifest::Body, spool::proc_path};
+use crate::{
+    ids::RelPath,
+    journal::Note,
+    manifest::Body,
+    spool::{proc_path, write_sparsely},
+};
 
 /// Bytes read from the cache at a time.
 const COPY_BYTES: usize = 1 << 20;
@@ -190,14 +195,11 @@ impl Fs {
             if bytes.len() != len {
                 return Err(FsError::Unavailable { path: path.clone(), reason: "cut short".into() });
             }
-            let mut rest = &bytes[..];
-            while !rest.is_empty() {
-                let count = sysio::pwrite(tmp, rest, at)?;
-                at += count as u64;
-                rest = &rest[count..];
-            }
+            write_sparsely(tmp, &bytes, at)?;
+            at += len as u64;
         }
-        Ok(())
+        // What it ends with may be a hole.
+        Ok(sys::ftruncate(tmp, end)?)
     }
 
     /// Mode, owner and time as they show.

@@ -51,7 +51,7 @@ use std::{
     collections::HashMap,
     path::PathBuf,
     sync::{
-        Arc, RwLock,
+        Arc, Mutex, RwLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -79,7 +79,7 @@ use self::{
 use crate::{
     cache::Cache,
     chunk::ChunkParams,
-    ids::{RelPath, UnitId},
+    ids::{Hash, RelPath, UnitId},
     journal::Journal,
     layout::LayoutRules,
     spool::{Spool, activity::Activity},
@@ -123,6 +123,8 @@ pub struct Fs {
     kept: KeptDirs,
     files: RwLock<HashMap<Fh, Arc<OpenFile>>>,
     dirs: RwLock<HashMap<Fh, Arc<OpenDir>>>,
+    /// Of which content the kernel's pages of a remote node are, as far as that is known.
+    paged: Mutex<HashMap<NodeId, Hash>>,
     next_fh: AtomicU64,
     moves: AtomicU64,
     requests: Requests,
@@ -155,6 +157,7 @@ impl Fs {
             kept: KeptDirs::default(),
             files: RwLock::default(),
             dirs: RwLock::default(),
+            paged: Mutex::default(),
             next_fh: AtomicU64::new(first_fh),
             moves: AtomicU64::new(0),
             requests,

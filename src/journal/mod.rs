@@ -58,7 +58,7 @@ pub use error::{JournalError, ReplicaError};
 pub use memory::Counts;
 pub use note::Note;
 pub use record::{Committed, CompleteHow, State, UnitRecord};
-pub use replica::LayerHead;
+pub use replica::{LayerHead, Weight};
 
 /// Notes of paths between two commits. The name is that of its first kind of note.
 const NOTES: Bytes = TableDefinition::new("gone");
@@ -363,6 +363,11 @@ impl Journal {
         visit: &mut dyn FnMut(UnitId, &[LayerHead]) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
         self.replica.visit(dir, visit)
+    }
+
+    /// Tells the name in `dir` of each of the replica's units below it, and how much its layers have, in the order of the tree.
+    pub fn weigh_layers(&self, dir: &RelPath, tell: &mut dyn FnMut(&[u8], &[Weight])) {
+        self.replica.weigh(dir, tell);
     }
 
     /// All units in the replica.
