@@ -288,7 +288,7 @@ impl Committed {
                 self.read(path, (*size, *content), *offset, *len)?;
             }
             Need::Names { users, groups } => self.owners.learn(users, groups),
-            Need::CopyUp { .. } | Need::Thaw(_) => {}
+            Need::CopyUp { .. } | Need::Thaw(_) | Need::Turn(_) => {}
         }
         Ok(())
     }

@@ -23,6 +23,7 @@ use super::{
     Fs, FsError, FsResult, Kind, Lookup, Need, NodeId, ROOT, SetAttr, SetTime,
     attr::mtime,
     change::{apply, set_times},
+    claims::Claim,
     committed::Candidate,
     place::{Shown, Winner, kind_of},
 };
@@ -53,6 +54,10 @@ impl Fs {
                 drop(self.activity.begin(unit));
                 Ok(())
             }
+            Need::Turn(path) => {
+                self.claims.wait(path);
+                Ok(())
+            }
             need => self.committed.fulfil(need),
         }
     }
@@ -65,6 +70,12 @@ impl Fs {
         }
         let (parent, name) = self.brief(node)?.place.ok_or(FsError::Errno(libc::ESTALE))?;
         let others = self.committed.other_names(&candidate);
+        let all: Vec<_> = others.iter().chain([&path]).cloned().collect();
+        let _claim = self.claims.take(&all);
+        // Somebody else may have brought it, taken it away, or put something in its place: whoever needed this will see.
+        if !self.still_shows(node, &path, &candidate)? {
+            return Ok(());
+        }
         let changed: Vec<_> = others.iter().chain([&path]).map(|path| (path, false)).collect();
         self.change(&changed, || {
             let dir = self.dir_for_change(parent)?;
@@ -79,6 +90,26 @@ impl Fs {
             let others = others.iter().filter(|other| **other != path);
             others.into_iter().try_for_each(|other| self.bring_name(other, file.as_fd(), &candidate))
         })
+    }
+
+    fn still_shows(&self, node: NodeId, path: &RelPath, candidate: &Candidate) -> FsResult<bool> {
+        let same = |c: &Candidate| (c.seq, c.manifest) == (candidate.seq, candidate.manifest);
+        Ok(self.path_of(node).as_ref() == Some(path)
+            && matches!(self.shown(node)?, Shown::Remote(c) if same(&c)))
+    }
+
+    /// The names at which an operation takes something away or puts something in its place; other operations there come before or
+    /// after. Where nothing is committed the spool's own file system sees to that.
+    pub(super) fn claim(&self, names: &[(NodeId, &[u8])]) -> FsResult<Option<Claim<'_>>> {
+        let mut paths =
+            names.iter().map(|(dir, name)| self.path_in(*dir, name)).collect::<FsResult<Vec<_>>>()?;
+        paths.retain(|path| self.committed.relevant(path));
+        paths.dedup();
+        match self.claims.try_take(&paths) {
+            _ if paths.is_empty() => Ok(None),
+            Ok(claim) => Ok(Some(claim)),
+            Err(busy) => Err(Need::Turn(busy).into()),
+        }
     }
 
     /// Another name of a file that was just brought: what is written to one must be read from the other.
@@ -216,8 +247,9 @@ impl Fs {
             let before = sys::fstat(&*above)?;
             let name = OsStr::from_bytes(&name);
             match sys::mkdirat(&above, name, Mode::RWXU) {
-                // Another operation was faster.
-                Ok(()) | Err(sysio::Errno::EXIST) => {}
+                Ok(()) => {}
+                // Another operation was faster, and may be about to change it.
+                Err(sysio::Errno::EXIST) => return Ok(()),
                 Err(e) => return Err(e.into()),
             }
             let how = OFlags::PATH | OFlags::NOFOLLOW | OFlags::DIRECTORY | OFlags::CLOEXEC;

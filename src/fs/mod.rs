@@ -7,11 +7,13 @@
 //! | module | is |
 //! |---|---|
 //! | `nodes` | what the kernel's inode numbers mean |
+//! | `lengths` | how long a path may be |
 //! | `place` | a node's directory, its inode in the spool, what shows at its path |
 //! | `names` | look-up, creation, deletion, renaming |
 //! | `files`, `dirs` | open files, open directories |
 //! | `change` | attributes; the journal's part in every change |
 //! | `copyup` | bringing back what is only committed, to change it |
+//! | `claims` | who is at work at a path that is committed |
 //! | `committed` | the seam to journal, view and cache |
 //! | `union`, `view` | what all hosts' committed layers say of a path |
 //! | `owners` | local numbers of users and groups |
@@ -25,12 +27,14 @@
 
 mod attr;
 mod change;
+mod claims;
 mod committed;
 mod copyup;
 mod dirs;
 mod error;
 mod files;
 mod invalidate;
+mod lengths;
 mod names;
 mod nodes;
 mod owners;
@@ -57,7 +61,7 @@ pub use self::{
     invalidate::Invalidation,
     names::Lookup,
 };
-use self::{committed::Committed, dirs::OpenDir, files::OpenFile, nodes::Nodes, view::View};
+use self::{claims::Claims, committed::Committed, dirs::OpenDir, files::OpenFile, nodes::Nodes, view::View};
 use crate::{
     cache::Cache,
     chunk::ChunkParams,
@@ -112,6 +116,8 @@ pub struct Fs {
     dirs: RwLock<HashMap<Fh, Arc<OpenDir>>>,
     next_fh: AtomicU64,
     moves: AtomicU64,
+    claims: Claims,
+    longest_path: usize,
     tmp_dir: PathBuf,
     umask: u32,
 }
@@ -124,6 +130,7 @@ impl Fs {
         let nodes = Nodes::new(&spool, spool.root_inode()?);
         Ok(Arc::new(Self {
             nodes,
+            longest_path: lengths::longest(spool.path(), &tmp_dir),
             committed: Committed::new(journal, view, cache, rules, may_delete),
             spool,
             activity,
@@ -132,6 +139,7 @@ impl Fs {
             dirs: RwLock::default(),
             next_fh: AtomicU64::new(1),
             moves: AtomicU64::new(0),
+            claims: Claims::default(),
             tmp_dir,
             umask: process_umask(),
         }))
