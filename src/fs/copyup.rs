@@ -27,7 +27,7 @@ use super::{
     committed::Candidate,
     place::{Shown, Winner, kind_of},
 };
-use crate::{ids::RelPath, manifest::Body, spool::proc_path};
+use crate::{ids::RelPath, journal::Note, manifest::Body, spool::proc_path};
 
 /// Bytes read from the cache at a time.
 const COPY_BYTES: usize = 1 << 20;
@@ -80,6 +80,7 @@ impl Fs {
         self.change(&changed, || {
             let dir = self.dir_for_change(parent)?;
             let before = sys::fstat(&*dir)?;
+            self.note_copied(&path, &candidate)?;
             self.bring(&path, dir.as_fd(), &name, &candidate, keep)?;
             set_times(dir.as_fd(), None, Some(SetTime::To(mtime(&before))))?;
             let (inode, stat) = self.spool.identify(dir.as_fd(), &name)?;
@@ -109,6 +110,16 @@ impl Fs {
             _ if paths.is_empty() => Ok(None),
             Ok(claim) => Ok(Some(claim)),
             Err(busy) => Err(Need::Turn(busy).into()),
+        }
+    }
+
+    /// What is copied from another host's entry is based on that. Of an own one its manifest says so.
+    fn note_copied(&self, path: &RelPath, candidate: &Candidate) -> FsResult<()> {
+        match self.unit_of(path, false) {
+            Some(unit) if !self.committed.is_own(candidate) => {
+                self.committed.note(&unit, &[(path.clone(), Some(Note::Based(candidate.seq)))])
+            }
+            _ => Ok(()),
         }
     }
 
@@ -149,6 +160,7 @@ impl Fs {
         }
         let dir = self.dir_for_change(parent)?;
         let before = sys::fstat(&*dir)?;
+        self.note_copied(path, candidate)?;
         let source = proc_path(file);
         sys::linkat(sys::CWD, source.as_c_str(), &dir, OsStr::from_bytes(name), AtFlags::SYMLINK_FOLLOW)?;
         set_times(dir.as_fd(), None, Some(SetTime::To(mtime(&before))))

@@ -6,5 +6,6 @@ mod faults;
 mod harness;
 mod identity;
 mod nasty;
+mod overlay;
 mod recovery;
 mod union;
