@@ -121,6 +121,19 @@ impl Cache {
         }
     }
 
+    /// A file's recipe, if it is on this host, and `None` in it for a file that is one chunk and has none.
+    pub(super) fn local_layout(
+        &self,
+        content: &Hash,
+        size: u64,
+        params: &ChunkParams,
+    ) -> Option<Option<Arc<Layout>>> {
+        if params.content_kind(size) != ObjectKind::Recipe {
+            return Some(None);
+        }
+        File { cache: self, content, size, params, remote: false }.layout().ok().map(Some)
+    }
+
     /// As [`Cache::read`], if all that it takes is on this host.
     pub fn read_local(
         &self,

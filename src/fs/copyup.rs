@@ -27,7 +27,12 @@ use super::{
     committed::Candidate,
     place::{Shown, Winner, kind_of},
 };
-use crate::{ids::RelPath, journal::Note, manifest::Body, spool::proc_path};
+use crate::{
+    ids::RelPath,
+    journal::Note,
+    manifest::Body,
+    spool::{proc_path, sparse::write_sparsely},
+};
 
 /// Bytes read from the cache at a time.
 const COPY_BYTES: usize = 1 << 20;
@@ -215,20 +220,21 @@ impl Fs {
         let file @ (size, _) = candidate.file.ok_or(FsError::Errno(libc::EIO))?;
         let end = size.min(keep);
         let mut at = 0;
-        while at < end {
+        loop {
+            // Holes are left out, once the recipe is here, which says where they are.
+            at = self.committed.seek(file, at, false).unwrap_or(at);
+            if at >= end {
+                break;
+            }
             let len = usize::try_from(end - at).unwrap_or(usize::MAX).min(COPY_BYTES);
             let bytes = self.committed.read(path, file, at, len)?;
             if bytes.len() != len {
                 return Err(FsError::Unavailable { path: path.clone(), reason: "cut short".into() });
             }
-            let mut rest = &bytes[..];
-            while !rest.is_empty() {
-                let count = sysio::pwrite(tmp, rest, at)?;
-                at += count as u64;
-                rest = &rest[count..];
-            }
+            write_sparsely(tmp, &bytes, at)?;
+            at += len as u64;
         }
-        Ok(())
+        Ok(sys::ftruncate(tmp, end)?)
     }
 
     /// Mode, owner and time as they show.
