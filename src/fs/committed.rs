@@ -1,12 +1,12 @@
 //! The seam to what is committed: the journal's records, the view of all layers, the cache of their bytes.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     sync::{Arc, Mutex, RwLock},
     time::{Duration, Instant},
 };
 
-pub(super) use super::view::{Candidate, Resolved};
+pub(super) use super::view::{Candidate, Listing, Resolved};
 use super::{
     FsError, FsResult, Need,
     owners::Owners,
@@ -84,7 +84,12 @@ impl Committed {
         Err(FsError::Errno(libc::EPERM))
     }
 
-    fn place(&self, path: &RelPath, is_dir: bool) -> Place {
+    /// See [`Journal::epoch`].
+    pub(super) fn epoch(&self) -> u64 {
+        self.journal.epoch()
+    }
+
+    pub(super) fn place(&self, path: &RelPath, is_dir: bool) -> Place {
         let (whole, adopted) =
             (|job: &RelPath| self.journal.whole_job(job), |top: &RelPath| self.journal.adopted(top));
         layout::place(path, is_dir, &self.rules, &whole, &adopted)
@@ -94,9 +99,10 @@ impl Committed {
         self.place(path, is_dir).unit()
     }
 
-    /// The unit is about to be changed.
-    pub(super) fn touch(&self, unit: &UnitId) -> FsResult<()> {
-        self.journal.touch(unit).map(drop).map_err(|e| journal_error(unit, &e))
+    /// The unit is about to be changed. Whether paths that are must be marked: some of it was committed.
+    pub(super) fn touch(&self, unit: &UnitId) -> FsResult<bool> {
+        let generation = self.journal.touch(unit).map_err(|e| journal_error(unit, &e))?;
+        Ok(generation > Generation::FIRST)
     }
 
     /// The path is about to be changed, after its unit was touched. Of units never committed nothing need be noted.
@@ -143,7 +149,7 @@ impl Committed {
     }
 
     /// All that is committed directly in `dir`.
-    pub(super) fn list(&self, dir: &RelPath) -> FsResult<BTreeMap<Vec<u8>, Resolved>> {
+    pub(super) fn list(&self, dir: &RelPath) -> FsResult<Listing> {
         let need = match self.view.list(dir) {
             Ok(listing) => return Ok(listing),
             Err(need) => need,
@@ -194,6 +200,11 @@ impl Committed {
                 .any(|record| record.partial && (own.synthetic || record.unit.root != *path)),
             _ => false,
         }
+    }
+
+    /// Whether an own layer at or below `path` shows what the spool doesn't have.
+    pub(super) fn is_partial_below(&self, path: &RelPath) -> bool {
+        self.journal.units_below(path).iter().any(|record| record.partial)
     }
 
     pub(super) fn is_partial(&self, unit: &UnitId) -> bool {

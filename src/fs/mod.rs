@@ -10,6 +10,7 @@
 //! | `ledger` | what of them outlives this process |
 //! | `lengths` | how long a path may be |
 //! | `place` | a node's directory, its inode in the spool, what shows at its path |
+//! | `kept` | directories kept open, with what holds for everything in them |
 //! | `names` | look-up, creation, deletion, renaming |
 //! | `files`, `dirs` | open files, open directories |
 //! | `orphans` | open files without a name |
@@ -38,6 +39,7 @@ mod dirs;
 mod error;
 mod files;
 mod invalidate;
+mod kept;
 pub mod ledger;
 mod lengths;
 mod names;
@@ -51,10 +53,9 @@ pub mod view;
 
 use std::{
     collections::HashMap,
-    os::fd::OwnedFd,
     path::PathBuf,
     sync::{
-        Arc, Mutex, RwLock,
+        Arc, RwLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -73,6 +74,7 @@ use self::{
     committed::Committed,
     dirs::OpenDir,
     files::OpenFile,
+    kept::KeptDirs,
     ledger::{Keep, Ledger, Requests},
     nodes::Nodes,
     orphans::Orphans,
@@ -102,11 +104,6 @@ pub const TTL: Duration = Duration::from_secs(3600);
 pub const TROUBLED_TTL: Duration = Duration::from_secs(1);
 /// The same for attributes of a file that is open for writing: a shared mapping changes it past us.
 pub const WRITTEN_TTL: Duration = Duration::from_secs(1);
-/// How long a name that isn't there may be taken to stay away, where nobody else can make it.
-pub const ABSENT_TTL: Duration = Duration::from_secs(1);
-
-/// Directory descriptors kept open: they save a walk from the root at every operation.
-const DIRS_KEPT: usize = 256;
 
 /// What an [`Fs`] is made of.
 pub struct FsParts {
@@ -128,7 +125,7 @@ pub struct Fs {
     activity: Arc<Activity>,
     committed: Committed,
     nodes: Nodes,
-    kept_dirs: Mutex<HashMap<NodeId, Arc<OwnedFd>>>,
+    kept: KeptDirs,
     files: RwLock<HashMap<Fh, Arc<OpenFile>>>,
     dirs: RwLock<HashMap<Fh, Arc<OpenDir>>>,
     next_fh: AtomicU64,
@@ -163,7 +160,7 @@ impl Fs {
             committed: Committed::new(journal, view, cache, rules),
             spool,
             activity,
-            kept_dirs: Mutex::default(),
+            kept: KeptDirs::default(),
             files: RwLock::default(),
             dirs: RwLock::default(),
             next_fh: AtomicU64::new(first_fh),

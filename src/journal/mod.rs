@@ -35,7 +35,10 @@ use std::{
     fs::File,
     ops::ControlFlow,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{
+        Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use redb::{Durability, TableDefinition};
@@ -70,6 +73,8 @@ pub struct Journal {
     was_created: bool,
     clock: Arc<dyn Clock>,
     memory: RwLock<Memory>,
+    /// See [`Journal::epoch`].
+    epoch: AtomicU64,
     /// Held over a transaction and the change of the memory that goes with it.
     writer: Mutex<()>,
     decoded: Mutex<manifests::Decoded>,
@@ -88,8 +93,9 @@ impl Journal {
         let memory = RwLock::new(Memory::load(&db)?);
         let replica = Replica::open(&state_dir.join("replica.redb"))?;
         durable::sync_dir(state_dir)?;
-        let (writer, decoded) = Default::default();
-        let journal = Self { host, was_created, clock, memory, writer, decoded, db, replica, _lock: lock };
+        let (epoch, writer, decoded) = Default::default();
+        let journal =
+            Self { host, was_created, clock, memory, epoch, writer, decoded, db, replica, _lock: lock };
         journal.catch_up_with_replica()?;
         journal.forget_settled_notes(journal.noted_units())?;
         Ok(Arc::new(journal))
@@ -103,6 +109,12 @@ impl Journal {
     /// Whether this start made the host's UUID.
     pub fn was_created(&self) -> bool {
         self.was_created
+    }
+
+    /// Rises with every change of a record or of the replica: what was answered from either holds as long as this number does, if the
+    /// number was read before.
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
     }
 
     /// The store that this host commits to, once it has met one.
@@ -231,7 +243,10 @@ impl Journal {
     }
 
     fn memory_mut(&self) -> RwLockWriteGuard<'_, Memory> {
-        self.memory.write().expect("no code panics under this lock")
+        let memory = self.memory.write().expect("no code panics under this lock");
+        // Under the lock: who reads the new number reads the memory after us.
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+        memory
     }
 
     fn writer(&self) -> MutexGuard<'_, ()> {
@@ -263,7 +278,9 @@ impl Journal {
             .filter(|commit| commit.host == self.host)
             .map(|commit| commit.unit.clone())
             .collect();
-        self.replica.follow(store, records, !own.is_empty())?;
+        let followed = self.replica.follow(store, records, !own.is_empty());
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+        followed?;
         if !own.is_empty() {
             self.adopt(own.clone())?;
             self.replica.adopted()?;
@@ -289,7 +306,9 @@ impl Journal {
     /// Forgets the replica and begins anew with `store`, which from now on is the one that this host commits to.
     pub fn reset_replica(&self, store: StoreUuid) -> Result<(), JournalError> {
         self.set_store(store)?;
-        self.replica.reset(store)
+        let reset = self.replica.reset(store);
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+        reset
     }
 
     /// All hosts' layers of `unit`, own included.
