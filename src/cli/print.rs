@@ -59,6 +59,12 @@ pub fn status(json: bool, item: &Value) {
         bytes(number(&item["cache"], "bytes")),
         bytes(number(&item["cache"], "max_bytes"))
     );
+    let live = &item["live"];
+    println!(
+        "live        {} running units are shown to others, {} of others are seen here",
+        number(live, "published"),
+        number(live, "remote")
+    );
     println!("data path   {}", text(item, "data_path"));
     for list in ["unrecognised", "warnings", "errors"] {
         for entry in item[list].as_array().into_iter().flatten() {

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use super::Host;
+use super::{Host, live::LiveFollower};
 use crate::{
     catalog::{Head, Record},
     fuse::Notices,
@@ -16,7 +16,8 @@ use crate::{
 
 /// Takes the connection's events until it ends.
 pub async fn follow(host: Arc<Host>, notices: Notices, mut events: mpsc::UnboundedReceiver<LinkEvent>) {
-    let mut follower = Follower { host, notices, store: None, target: None };
+    let live = LiveFollower::new(host.clone(), notices.clone());
+    let mut follower = Follower { host, notices, live, store: None, target: None };
     while let Some(event) = events.recv().await {
         follower.take(event);
     }
@@ -25,6 +26,7 @@ pub async fn follow(host: Arc<Host>, notices: Notices, mut events: mpsc::Unbound
 struct Follower {
     host: Arc<Host>,
     notices: Notices,
+    live: LiveFollower,
     store: Option<StoreUuid>,
     /// The head that the store had when this session began: at that point the replica is complete enough to compare.
     target: Option<Head>,
@@ -36,6 +38,7 @@ impl Follower {
             LinkEvent::Up(welcome) => self.up(&welcome),
             LinkEvent::Records(records) => self.records(&records),
             LinkEvent::Resync(head) => self.resync(head),
+            LinkEvent::Snapshots(part) => self.live.take(part),
             LinkEvent::Down { reason, .. } => {
                 info!("no connection to the store: {reason}");
                 self.host.engine.link_down();
@@ -57,6 +60,7 @@ impl Follower {
             _ => self.begin_anew(welcome.store),
         };
         self.host.link.as_ref().expect("events come from the link").follow(from);
+        self.live.begin();
         self.host.fs.set_params(welcome.params);
         self.host.engine.link_up(welcome.params);
         self.compare_when_complete();

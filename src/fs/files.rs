@@ -37,23 +37,24 @@ pub struct Opened {
 
 /// One handle.
 pub(super) struct OpenFile {
-    node: NodeId,
+    pub(super) node: NodeId,
     writable: bool,
     state: Mutex<State>,
 }
 
-struct State {
+pub(super) struct State {
     unit: Option<UnitId>,
-    data: Data,
+    pub(super) data: Data,
 }
 
-enum Data {
+pub(super) enum Data {
     Local(Arc<OwnedFd>),
-    Remote(Box<Candidate>),
+    /// What is only committed, as of so many [`Fs::moves`].
+    Remote(Box<Candidate>, u64),
 }
 
 impl OpenFile {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no code panics under this lock")
     }
 }
@@ -69,6 +70,8 @@ impl Fs {
             Kind::Dir => return Err(FsError::Errno(libc::EISDIR)),
             _ => return Err(FsError::Errno(libc::ENXIO)),
         }
+        self.settle(node)?;
+        let moves = self.moves();
         let paths = self.nodes.lock().paths(node);
         match self.shown(node)? {
             Shown::Remote(_) if writable || truncate => {
@@ -77,7 +80,7 @@ impl Fs {
             Shown::Remote(candidate) => {
                 let unit = self.unit_of_any(&paths);
                 let _operations = self.enter(unit.as_slice())?;
-                Ok(self.register(node, false, unit, Data::Remote(candidate)))
+                Ok(self.register(node, false, unit, Data::Remote(candidate, moves)))
             }
             Shown::Local(local) if writable || truncate => {
                 let changed: Vec<_> = paths.iter().map(|p| (p, false)).collect();
@@ -166,7 +169,7 @@ impl Fs {
         let fh = self.next_fh();
         let backing = match &data {
             Data::Local(fd) => Some(fd.clone()),
-            Data::Remote(_) => None,
+            Data::Remote(..) => None,
         };
         unit.iter().for_each(|unit| self.activity.opened(unit, writable));
         let file = OpenFile { node, writable, state: Mutex::new(State { unit, data }) };
@@ -175,7 +178,7 @@ impl Fs {
         Opened { fh, node, backing }
     }
 
-    fn file(&self, fh: Fh) -> FsResult<Arc<OpenFile>> {
+    pub(super) fn file(&self, fh: Fh) -> FsResult<Arc<OpenFile>> {
         let files = self.files.read().expect("no code panics under this lock");
         files.get(&fh).cloned().ok_or(FsError::Errno(libc::EBADF))
     }
@@ -184,7 +187,7 @@ impl Fs {
     pub(super) fn local_file(&self, fh: Fh) -> Option<Arc<OwnedFd>> {
         match &self.file(fh).ok()?.lock().data {
             Data::Local(fd) => Some(fd.clone()),
-            Data::Remote(_) => None,
+            Data::Remote(..) => None,
         }
     }
 
@@ -198,7 +201,7 @@ impl Fs {
     pub(super) fn remote_file(&self, fh: Fh) -> Option<Box<Candidate>> {
         match &self.file(fh).ok()?.lock().data {
             Data::Local(_) => None,
-            Data::Remote(candidate) => Some(candidate.clone()),
+            Data::Remote(candidate, _) => Some(candidate.clone()),
         }
     }
 
@@ -207,7 +210,7 @@ impl Fs {
         let file = self.file(fh)?;
         match self.data_of(&file)? {
             Data::Local(fd) => read_at(&fd, offset, len),
-            Data::Remote(candidate) => {
+            Data::Remote(candidate, _) => {
                 let (size, content) = candidate.file.ok_or(FsError::Errno(libc::EIO))?;
                 let len = len.min(usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX));
                 if len == 0 {
@@ -223,13 +226,14 @@ impl Fs {
 
     /// What a handle reads from now: a remote one goes over to the spool when its node is there.
     fn data_of(&self, file: &OpenFile) -> FsResult<Data> {
-        let candidate = match &file.lock().data {
+        self.follow(file)?;
+        let (candidate, seen) = match &file.lock().data {
             Data::Local(fd) => return Ok(Data::Local(fd.clone())),
-            Data::Remote(candidate) => candidate.clone(),
+            Data::Remote(candidate, seen) => (candidate.clone(), *seen),
         };
         let is_local = self.nodes.lock().brief(file.node).is_some_and(|b| b.local.is_some());
         let Some((identity, _)) = is_local.then(|| self.inode_fd(file.node)).transpose()?.flatten() else {
-            return Ok(Data::Remote(candidate));
+            return Ok(Data::Remote(candidate, seen));
         };
         let fd = Arc::new(Spool::reopen(identity.as_fd(), OFlags::RDONLY)?);
         file.lock().data = Data::Local(fd.clone());
@@ -273,7 +277,7 @@ impl Fs {
         let file = self.file(fh)?;
         match self.data_of(&file)? {
             Data::Local(fd) => Ok(sys::seek(&fd, position)?),
-            Data::Remote(candidate) => match candidate.file {
+            Data::Remote(candidate, _) => match candidate.file {
                 Some((size, _)) if offset < size => Ok(if whence == libc::SEEK_DATA { offset } else { size }),
                 _ => Err(FsError::Errno(libc::ENXIO)),
             },

@@ -4,7 +4,7 @@ use super::{Fs, Kind, NodeId, ROOT};
 use crate::ids::{RelPath, Scope, UnitId};
 
 /// One thing to tell the kernel. Never tell it from inside an operation or under a lock: the kernel may be waiting for us.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Invalidation {
     /// A name of a directory may be something else now.
     Entry { parent: NodeId, name: Vec<u8> },
@@ -15,7 +15,34 @@ pub enum Invalidation {
 impl Fs {
     /// Other hosts' layers of these units have changed: what of them the kernel may know.
     pub fn remote_changed(&self, units: &[UnitId]) -> Vec<Invalidation> {
+        self.remote_moves_on();
         units.iter().flat_map(|unit| self.below(unit)).collect()
+    }
+
+    /// As [`Fs::remote_changed`], of a unit of which only these paths below its root have changed. Nothing else is forgotten: whoever
+    /// follows one log keeps what the kernel has of the others. (Of a file that has grown all is forgotten: the kernel itself drops
+    /// the pages of one that has another size, since nobody else can say whether the beginning is still the same.)
+    pub fn remote_paths_changed(&self, unit: &UnitId, paths: &[RelPath]) -> Vec<Invalidation> {
+        self.remote_moves_on();
+        let nodes = self.nodes.lock();
+        let mut found = Vec::new();
+        for path in paths.iter().filter_map(|path| unit.root.append(path).ok()) {
+            let (parent, name) = match nodes.find(&path) {
+                Ok(node) => {
+                    found.push(Invalidation::Node { node });
+                    let Some(brief) = nodes.brief(node) else { continue };
+                    // A directory's name stays: dropping it would make getcwd(2) fail for who works in it.
+                    let Some(place) = brief.place.filter(|_| brief.kind != Kind::Dir) else { continue };
+                    place
+                }
+                Err(place) => place,
+            };
+            found.push(Invalidation::Node { node: parent });
+            found.push(Invalidation::Entry { parent, name });
+        }
+        let mut told = std::collections::HashSet::new();
+        found.retain(|invalidation| told.insert(invalidation.clone()));
+        found
     }
 
     /// These units' files have just left the spool, or come back: the table forgets their inodes. Call it before the unit is thawed.

@@ -10,6 +10,7 @@
 //! | `place` | a node's directory, its inode in the spool, what shows at its path |
 //! | `names` | look-up, creation, deletion, renaming |
 //! | `files`, `dirs` | open files, open directories |
+//! | `following` | remote handles while their files grow or are replaced |
 //! | `change` | attributes; the journal's part in every change |
 //! | `copyup` | bringing back what is only committed, to change it |
 //! | `committed` | the seam to journal, view and cache |
@@ -30,6 +31,7 @@ mod copyup;
 mod dirs;
 mod error;
 mod files;
+mod following;
 mod invalidate;
 mod names;
 mod nodes;
@@ -111,6 +113,8 @@ pub struct Fs {
     files: RwLock<HashMap<Fh, Arc<OpenFile>>>,
     dirs: RwLock<HashMap<Fh, Arc<OpenDir>>>,
     next_fh: AtomicU64,
+    /// Counts changes of what is committed or runs elsewhere; a remote handle that has seen fewer looks again.
+    moves: AtomicU64,
     tmp_dir: PathBuf,
     umask: u32,
 }
@@ -130,6 +134,7 @@ impl Fs {
             files: RwLock::default(),
             dirs: RwLock::default(),
             next_fh: AtomicU64::new(1),
+            moves: AtomicU64::new(0),
             tmp_dir,
             umask: process_umask(),
         }))

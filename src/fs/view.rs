@@ -101,7 +101,9 @@ impl View {
     /// Whether a unit has committed entries that the spool may lack: other hosts', or those of an own layer
     /// that is partial.
     fn is_beyond_spool(&self, unit: &UnitId) -> bool {
-        self.journal.has_foreign(unit) || self.journal.get(unit).is_some_and(|own| own.partial)
+        self.journal.has_foreign(unit)
+            || self.journal.runs_elsewhere(unit)
+            || self.journal.get(unit).is_some_and(|own| own.partial)
     }
 
     /// What the committed layers say of `path`.
@@ -182,7 +184,7 @@ impl View {
         }
         let mut looks = 0;
         let mut look = |unit: &UnitId| {
-            let layers = self.journal.layers(unit);
+            let layers = self.journal.shown_layers(unit);
             looks += usize::from(!layers.is_empty());
             if layers.iter().all(is_solid) {
                 for layer in &layers {
@@ -218,7 +220,7 @@ impl View {
     }
 
     fn child_roots(&self, dir: &RelPath) -> BTreeSet<Vec<u8>> {
-        if dir.depth() < UNIT_ROOT_DEPTH { self.journal.child_roots(dir) } else { BTreeSet::new() }
+        if dir.depth() < UNIT_ROOT_DEPTH { self.journal.shown_child_roots(dir) } else { BTreeSet::new() }
     }
 
     /// The layers that can have entries at `path` or above it.
@@ -229,7 +231,7 @@ impl View {
     /// A unit's layers that say anything.
     fn layers_of(&self, unit: &UnitId) -> impl Iterator<Item = (UnitId, LayerHead)> + use<> {
         let unit = unit.clone();
-        let layers = self.journal.layers(&unit).into_iter().filter(|head| head.entries > 0);
+        let layers = self.journal.shown_layers(&unit).into_iter().filter(|head| head.entries > 0);
         layers.map(move |head| (unit.clone(), head))
     }
 

@@ -21,6 +21,7 @@
 mod db;
 mod error;
 mod identity;
+mod live;
 mod manifests;
 mod memory;
 mod record;
@@ -39,7 +40,7 @@ use std::{
 use redb::{Durability, TableDefinition};
 
 use crate::{
-    catalog::{Head, Record},
+    catalog::{Head, Record, Snapshot},
     clock::Clock,
     durable,
     ids::{Generation, Hash, HostUuid, RelPath, Seq, StoreUuid, UnitId},
@@ -72,6 +73,7 @@ pub struct Journal {
     decoded: Mutex<manifests::Decoded>,
     db: Db,
     replica: Replica,
+    live: RwLock<live::Live>,
     /// Last, so that the databases are closed before somebody else may open them.
     _lock: File,
 }
@@ -85,8 +87,8 @@ impl Journal {
         let memory = RwLock::new(Memory::load(&db)?);
         let replica = Replica::open(&state_dir.join("replica.redb"))?;
         durable::sync_dir(state_dir)?;
-        let (writer, decoded) = Default::default();
-        let journal = Self { host, was_created, clock, memory, writer, decoded, db, replica, _lock: lock };
+        let (writer, decoded, live) = Default::default();
+        let journal = Self { host, was_created, clock, memory, writer, decoded, db, replica, live, _lock: lock };
         journal.rebuild_from_replica()?;
         Ok(Arc::new(journal))
     }
@@ -146,7 +148,10 @@ impl Journal {
         let whole = UnitId::tree(job.clone());
         let memory = self.memory();
         let is_here = memory.below(job).next().is_some();
-        if is_here { memory.records.contains_key(&whole) } else { self.replica.contains(&whole) }
+        if is_here {
+            return memory.records.contains_key(&whole);
+        }
+        self.replica.contains(&whole) || self.live().contains(&whole)
     }
 
     /// Whether `complete` was said of the unrecognised directory `top`, here or on another host.
@@ -158,6 +163,9 @@ impl Journal {
     /// A manifest, if it is here: from memory, else of an own layer, else one that was kept.
     pub fn manifest(&self, hash: &Hash) -> Result<Option<Arc<Manifest>>, JournalError> {
         if let Some(manifest) = self.decoded().get(hash) {
+            return Ok(Some(manifest));
+        }
+        if let Some(manifest) = self.live().manifest(hash) {
             return Ok(Some(manifest));
         }
         let manifest = match self.db.get(MANIFESTS, &hash.0)? {
@@ -181,6 +189,9 @@ impl Journal {
         let manifest = Manifest::decode(encoding)
             .map(Arc::new)
             .map_err(|source| JournalError::Manifest { hash: *hash, source })?;
+        if self.keep_live(hash, &manifest) {
+            return Ok(manifest);
+        }
         let packed = manifests::pack(encoding);
         let _writer = self.writer();
         if self.memory().names_manifest(hash) {
@@ -304,6 +315,68 @@ impl Journal {
         })?;
         self.memory_mut().store = Some(store);
         Ok(())
+    }
+}
+
+/// What other hosts run, in memory. See [`live`].
+impl Journal {
+    /// All hosts' layers of `unit` as they show: committed, with what runs on top.
+    pub fn shown_layers(&self, unit: &UnitId) -> Vec<LayerHead> {
+        self.live().over(unit, self.replica.layers(unit))
+    }
+
+    /// Names directly in `dir` at or below which units lie that are committed or run elsewhere.
+    pub fn shown_child_roots(&self, dir: &RelPath) -> BTreeSet<Vec<u8>> {
+        let mut names = self.replica.child_roots(dir);
+        names.extend(self.live().child_roots(dir));
+        names
+    }
+
+    /// Whether another host runs `unit`.
+    pub fn runs_elsewhere(&self, unit: &UnitId) -> bool {
+        self.live().contains(unit)
+    }
+
+    /// What other hosts run, in order of the units.
+    pub fn snapshots(&self) -> Vec<Snapshot> {
+        self.live().all()
+    }
+
+    /// Other hosts' snapshots of `unit`.
+    pub fn snapshots_of(&self, unit: &UnitId) -> Vec<Snapshot> {
+        self.live().of(unit).to_vec()
+    }
+
+    /// The manifest `hash` is a snapshot's that is set as soon as it is here.
+    pub fn expect_snapshot(&self, hash: Hash) {
+        self.live_mut().expect(hash);
+    }
+
+    /// The store tells of a snapshot. Gives back the one whose place it takes. Own ones are passed over: the spool is newer.
+    pub fn set_snapshot(&self, snapshot: Snapshot) -> Option<Snapshot> {
+        if snapshot.host == self.host { None } else { self.live_mut().set(snapshot) }
+    }
+
+    /// The store has no snapshot of this layer any more.
+    pub fn drop_snapshot(&self, host: HostUuid, unit: &UnitId) -> Option<Snapshot> {
+        self.live_mut().remove(host, unit)
+    }
+
+    /// Keeps a manifest in memory if it is a snapshot's and no own record names it, too.
+    fn keep_live(&self, hash: &Hash, manifest: &Arc<Manifest>) -> bool {
+        let is_live = self.live().names(hash) && !self.memory().names_manifest(hash);
+        if is_live {
+            self.live_mut().keep(*hash, manifest.clone());
+        }
+        is_live
+    }
+
+    fn live(&self) -> RwLockReadGuard<'_, live::Live> {
+        self.live.read().expect("no code panics under this lock")
+    }
+
+    fn live_mut(&self) -> RwLockWriteGuard<'_, live::Live> {
+        self.live.write().expect("no code panics under this lock")
     }
 }
 

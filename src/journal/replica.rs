@@ -57,6 +57,8 @@ pub struct LayerHead {
     /// Entries in its manifest.
     pub entries: u64,
     pub lost: bool,
+    /// Who made a dead host's last snapshot this commit; nobody if the host committed it itself.
+    pub adopted_by: Option<String>,
 }
 
 impl LayerHead {
@@ -70,6 +72,16 @@ impl LayerHead {
     /// The newest commit's sequence number.
     pub fn seq(&self) -> Seq {
         self.commits.last().expect("a layer is in the catalog by a commit").1
+    }
+
+    /// Whether its newest revision is a snapshot of what still runs.
+    pub fn is_live(&self) -> bool {
+        self.seq().is_live()
+    }
+
+    /// The newest commit's sequence number; of a layer that only runs none.
+    pub fn committed_seq(&self) -> Option<Seq> {
+        self.commits.iter().map(|(_, seq)| *seq).rfind(|seq| !seq.is_live())
     }
 }
 
@@ -90,6 +102,8 @@ struct Layer {
     lost: bool,
     #[n(6)]
     commits: Vec<(Generation, Seq)>,
+    #[n(7)]
+    adopted_by: Option<String>,
 }
 
 #[derive(Debug, Default)]
@@ -324,8 +338,8 @@ impl Index {
     fn layer_head(&self, layer: Layer) -> LayerHead {
         let (host, host_name) = self.hosts[layer.host as usize].clone();
         let generation = layer.commits.last().expect("checked when it came in").0;
-        let Layer { manifest, time_ms, bytes, entries, lost, commits, .. } = layer;
-        LayerHead { host, host_name, commits, manifest, generation, time_ms, bytes, entries, lost }
+        let Layer { manifest, time_ms, bytes, entries, lost, commits, adopted_by, .. } = layer;
+        LayerHead { host, host_name, commits, manifest, generation, time_ms, bytes, entries, lost, adopted_by }
     }
 
     fn host_number(&mut self, host: HostUuid, name: String) -> u32 {
@@ -417,6 +431,7 @@ fn take(layers: &mut Vec<Layer>, host: u32, record: &Record) -> Result<(), Repli
         entries: commit.entries,
         lost: commit.lost,
         commits,
+        adopted_by: commit.adopted_by.clone(),
     };
     match at {
         Some(at) => layers[at] = layer,

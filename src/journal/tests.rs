@@ -63,6 +63,7 @@ impl Catalog {
             lost: false,
             bytes: 7,
             entries: 1,
+            adopted_by: None,
         });
         let record = Record { seq: self.head.seq.next(), prev: self.head.chain, time_ms: 5_000, body };
         self.head = self.head.follow(&record).expect("it follows");

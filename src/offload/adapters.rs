@@ -16,7 +16,7 @@ use crate::{
     ids::{Hash, RelPath, Seq},
     manifest::Body,
     wire::{
-        CommitRequest,
+        CommitRequest, PublishRequest,
         link::{Link, LinkError},
     },
 };
@@ -47,6 +47,10 @@ impl Uplink for Link {
     fn commit(&self, request: CommitRequest) -> Answer<'_, Record> {
         Box::pin(async move { Ok(Link::commit(self, request).await?) })
     }
+
+    fn publish(&self, request: PublishRequest) -> Answer<'_, ()> {
+        Box::pin(async move { Ok(Link::publish(self, request).await?) })
+    }
 }
 
 /// What the view shows, as far as its manifests are here: sealing doesn't wait for the network.
@@ -56,7 +60,7 @@ impl Union for View {
             return Before::default();
         }
         let Ok(resolved) = self.lookup(path) else { return Before::default() };
-        let seq_of = |candidate: &Option<Candidate>| candidate.as_ref().map_or(Seq(0), |c| c.seq);
+        let seq_of = |candidate: &Option<Candidate>| candidate.as_ref().map_or(Seq(0), |c| c.seq.committed());
         let shows = |c: &Candidate| c.entry.body != Body::Whiteout && !c.synthetic;
         Before {
             base: seq_of(&resolved.own).max(seq_of(&resolved.foreign)),

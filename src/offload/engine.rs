@@ -7,7 +7,10 @@ use std::{
     collections::{HashMap, HashSet, VecDeque},
     io,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -25,6 +28,7 @@ use super::{
     recall::{Contents, RecallError, Recaller},
     scheduler,
     seal::Before,
+    snapshots::Snapshots,
     status::{Rate, Status, UnitError},
     tree::SpoolTree,
     uplink::Uplink,
@@ -54,6 +58,8 @@ pub type OnEvicted = Box<dyn Fn(&UnitId) + Send + Sync>;
 pub struct Settings {
     pub rules: LayoutRules,
     pub eviction: EvictionRules,
+    /// How often running units are published; `None` = never.
+    pub live: Option<Duration>,
     /// Units in transfer at once.
     pub max_transfers: usize,
     /// zstd's.
@@ -104,11 +110,14 @@ pub struct Shared {
     link: Option<Arc<dyn Uplink>>,
     /// The store's parameters while it can be reached.
     link_up: watch::Sender<Option<ChunkParams>>,
+    /// Counts the sessions.
+    link_sessions: AtomicU64,
     /// One at a time completes units: two rounds about one unit would be in each other's way.
     completing: Mutex<()>,
     looks: Mutex<Looks>,
     queue: Mutex<Queue>,
     notes: Mutex<Notes>,
+    snapshots: Mutex<Snapshots>,
     /// Something is to be done.
     pub wake: Notify,
     /// Counts changes of units' states, for those who wait.
@@ -178,10 +187,12 @@ impl Engine {
             on_evicted: parts.on_evicted,
             link: parts.link,
             link_up: watch::Sender::new(None),
+            link_sessions: AtomicU64::new(0),
             completing: Mutex::default(),
             looks: Mutex::default(),
             queue: Mutex::default(),
             notes: Mutex::default(),
+            snapshots: Mutex::default(),
             wake: Notify::new(),
             progress: watch::Sender::new(0),
             stop: watch::Sender::new(false),
@@ -193,6 +204,7 @@ impl Engine {
 
     /// The store can be reached; `params` are its.
     pub fn link_up(&self, params: ChunkParams) {
+        self.shared.link_sessions.fetch_add(1, Ordering::Relaxed);
         self.shared.link_up.send_replace(Some(params));
     }
 
@@ -274,6 +286,16 @@ impl Engine {
         })
     }
 
+    /// When a running unit was last published, ms since the epoch.
+    pub fn published_ms(&self, unit: &UnitId) -> Option<u64> {
+        self.shared.snapshots().time_ms(unit)
+    }
+
+    /// How many running units others can see.
+    pub fn published(&self) -> usize {
+        self.shared.snapshots().len()
+    }
+
     /// All own units: those that run, and those with a record.
     pub fn units(&self) -> Vec<UnitId> {
         let journaled = self.shared.journal.units().into_iter().map(|record| record.unit);
@@ -352,6 +374,15 @@ pub enum EngineError {
 impl Shared {
     pub fn looks(&self) -> MutexGuard<'_, Looks> {
         self.looks.lock().expect("no code panics under this lock")
+    }
+
+    pub fn snapshots(&self) -> MutexGuard<'_, Snapshots> {
+        self.snapshots.lock().expect("no code panics under this lock")
+    }
+
+    /// Which session with the store this is.
+    pub fn link_sessions(&self) -> u64 {
+        self.link_sessions.load(Ordering::Relaxed)
     }
 
     pub fn completion_turn(&self) -> MutexGuard<'_, ()> {
@@ -492,6 +523,11 @@ impl Shared {
     /// The next unit to be transferred; it stays known until [`Shared::dequeue`].
     pub fn next_ready(&self) -> Option<UnitId> {
         self.queue().ready.pop_front()
+    }
+
+    /// Whether a unit waits for a transfer.
+    pub fn has_ready(&self) -> bool {
+        !self.queue().ready.is_empty()
     }
 
     /// Its transfer has ended.

@@ -18,6 +18,7 @@ pub mod completion;
 pub mod counters;
 pub mod engine;
 pub mod evict;
+pub mod live;
 pub mod looks;
 pub mod names;
 pub mod observe;
@@ -25,6 +26,7 @@ pub mod packer;
 pub mod recall;
 pub mod scheduler;
 pub mod seal;
+pub mod snapshots;
 pub mod status;
 pub mod survey;
 #[cfg(test)]

@@ -56,6 +56,7 @@ impl Lab {
         store.set_host(journal.host());
         let spool = TestSpool::new();
         let settings = Settings {
+            live: None,
             rules: LayoutRules { settle_ms: 20, ..LayoutRules::default() },
             eviction: EvictionRules { keep_local_ms: u64::MAX, high_percent: 100, low_percent: 100 },
             max_transfers: 4,

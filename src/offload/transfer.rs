@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
     engine::Shared,
+    live::Taker,
     seal::{self, Before, Described, SealError, Subject},
     uplink::UplinkError,
     upload::{self, Layer, UploadError, Uploader},
@@ -29,7 +30,7 @@ pub enum Outcome {
 
 /// Why a unit couldn't be brought further.
 #[derive(Debug, thiserror::Error)]
-enum TransferError {
+pub enum TransferError {
     #[error(transparent)]
     Seal(#[from] SealError),
     #[error(transparent)]
@@ -67,7 +68,8 @@ async fn advance(shared: &Arc<Shared>, unit: &UnitId) -> Result<Outcome, Transfe
 async fn seal_layer(shared: &Arc<Shared>, record: UnitRecord) -> Result<(), TransferError> {
     let (unit, generation) = (record.unit.clone(), record.generation);
     let worker = shared.clone();
-    let described = shared.bounds.run(move || describe(&worker, &record)).await??;
+    let described = shared.bounds.run(move || Subjected::of(&worker, &record.unit)?.describe(&worker, None));
+    let described = described.await??;
     count_sealed(shared, &described);
     let (journal, sealed) = (shared.journal.clone(), unit.clone());
     upload::blocking(move || journal.seal(&sealed, generation, &described.manifest)).await??;
@@ -81,28 +83,52 @@ fn count_sealed(shared: &Shared, described: &Described) {
     shared.counters.bytes_hashed.add(described.bytes_read);
 }
 
-fn describe(shared: &Shared, record: &UnitRecord) -> Result<Described, TransferError> {
-    let unit = &record.unit;
-    let previous = match record.committed {
-        Some(committed) => shared.journal.manifest(&committed.manifest)?,
-        None => None,
-    };
-    if record.partial && previous.is_none() {
-        return Err(TransferError::NoManifest);
+/// A layer that is to be described, as the journal has it.
+pub struct Subjected {
+    pub unit: UnitId,
+    pub state: State,
+    pub generation: Generation,
+    /// Its newest commit's manifest.
+    pub previous: Option<Arc<Manifest>>,
+    partial: bool,
+    gone: BTreeSet<RelPath>,
+}
+
+impl Subjected {
+    /// `unit`'s own layer. One without a record runs in its first generation.
+    pub fn of(shared: &Shared, unit: &UnitId) -> Result<Self, TransferError> {
+        let record = shared.journal.get(unit);
+        let (state, generation, partial, committed) = match record {
+            Some(record) => (record.state, record.generation, record.partial, record.committed),
+            None => (State::Running, Generation::FIRST, false, None),
+        };
+        let previous = match committed {
+            Some(committed) => shared.journal.manifest(&committed.manifest)?,
+            None => None,
+        };
+        if partial && previous.is_none() {
+            return Err(TransferError::NoManifest);
+        }
+        let gone = shared.journal.gone(unit).into_iter().collect();
+        Ok(Self { unit: unit.clone(), state, generation, previous, partial, gone })
     }
-    let gone: BTreeSet<RelPath> = shared.journal.gone(unit).into_iter().collect();
-    let before = |path: &RelPath| before(shared, unit, previous.as_deref(), path);
-    let subject = Subject {
-        tree: &shared.tree,
-        unit,
-        generation: record.generation,
-        previous: previous.as_deref(),
-        partial: record.partial,
-        gone: &gone,
-        before: &before,
-        names: &shared.names,
-    };
-    Ok(seal::describe(&subject)?)
+
+    /// Its manifest as the spool is now; with a taker, while others write.
+    pub fn describe(&self, shared: &Shared, live: Option<&Taker<'_>>) -> Result<Described, TransferError> {
+        let before = |path: &RelPath| before(shared, &self.unit, self.previous.as_deref(), path);
+        let subject = Subject {
+            tree: &shared.tree,
+            unit: &self.unit,
+            generation: self.generation,
+            previous: self.previous.as_deref(),
+            partial: self.partial,
+            gone: &self.gone,
+            before: &before,
+            names: &shared.names,
+            live,
+        };
+        Ok(seal::describe(&subject)?)
+    }
 }
 
 /// What the path showed before: the newest committed entry, this host's or another's.
@@ -124,8 +150,8 @@ async fn send_layer(
     let manifest = upload::blocking(move || journal.manifest(&hash)).await??;
     let manifest = manifest.ok_or(TransferError::NoManifest)?;
     shared.note_queued(&record.unit, manifest.bytes());
-    let layer =
-        Layer { unit: record.unit.clone(), generation: record.generation, manifest, hash, lost: record.lost };
+    let (unit, generation, lost) = (record.unit.clone(), record.generation, record.lost);
+    let layer = Layer { unit, generation, manifest, hash, lost, held: None };
     let answer = uploader.send(&layer).await?;
     let journal = shared.journal.clone();
     let (unit, generation, seq) = (layer.unit.clone(), layer.generation, answer.seq);

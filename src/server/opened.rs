@@ -4,11 +4,11 @@ use std::{path::Path, sync::Arc};
 
 use tokio::sync::watch;
 
-use super::{NewCommit, OpenStoreError, StoreApi, StoreFault, checks};
+use super::{NewCommit, OpenStoreError, Slots, StoreApi, StoreFault, checks};
 use crate::{
     catalog::{Head, Record},
     chunk::{ChunkParams, ObjectKind},
-    ids::{Hash, Seq, StoreUuid},
+    ids::{Generation, Hash, HostUuid, Seq, StoreUuid, UnitId},
     store::{Store, StoreError, StoreOptions},
 };
 
@@ -77,6 +77,18 @@ impl StoreApi for Store {
 
     fn record(&self, seq: Seq) -> Result<Option<Record>, StoreFault> {
         Store::record(self, seq).map_err(fault)
+    }
+
+    fn publish(&self, snapshot: NewCommit) -> Result<(), StoreFault> {
+        Store::publish(self, snapshot).map(drop).map_err(fault)
+    }
+
+    fn withdraw(&self, host: HostUuid, unit: &UnitId, upto: Generation) {
+        Store::withdraw(self, host, unit, upto);
+    }
+
+    fn slots(&self) -> &Slots {
+        Store::slots(self)
     }
 
     fn watch(&self) -> watch::Receiver<Head> {

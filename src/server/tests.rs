@@ -353,7 +353,9 @@ async fn a_long_catalog_comes_no_faster_than_it_is_taken() {
         let CommitRequest { unit, generation, manifest, lost } =
             request(&format!("{i}-a/h"), Hash::of(&layer.encode()));
         let (host, host_name) = (HostUuid([7; 16]), "drone7".to_owned());
-        lab.store.commit(NewCommit { host, host_name, unit, generation, manifest, lost }).expect("commits");
+        let adopted_by = None;
+        let commit = NewCommit { host, host_name, unit, generation, manifest, lost, adopted_by };
+        lab.store.commit(commit).expect("commits");
     }
     let mut host = lab.host("drone1");
     host.up().await;

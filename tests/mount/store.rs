@@ -81,6 +81,7 @@ impl FakeStore {
             lost: false,
             bytes: manifest.bytes(),
             entries: manifest.entries().len() as u64,
+            adopted_by: None,
         };
         let record = Record {
             seq: head.seq.next(),

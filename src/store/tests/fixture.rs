@@ -96,6 +96,7 @@ impl Layer {
             generation: self.generation,
             manifest: Hash::of(&self.manifest().encode()),
             lost: false,
+            adopted_by: None,
         }
     }
 
