@@ -275,7 +275,9 @@ impl Committed {
         match known.get(&(old.1, new.1)) {
             Some((Some(told), _)) => Ok(Some(*told)),
             Some((None, when)) if when.elapsed() < RETRY => Ok(None),
-            _ => Err(Need::Comparison { path: path.clone(), old: (old.1, old.0), new: (new.1, new.0) }.into()),
+            _ => {
+                Err(Need::Comparison { path: path.clone(), old: (old.1, old.0), new: (new.1, new.0) }.into())
+            }
         }
     }
 

@@ -195,7 +195,10 @@ mod tests {
         live.set(snapshot(1, "12-me/a", 1));
         let names = |dir: &str| {
             let dir = if dir.is_empty() { RelPath::ROOT } else { dir.parse().expect("a path") };
-            live.child_roots(&dir).into_iter().map(|n| String::from_utf8(n).expect("text")).collect::<Vec<_>>()
+            live.child_roots(&dir)
+                .into_iter()
+                .map(|n| String::from_utf8(n).expect("text"))
+                .collect::<Vec<_>>()
         };
         assert_eq!(names(""), ["1-me", "12-me"]);
         assert_eq!(names("1-me"), ["a", "b"]);

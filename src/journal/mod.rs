@@ -88,7 +88,8 @@ impl Journal {
         let replica = Replica::open(&state_dir.join("replica.redb"))?;
         durable::sync_dir(state_dir)?;
         let (writer, decoded, live) = Default::default();
-        let journal = Self { host, was_created, clock, memory, writer, decoded, db, replica, live, _lock: lock };
+        let journal =
+            Self { host, was_created, clock, memory, writer, decoded, db, replica, live, _lock: lock };
         journal.rebuild_from_replica()?;
         Ok(Arc::new(journal))
     }

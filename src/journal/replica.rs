@@ -339,7 +339,18 @@ impl Index {
         let (host, host_name) = self.hosts[layer.host as usize].clone();
         let generation = layer.commits.last().expect("checked when it came in").0;
         let Layer { manifest, time_ms, bytes, entries, lost, commits, adopted_by, .. } = layer;
-        LayerHead { host, host_name, commits, manifest, generation, time_ms, bytes, entries, lost, adopted_by }
+        LayerHead {
+            host,
+            host_name,
+            commits,
+            manifest,
+            generation,
+            time_ms,
+            bytes,
+            entries,
+            lost,
+            adopted_by,
+        }
     }
 
     fn host_number(&mut self, host: HostUuid, name: String) -> u32 {

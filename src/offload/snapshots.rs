@@ -18,7 +18,8 @@ use std::{
 use tokio::time::sleep;
 
 use super::{
-    completion, engine::Shared,
+    completion,
+    engine::Shared,
     live::{Files, Taker},
     observe,
     transfer::{Subjected, TransferError},

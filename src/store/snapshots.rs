@@ -226,7 +226,9 @@ fn parse(bytes: &[u8]) -> (Vec<Snapshot>, usize) {
     let mut at = MAGIC.len();
     while let Some((change, end)) = next_entry(bytes, at) {
         match change {
-            SnapshotChange::Set(snapshot) => _ = slots.insert((snapshot.host, snapshot.unit.clone()), snapshot),
+            SnapshotChange::Set(snapshot) => {
+                _ = slots.insert((snapshot.host, snapshot.unit.clone()), snapshot)
+            }
             SnapshotChange::Gone(host, unit) => _ = slots.remove(&(host, unit)),
         }
         at = end;

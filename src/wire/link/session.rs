@@ -299,9 +299,7 @@ fn take(shared: &Shared, live: &Arc<Live>, bytes: &[u8]) -> Result<(), End> {
         FromStore::Credit(bytes) => live.credited(bytes),
         FromStore::Pong => Ok(()),
         FromStore::Published(id) => answer(id, Answer::Published),
-        FromStore::Snapshots(changes) => {
-            live.watched().map(|()| shared.tell(LinkEvent::Snapshots(changes)))
-        }
+        FromStore::Snapshots(changes) => live.watched().map(|()| shared.tell(LinkEvent::Snapshots(changes))),
     };
     fits.map_err(End::Broken)
 }
