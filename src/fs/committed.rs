@@ -34,6 +34,9 @@ const CONTINUED: u64 = 4096;
 /// Manifests whose links are remembered.
 const LINKS: usize = 1024;
 
+/// What a comparison told, and when.
+type Compared = (Option<bool>, Instant);
+
 /// See the module's head.
 pub(super) struct Committed {
     journal: Arc<Journal>,
@@ -47,7 +50,7 @@ pub(super) struct Committed {
     marks: Mutex<HashMap<RelPath, (UnitId, Generation)>>,
     failures: Mutex<HashMap<Hash, (Instant, String)>>,
     /// Whether a content is the beginning of another; `None`: it couldn't be told then.
-    continued: Mutex<Lru<(Hash, Hash), (Option<bool>, Instant)>>,
+    continued: Mutex<Lru<(Hash, Hash), Compared>>,
     /// By manifest: the other names of files. Most have none, and the maps are empty.
     links: Mutex<HashMap<Hash, HashMap<RelPath, Vec<RelPath>>>>,
 }

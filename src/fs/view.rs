@@ -85,25 +85,20 @@ impl View {
     /// Whether committed entries can show at or below `path` that this host's spool doesn't hold. Needs no
     /// manifest; `true` may be wrong.
     pub fn relevant(&self, path: &RelPath) -> bool {
-        let holds = |unit: &UnitId| unit.holds(path) && self.is_beyond_spool(unit);
+        let is_partial = |unit: &UnitId| self.journal.get(unit).is_some_and(|own| own.partial);
+        let is_others = |unit: &UnitId| self.journal.has_foreign(unit) || self.journal.runs_elsewhere(unit);
+        let holds = |unit: &UnitId| unit.holds(path) && (is_others(unit) || is_partial(unit));
         if prefixes(path).flat_map(units_at).any(|unit| holds(&unit)) {
             return true;
         }
         let mut looks = 0;
-        let found = self.walk(path, &mut |unit| {
+        let found = self.walk(path, &mut |unit, layers| {
             looks += 1;
-            let is_found = looks > EVIDENCE_UNITS || self.is_beyond_spool(unit);
+            let is_foreign = layers.iter().any(|layer| layer.host != self.journal.host());
+            let is_found = looks > EVIDENCE_UNITS || is_foreign || is_partial(unit);
             if is_found { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         found.is_break()
-    }
-
-    /// Whether a unit has committed entries that the spool may lack: other hosts', or those of an own layer
-    /// that is partial.
-    fn is_beyond_spool(&self, unit: &UnitId) -> bool {
-        self.journal.has_foreign(unit)
-            || self.journal.runs_elsewhere(unit)
-            || self.journal.get(unit).is_some_and(|own| own.partial)
     }
 
     /// What the committed layers say of `path`.
@@ -169,8 +164,9 @@ impl View {
     /// can't show or hide.
     fn layers_below(&self, path: &RelPath, bar: Seq) -> Heads {
         let mut heads = Vec::new();
-        let _ = self.walk(path, &mut |unit| {
-            heads.extend(self.layers_of(unit).filter(|(_, head)| head.seq() > bar));
+        let _ = self.walk(path, &mut |unit, layers| {
+            let newer = layers.iter().filter(|head| head.entries > 0 && head.seq() > bar);
+            heads.extend(newer.map(|head| (unit.clone(), head.clone())));
             ControlFlow::Continue(())
         });
         heads
@@ -183,11 +179,10 @@ impl View {
             return found;
         }
         let mut looks = 0;
-        let mut look = |unit: &UnitId| {
-            let layers = self.journal.shown_layers(unit);
+        let mut look = |unit: &UnitId, layers: &[LayerHead]| {
             looks += usize::from(!layers.is_empty());
             if layers.iter().all(is_solid) {
-                for layer in &layers {
+                for layer in layers {
                     let of_side = match self.side(layer) {
                         Side::Own => &mut found.own,
                         Side::Foreign => &mut found.foreign,
@@ -198,7 +193,8 @@ impl View {
             let is_enough = found.foreign.is_some() || looks >= EVIDENCE_UNITS;
             if is_enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        let _ = match units_at(path.clone()).into_iter().try_for_each(|unit| look(&unit)) {
+        let own = units_at(path.clone());
+        let _ = match own.iter().try_for_each(|unit| look(unit, &self.journal.shown_layers(unit))) {
             ControlFlow::Continue(()) => self.walk(path, &mut look),
             done => done,
         };
@@ -209,14 +205,19 @@ impl View {
         if layer.host == self.journal.host() { Side::Own } else { Side::Foreign }
     }
 
-    /// Visits units whose roots are below `dir`.
-    fn walk(&self, dir: &RelPath, visit: &mut dyn FnMut(&UnitId) -> ControlFlow<()>) -> ControlFlow<()> {
-        for name in self.child_roots(dir) {
-            let Ok(child) = dir.join(&name) else { continue };
-            units_at(child.clone()).iter().try_for_each(&mut *visit)?;
-            self.walk(&child, visit)?;
+    /// Visits units whose roots are below `dir`, with their layers.
+    fn walk(
+        &self,
+        dir: &RelPath,
+        visit: &mut dyn FnMut(&UnitId, &[LayerHead]) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        if dir.depth() >= UNIT_ROOT_DEPTH {
+            return ControlFlow::Continue(());
         }
-        ControlFlow::Continue(())
+        self.journal.visit_shown_layers(dir, &mut |unit, layers| match unit.root == *dir {
+            true => ControlFlow::Continue(()),
+            false => visit(&unit, layers),
+        })
     }
 
     fn child_roots(&self, dir: &RelPath) -> BTreeSet<Vec<u8>> {

@@ -13,8 +13,8 @@
 //! | `replica.redb` | layers of all hosts, other hosts' manifests | comes back from the store |
 //!
 //! Invariants: memory is changed after the transaction that says the same has become durable, under one writer's lock, so
-//! that a look never shows what a crash could take back; looks take no other lock than a short read lock and never touch the
-//! disk (but for manifests); after a failed write nothing more is written until the daemon starts anew.
+//! that a look never shows what a crash could take back; looks take no other lock than a short one, and those at the
+//! host's own records never touch the disk (but for manifests); after a failed write nothing more is written until the daemon starts anew.
 //!
 //! It knows nothing of files: whoever says "complete" has synced the spool before, and keeps writers out of the unit meanwhile.
 
@@ -33,6 +33,7 @@ mod transitions;
 use std::{
     collections::BTreeSet,
     fs::File,
+    ops::ControlFlow,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
@@ -90,7 +91,7 @@ impl Journal {
         let (writer, decoded, live) = Default::default();
         let journal =
             Self { host, was_created, clock, memory, writer, decoded, db, replica, live, _lock: lock };
-        journal.rebuild_from_replica()?;
+        journal.catch_up_with_replica()?;
         Ok(Arc::new(journal))
     }
 
@@ -224,7 +225,7 @@ impl Journal {
     }
 }
 
-/// The replica of the store's catalog. All looks are in memory.
+/// The replica of the store's catalog. A look that meets what was looked at lately is in memory, any other reads a few pages.
 impl Journal {
     /// How far the replica has followed which store.
     pub fn head(&self) -> Option<(StoreUuid, Head)> {
@@ -238,9 +239,17 @@ impl Journal {
             return Err(ReplicaError::OtherStore { have, got: store });
         }
         self.set_store(store)?;
-        self.replica.follow(store, records)?;
-        let own = records.iter().map(Record::commit).filter(|commit| commit.host == self.host);
-        self.adopt(own.map(|commit| commit.unit.clone()).collect())?;
+        let own: Vec<UnitId> = records
+            .iter()
+            .map(Record::commit)
+            .filter(|commit| commit.host == self.host)
+            .map(|commit| commit.unit.clone())
+            .collect();
+        self.replica.follow(store, records, !own.is_empty())?;
+        if !own.is_empty() {
+            self.adopt(own)?;
+            self.replica.adopted()?;
+        }
         Ok(())
     }
 
@@ -295,6 +304,15 @@ impl Journal {
         self.replica.child_roots(dir)
     }
 
+    /// Shows the replica's units at and below `dir` with all hosts' layers, in the order of the tree, until `visit` has seen enough.
+    pub fn visit_layers(
+        &self,
+        dir: &RelPath,
+        visit: &mut dyn FnMut(UnitId, &[LayerHead]) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        self.replica.visit(dir, visit)
+    }
+
     /// All units in the replica.
     pub fn replica_units(&self) -> Vec<UnitId> {
         self.replica.units()
@@ -331,6 +349,22 @@ impl Journal {
         let mut names = self.replica.child_roots(dir);
         names.extend(self.live().child_roots(dir));
         names
+    }
+
+    /// As [`Journal::visit_layers`], with what runs elsewhere, in no order.
+    pub fn visit_shown_layers(
+        &self,
+        dir: &RelPath,
+        visit: &mut dyn FnMut(UnitId, &[LayerHead]) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        let running = self.live().units_below(dir);
+        for unit in &running {
+            visit(unit.clone(), &self.shown_layers(unit))?;
+        }
+        self.replica.visit(dir, &mut |unit, layers| match running.contains(&unit) {
+            true => ControlFlow::Continue(()),
+            false => visit(unit, layers),
+        })
     }
 
     /// Whether another host runs `unit`.

@@ -5,17 +5,28 @@
 //! nothing else, and that tail is asked for again. It also keeps other hosts' manifests, the oldest of which
 //! go first when they become too many.
 //!
-//! Layers are held in memory in their stored form (about 60 bytes each), so that looks never wait for the disk.
+//! It is on disk: a start reads the head and the hosts and no row, however long the catalog is. Rows are read when they are asked for, and a
+//! few thousand are kept in memory ([`near`]).
+//!
+//! A file that can't be read any more must not be taken for a catalog without the unit: whoever looks is stopped by a panic (an
+//! operation of the mount is answered EIO then), and the file is deleted, so that the next start builds it anew.
+
+mod change;
+mod near;
+mod row;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    ops::Bound,
-    path::Path,
-    sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard},
+    collections::BTreeSet,
+    ops::ControlFlow,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
-use minicbor::{Decode, Encode};
-use redb::{Durability, ReadableTable as _, TableDefinition, WriteTransaction};
+use redb::{Durability, ReadableTable as _, ReadableTableMetadata as _, TableDefinition};
 
 use super::{
     db::{Bytes, Db, MANIFESTS, META, UNITS, dir_key, encode, unit_key, unit_of_key},
@@ -24,95 +35,35 @@ use super::{
 };
 use crate::{
     catalog::{Head, Record},
-    ids::{Generation, Hash, HostUuid, RelPath, Seq, StoreUuid, UnitId},
+    ids::{Hash, HostUuid, RelPath, StoreUuid, UnitId},
     limits::{self, UNIT_ROOT_DEPTH},
     manifest::Manifest,
 };
+use change::Change;
+use near::{Memo, NEAR_ROWS, Near, Place, Row, below};
+use row::Hosts;
 
-/// Hosts by number: the UUID is in each layer otherwise.
+pub use row::LayerHead;
+
+/// Hosts by number.
 const HOSTS: Bytes = TableDefinition::new("hosts");
 /// Manifests by age: a running number, then hash and stored size.
 const MANIFEST_AGE: Bytes = TableDefinition::new("manifest_age");
 
-/// Memory for the database's pages: the rows are in memory anyhow, only manifests are read from it.
+/// Memory for the database's pages; the kernel keeps more of them.
 const CACHE_BYTES: usize = 16 << 20;
 /// Records after which a transaction is made durable: as many are asked for again after a crash.
 const DURABLE_EVERY: usize = 4096;
+/// Rows read at a time by who wants very many.
+const ROWS_AT_ONCE: usize = 512;
 
-/// One host's layer of a unit, as the catalog has it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LayerHead {
-    pub host: HostUuid,
-    /// The host's name when it committed last.
-    pub host_name: String,
-    /// Every commit of this layer, in ascending order of both.
-    pub commits: Vec<(Generation, Seq)>,
-    /// Of the newest commit, and likewise below.
-    pub manifest: Hash,
-    pub generation: Generation,
-    /// The store's time, ms since the epoch.
-    pub time_ms: u64,
-    /// Sum of its regular files' sizes.
-    pub bytes: u64,
-    /// Entries in its manifest.
-    pub entries: u64,
-    pub lost: bool,
-    /// Who made a dead host's last snapshot this commit; nobody if the host committed it itself.
-    pub adopted_by: Option<String>,
-}
-
-impl LayerHead {
-    /// The sequence number of what has been as it is since generation `since`: that of the layer's first commit with this
-    /// generation or a later one.
-    pub fn seq_of(&self, since: Generation) -> Option<Seq> {
-        let at = self.commits.partition_point(|(generation, _)| *generation < since);
-        self.commits.get(at).map(|(_, seq)| *seq)
-    }
-
-    /// The newest commit's sequence number.
-    pub fn seq(&self) -> Seq {
-        self.commits.last().expect("a layer is in the catalog by a commit").1
-    }
-
-    /// Whether its newest revision is a snapshot of what still runs.
-    pub fn is_live(&self) -> bool {
-        self.seq().is_live()
-    }
-
-    /// The newest commit's sequence number; of a layer that only runs none.
-    pub fn committed_seq(&self) -> Option<Seq> {
-        self.commits.iter().map(|(_, seq)| *seq).rfind(|seq| !seq.is_live())
-    }
-}
-
-/// A layer as it is stored.
-#[derive(Debug, Clone, Encode, Decode)]
-struct Layer {
-    #[n(0)]
-    host: u32,
-    #[n(1)]
-    manifest: Hash,
-    #[n(2)]
-    time_ms: u64,
-    #[n(3)]
-    bytes: u64,
-    #[n(4)]
-    entries: u64,
-    #[n(5)]
-    lost: bool,
-    #[n(6)]
-    commits: Vec<(Generation, Seq)>,
-    #[n(7)]
-    adopted_by: Option<String>,
-}
+/// The table of units for reading.
+type Units = redb::ReadOnlyTable<&'static [u8], &'static [u8]>;
 
 #[derive(Debug, Default)]
-struct Index {
+struct Known {
     head: Option<(StoreUuid, Head)>,
-    hosts: Vec<(HostUuid, String)>,
-    host_numbers: HashMap<HostUuid, u32>,
-    /// Stored layers by unit key.
-    units: BTreeMap<Box<[u8]>, Box<[u8]>>,
+    hosts: Hosts,
 }
 
 #[derive(Debug, Default)]
@@ -127,10 +78,14 @@ struct Tail {
 #[derive(Debug)]
 pub(super) struct Replica {
     db: Db,
+    path: PathBuf,
     manifest_bytes_max: u64,
-    index: RwLock<Index>,
-    /// Held over a transaction and the change of the index that goes with it.
+    known: RwLock<Known>,
+    memo: Memo,
+    /// Held over a transaction and the change of the memory that goes with it.
     tail: Mutex<Tail>,
+    /// Rows read from the disk so far.
+    rows_read: AtomicU64,
 }
 
 impl Replica {
@@ -148,38 +103,35 @@ impl Replica {
 
     fn load(path: &Path) -> Result<Self, JournalError> {
         let db = Db::open(path, CACHE_BYTES, &[META, HOSTS, UNITS, MANIFESTS, MANIFEST_AGE])?;
-        let mut index = Index::default();
+        let mut known = Known::default();
         if let Some(head) = db.get(META, b"head")? {
-            index.head = Some(minicbor::decode(&head).map_err(|e| db.damaged(e))?);
+            known.head = Some(minicbor::decode(&head).map_err(|e| db.damaged(e))?);
         }
         db.scan(HOSTS, |_, value| {
             let (uuid, name) = minicbor::decode(value).map_err(|e| e.to_string())?;
-            index.host_number(uuid, name);
-            Ok(())
-        })?;
-        db.scan(UNITS, |key, value| {
-            unit_of_key(key).ok_or("a key is no unit")?;
-            let layers: Vec<Layer> = minicbor::decode(value).map_err(|e| e.to_string())?;
-            let is_good = |l: &Layer| (l.host as usize) < index.hosts.len() && !l.commits.is_empty();
-            if !layers.iter().all(is_good) {
-                return Err("a layer without host or commit".into());
-            }
-            index.units.insert(key.into(), value.into());
+            known.hosts.number(uuid, name);
             Ok(())
         })?;
         let mut tail = Tail::default();
-        db.scan(MANIFEST_AGE, |key, value| {
-            let (age, (_, size)) = (parse_age(key)?, parse_aged(value)?);
-            tail.next_age = age + 1;
-            tail.manifest_bytes += u64::from(size);
-            Ok(())
-        })?;
-        let (index, tail) = (RwLock::new(index), Mutex::new(tail));
-        Ok(Self { db, manifest_bytes_max: limits::REPLICA_MANIFESTS_BYTES, index, tail })
+        if let Some(bytes) = db.get(META, b"manifest_bytes")? {
+            tail.manifest_bytes = minicbor::decode(&bytes).map_err(|e| db.damaged(e))?;
+        }
+        let youngest =
+            db.read(|txn| Ok(txn.open_table(MANIFEST_AGE)?.last()?.map(|(age, _)| age.value().to_vec())))?;
+        if let Some(age) = youngest {
+            tail.next_age = parse_age(&age).map_err(|why| db.damaged(why))? + 1;
+        }
+        let (known, tail, memo) = (RwLock::new(known), Mutex::new(tail), Memo::default());
+        let (path, manifest_bytes_max) = (path.to_owned(), limits::REPLICA_MANIFESTS_BYTES);
+        Ok(Self { db, path, manifest_bytes_max, known, memo, tail, rows_read: AtomicU64::new(0) })
     }
 
-    fn index(&self) -> RwLockReadGuard<'_, Index> {
-        self.index.read().expect("no code panics under this lock")
+    fn known(&self) -> RwLockReadGuard<'_, Known> {
+        self.known.read().expect("no code panics under this lock")
+    }
+
+    fn known_mut(&self) -> RwLockWriteGuard<'_, Known> {
+        self.known.write().expect("no code panics under this lock")
     }
 
     fn tail(&self) -> MutexGuard<'_, Tail> {
@@ -187,110 +139,254 @@ impl Replica {
     }
 
     pub fn head(&self) -> Option<(StoreUuid, Head)> {
-        self.index().head
+        self.known().head
     }
 
-    /// Takes records that follow the head, all or none. Those that it has already are passed over.
-    pub fn follow(&self, store: StoreUuid, records: &[Record]) -> Result<(), ReplicaError> {
+    /// Takes records that follow the head, all or none. Those that it has already are passed over. `unadopted`: the journal has yet to look
+    /// at them, see [`Replica::adopted`].
+    pub fn follow(&self, store: StoreUuid, records: &[Record], unadopted: bool) -> Result<(), ReplicaError> {
         let mut tail = self.tail();
-        let (change, index) = {
-            let index = self.index();
-            let head = match index.head {
+        let (head, hosts) = {
+            let known = self.known();
+            let head = match known.head {
                 None => Head::genesis(store),
                 Some((have, head)) if have == store => head,
                 Some((have, _)) => return Err(ReplicaError::OtherStore { have, got: store }),
             };
-            (Change::of(&index, head, records)?, index)
+            (head, known.hosts.clone())
         };
-        drop(index);
+        let change = Change::of(head, hosts, records, |key| {
+            let row = self.db.get(UNITS, key)?;
+            Ok(row.map_or(Ok(Vec::new()), |row| row::parse(&row)).map_err(|why| self.db.damaged(why))?)
+        })?;
+        // Before the rows that name them can be read.
+        let is_renamed =
+            self.known().hosts.known.iter().zip(&change.hosts.known).any(|(old, new)| old != new);
+        self.known_mut().hosts = change.hosts.clone();
         let is_durable = tail.records + records.len() >= DURABLE_EVERY;
         let durability = if is_durable { Durability::Immediate } else { Durability::None };
-        self.db.write(durability, |txn| change.write(store, txn))?;
+        self.db.write(durability, |txn| {
+            change.write(store, txn)?;
+            if unadopted {
+                txn.open_table(META)?.insert(&b"unadopted"[..], &[][..])?;
+            }
+            Ok(())
+        })?;
         tail.records = if is_durable { 0 } else { tail.records + records.len() };
-        change.apply(store, &mut self.index.write().expect("no code panics under this lock"));
+        match is_renamed {
+            true => self.memo.clear(),
+            false => self.memo.changed(change.places),
+        }
+        // Who sees the head sees the rows.
+        self.known_mut().head = Some((store, change.head));
         Ok(())
     }
 
-    /// Forgets the catalog and begins with `store`'s. Manifests stay: their names say what they are.
+    /// Whether records came that the journal has not looked at, or may not have.
+    pub fn is_unadopted(&self) -> Result<bool, JournalError> {
+        Ok(self.db.get(META, b"unadopted")?.is_some())
+    }
+
+    /// The journal has looked at all records that came.
+    pub fn adopted(&self) -> Result<(), JournalError> {
+        let _tail = self.tail();
+        self.db.write(Durability::None, |txn| {
+            txn.open_table(META)?.remove(&b"unadopted"[..])?;
+            Ok(())
+        })
+    }
+
+    /// Forgets the catalog and begins with `store`'s. Manifests stay, their names say what they are, and so do the hosts' numbers, which
+    /// who reads a row meanwhile still needs.
     pub fn reset(&self, store: StoreUuid) -> Result<(), JournalError> {
         let mut tail = self.tail();
         let head = Head::genesis(store);
         self.db.write(Durability::Immediate, |txn| {
             txn.delete_table(UNITS)?;
-            txn.delete_table(HOSTS)?;
             txn.open_table(UNITS)?;
-            txn.open_table(HOSTS)?;
             txn.open_table(META)?.insert(&b"head"[..], &encode(&(store, head))[..])?;
             Ok(())
         })?;
         tail.records = 0;
-        let mut index = self.index.write().expect("no code panics under this lock");
-        *index = Index { head: Some((store, head)), ..Index::default() };
+        self.memo.clear();
+        self.known_mut().head = Some((store, head));
         Ok(())
     }
 
     pub fn layers(&self, unit: &UnitId) -> Vec<LayerHead> {
-        let index = self.index();
-        index.layers(&unit_key(unit)).into_iter().map(|layer| index.layer_head(layer)).collect()
+        self.with_layers(unit, <[LayerHead]>::to_vec)
     }
 
     pub fn layer_of(&self, host: HostUuid, unit: &UnitId) -> Option<LayerHead> {
-        let index = self.index();
-        let number = index.host_numbers.get(&host)?;
-        let layer = index.layers(&unit_key(unit)).into_iter().find(|layer| layer.host == *number)?;
-        Some(index.layer_head(layer))
+        self.with_layers(unit, |layers| layers.iter().find(|layer| layer.host == host).cloned())
     }
 
     pub fn has_other_than(&self, host: HostUuid, unit: &UnitId) -> bool {
-        let index = self.index();
-        let number = index.host_numbers.get(&host).copied();
-        index.layers(&unit_key(unit)).iter().any(|layer| Some(layer.host) != number)
+        self.with_layers(unit, |layers| layers.iter().any(|layer| layer.host != host))
     }
 
     pub fn contains(&self, unit: &UnitId) -> bool {
-        self.index().units.contains_key(&unit_key(unit)[..])
+        self.with_layers(unit, |layers| !layers.is_empty())
     }
 
     pub fn units(&self) -> Vec<UnitId> {
-        self.index().units.keys().filter_map(|key| unit_of_key(key)).collect()
+        self.units_below(&RelPath::ROOT)
+    }
+
+    /// Rows read from the disk since it was opened: what a test of the costs counts.
+    #[cfg(test)]
+    pub fn rows_read(&self) -> u64 {
+        self.rows_read.load(Ordering::Relaxed)
     }
 
     pub fn unit_count(&self) -> usize {
-        self.index().units.len()
+        self.look(|units| Ok(units.len()?)).try_into().unwrap_or(usize::MAX)
     }
 
     /// Units of which `path` may be an entry.
     pub fn units_holding(&self, path: &RelPath) -> Vec<UnitId> {
-        let index = self.index();
         let trees = (1..=path.depth().min(UNIT_ROOT_DEPTH)).map(|depth| UnitId::tree(path.first(depth)));
         let loose = [Some(path.clone()), path.parent()].into_iter().flatten();
         let loose = loose.filter(|dir| dir.depth() < UNIT_ROOT_DEPTH).map(UnitId::loose);
-        trees.chain(loose).filter(|unit| index.units.contains_key(&unit_key(unit)[..])).collect()
+        trees.chain(loose).filter(|unit| self.contains(unit)).collect()
     }
 
     pub fn units_below(&self, dir: &RelPath) -> Vec<UnitId> {
-        let index = self.index();
-        below(&index.units, &dir_key(dir)).filter_map(|(key, _)| unit_of_key(key)).collect()
+        let mut units = Vec::new();
+        let _ = self.visit(dir, &mut |unit, _| {
+            units.push(unit);
+            ControlFlow::Continue(())
+        });
+        units
+    }
+
+    /// Shows units at and below `dir` with their layers, in the order of the tree, until `visit` has seen enough.
+    pub fn visit(
+        &self,
+        dir: &RelPath,
+        visit: &mut dyn FnMut(UnitId, &[LayerHead]) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        let prefix = dir_key(dir);
+        if let Some(near) = self.near_below(dir) {
+            return below(&near, &prefix).iter().try_for_each(|row| visit(self.unit(&row.key), &row.layers));
+        }
+        let mut from = prefix.clone();
+        loop {
+            let rows = self.rows(&from, &prefix, ROWS_AT_ONCE);
+            rows.iter().try_for_each(|row| visit(self.unit(&row.key), &row.layers))?;
+            match rows.last() {
+                Some(last) if rows.len() == ROWS_AT_ONCE => from = [&last.key[..], &[0]].concat(),
+                _ => return ControlFlow::Continue(()),
+            }
+        }
     }
 
     /// Names directly in `dir` at or below which units lie.
     pub fn child_roots(&self, dir: &RelPath) -> BTreeSet<Vec<u8>> {
-        let index = self.index();
         let prefix = dir_key(dir);
-        let mut names = BTreeSet::new();
-        // The keys of `dir`'s own units have one byte after the prefix, their scope; those of its children have a name there.
-        let mut from = prefix.clone();
-        while let Some((key, _)) = below_from(&index.units, &from, &prefix).next() {
-            let rest = &key[prefix.len()..];
-            match rest.iter().position(|b| *b == 0) {
-                Some(end) if rest.len() > 1 => {
-                    names.insert(rest[..end].to_vec());
-                    from = [&prefix[..], &rest[..end], &[1]].concat();
-                }
-                _ => from = [&key[..], &[0]].concat(),
-            }
+        if let Some(near) = self.near_below(dir) {
+            let keys = below(&near, &prefix).iter();
+            return keys.filter_map(|row| child_name(&row.key, &prefix)).map(<[u8]>::to_vec).collect();
         }
-        names
+        self.look(|units| {
+            let (mut names, mut from) = (BTreeSet::new(), prefix.clone());
+            while let Some(row) = units.range::<&[u8]>(&from[..]..)?.next() {
+                let (key, _) = row?;
+                let key = key.value();
+                if !key.starts_with(&prefix) {
+                    break;
+                }
+                match child_name(key, &prefix) {
+                    Some(name) => {
+                        names.insert(name.to_vec());
+                        from = [&prefix[..], name, &[1]].concat();
+                    }
+                    None => from = [key, &[0]].concat(),
+                }
+            }
+            Ok(names)
+        })
+    }
+
+    fn unit(&self, key: &[u8]) -> UnitId {
+        unit_of_key(key).unwrap_or_else(|| self.lost("a key is no unit"))
+    }
+
+    fn with_layers<T>(&self, unit: &UnitId, tell: impl FnOnce(&[LayerHead]) -> T) -> T {
+        let key = unit_key(unit);
+        if let Some(near) = Place::of(&unit.root).and_then(|place| self.near(place)) {
+            let at = near.binary_search_by(|row| (*row.key).cmp(&key[..]));
+            return tell(at.map_or(&[][..], |at| &near[at].layers));
+        }
+        let row = self.look(|units| Ok(units.get(&key[..])?.map(|row| row.value().to_vec())));
+        tell(&row.map_or_else(Vec::new, |row| self.layers_in(&row)))
+    }
+
+    fn layers_in(&self, row: &[u8]) -> Vec<LayerHead> {
+        self.rows_read.fetch_add(1, Ordering::Relaxed);
+        self.known().hosts.tell(row).unwrap_or_else(|why| self.lost(&why))
+    }
+
+    /// The neighbourhood that has all that is at and below `dir`.
+    fn near_below(&self, dir: &RelPath) -> Near {
+        Place::of(dir).filter(|place| !place.is_shallow).and_then(|place| self.near(place))
+    }
+
+    fn near(&self, place: Place) -> Near {
+        let changes = match self.memo.get(&place) {
+            Ok(near) => return near,
+            Err(changes) => changes,
+        };
+        let rows = match place.is_shallow {
+            false => self.rows(&place.prefix, &place.prefix, NEAR_ROWS + 1),
+            true => {
+                [0, 1].iter().flat_map(|scope| self.row(&[&place.prefix[..], &[*scope]].concat())).collect()
+            }
+        };
+        let near = (rows.len() <= NEAR_ROWS).then(|| Arc::new(rows));
+        self.memo.put(changes, place, &near);
+        near
+    }
+
+    fn row(&self, key: &[u8]) -> Option<Row> {
+        let row = self.look(|units| Ok(units.get(key)?.map(|row| row.value().to_vec())))?;
+        Some(Row { key: key.into(), layers: self.layers_in(&row) })
+    }
+
+    /// At most `max` rows from key `from` on whose keys begin with `prefix`.
+    fn rows(&self, from: &[u8], prefix: &[u8], max: usize) -> Vec<Row> {
+        let rows = self.look(|units| {
+            let mut rows: Vec<(Box<[u8]>, Vec<u8>)> = Vec::new();
+            for row in units.range::<&[u8]>(from..)?.take(max) {
+                let (key, value) = row?;
+                if !key.value().starts_with(prefix) {
+                    break;
+                }
+                rows.push((key.value().into(), value.value().to_vec()));
+            }
+            Ok(rows)
+        });
+        rows.into_iter().map(|(key, value)| Row { layers: self.layers_in(&value), key }).collect()
+    }
+
+    /// Reads the table of units. The database asserts some of what it reads, so a damaged file may make it panic.
+    fn look<T>(&self, read: impl FnOnce(&Units) -> Result<T, redb::Error>) -> T {
+        let look = || self.db.read(|txn| read(&txn.open_table(UNITS)?));
+        match catch_unwind(AssertUnwindSafe(look)) {
+            Ok(Ok(value)) => value,
+            Ok(Err(e)) => self.lost(&e.to_string()),
+            Err(_) => self.lost("its pages contradict one another"),
+        }
+    }
+
+    /// The module's head says why this doesn't return.
+    fn lost(&self, why: &str) -> ! {
+        tracing::error!(
+            path = %self.path.display(),
+            "the replica of the catalog can't be read ({why}): start the mount again, and it is built anew from the store"
+        );
+        let _ = fs_err::remove_file(&self.path);
+        panic!("the replica of the catalog can't be read: {why}");
     }
 
     /// A kept manifest; one that isn't what its name says isn't here.
@@ -319,6 +415,7 @@ impl Replica {
                 manifests.remove(&hash.0[..])?;
                 bytes = bytes.saturating_sub(size.into());
             }
+            txn.open_table(META)?.insert(&b"manifest_bytes"[..], &encode(&bytes)[..])?;
             Ok(true)
         })?;
         if is_new {
@@ -328,145 +425,11 @@ impl Replica {
     }
 }
 
-impl Index {
-    fn layers(&self, key: &[u8]) -> Vec<Layer> {
-        self.units.get(key).map_or_else(Vec::new, |value| {
-            minicbor::decode(value).expect("every value was decoded or encoded here before it came in")
-        })
-    }
-
-    fn layer_head(&self, layer: Layer) -> LayerHead {
-        let (host, host_name) = self.hosts[layer.host as usize].clone();
-        let generation = layer.commits.last().expect("checked when it came in").0;
-        let Layer { manifest, time_ms, bytes, entries, lost, commits, adopted_by, .. } = layer;
-        LayerHead {
-            host,
-            host_name,
-            commits,
-            manifest,
-            generation,
-            time_ms,
-            bytes,
-            entries,
-            lost,
-            adopted_by,
-        }
-    }
-
-    fn host_number(&mut self, host: HostUuid, name: String) -> u32 {
-        let next = u32::try_from(self.hosts.len()).expect("hosts are not in the billions");
-        let number = *self.host_numbers.entry(host).or_insert(next);
-        if number == next {
-            self.hosts.push((host, name));
-        } else {
-            self.hosts[number as usize].1 = name;
-        }
-        number
-    }
-}
-
-/// What some records change.
-struct Change {
-    head: Head,
-    hosts: Vec<(HostUuid, String)>,
-    units: BTreeMap<Vec<u8>, Vec<Layer>>,
-}
-
-impl Change {
-    fn of(index: &Index, head: Head, records: &[Record]) -> Result<Self, ReplicaError> {
-        let mut hosts = Index {
-            hosts: index.hosts.clone(),
-            host_numbers: index.host_numbers.clone(),
-            ..Index::default()
-        };
-        let mut change = Self { head, hosts: Vec::new(), units: BTreeMap::new() };
-        for record in records.iter().filter(|record| record.seq > head.seq) {
-            let gap = ReplicaError::Gap { have: change.head.seq, got: record.seq };
-            change.head = change.head.follow(record).ok_or(gap)?;
-            let commit = record.commit();
-            let host = hosts.host_number(commit.host, commit.host_name.clone());
-            let key = unit_key(&commit.unit);
-            let layers = change.units.entry(key).or_insert_with_key(|key| index.layers(key));
-            take(layers, host, record)?;
-        }
-        change.hosts = hosts.hosts;
-        Ok(change)
-    }
-
-    fn write(&self, store: StoreUuid, txn: &WriteTransaction) -> Result<(), redb::Error> {
-        let mut hosts = txn.open_table(HOSTS)?;
-        for (number, host) in (0u32..).zip(&self.hosts) {
-            let (key, value) = (number.to_be_bytes(), encode(host));
-            if hosts.get(&key[..])?.is_none_or(|have| have.value() != &value[..]) {
-                hosts.insert(&key[..], &value[..])?;
-            }
-        }
-        let mut units = txn.open_table(UNITS)?;
-        for (key, layers) in &self.units {
-            units.insert(&key[..], &encode(layers)[..])?;
-        }
-        txn.open_table(META)?.insert(&b"head"[..], &encode(&(store, self.head))[..])?;
-        Ok(())
-    }
-
-    fn apply(self, store: StoreUuid, index: &mut Index) {
-        index.head = Some((store, self.head));
-        for (host, name) in self.hosts {
-            index.host_number(host, name);
-        }
-        for (key, layers) in self.units {
-            index.units.insert(key.into(), encode(&layers).into());
-        }
-    }
-}
-
-/// Adds a commit to its host's layer among a unit's.
-fn take(layers: &mut Vec<Layer>, host: u32, record: &Record) -> Result<(), ReplicaError> {
-    let commit = record.commit();
-    let at = layers.iter().position(|layer| layer.host == host);
-    let mut commits = at.map_or_else(Vec::new, |at| layers[at].commits.clone());
-    if let Some((have, _)) = commits.last().filter(|(have, _)| *have >= commit.generation) {
-        return Err(ReplicaError::Generation {
-            seq: record.seq,
-            unit: commit.unit.clone(),
-            have: *have,
-            got: commit.generation,
-        });
-    }
-    commits.push((commit.generation, record.seq));
-    let layer = Layer {
-        host,
-        manifest: commit.manifest,
-        time_ms: record.time_ms,
-        bytes: commit.bytes,
-        entries: commit.entries,
-        lost: commit.lost,
-        commits,
-        adopted_by: commit.adopted_by.clone(),
-    };
-    match at {
-        Some(at) => layers[at] = layer,
-        None => layers.push(layer),
-    }
-    Ok(())
-}
-
-/// Rows whose key begins with `prefix`.
-fn below<'a, V>(
-    rows: &'a BTreeMap<Box<[u8]>, V>,
-    prefix: &'a [u8],
-) -> impl Iterator<Item = (&'a Box<[u8]>, &'a V)> {
-    below_from(rows, prefix, prefix)
-}
-
-/// Those of them from key `from` on.
-fn below_from<'a, V>(
-    rows: &'a BTreeMap<Box<[u8]>, V>,
-    from: &[u8],
-    prefix: &'a [u8],
-) -> impl Iterator<Item = (&'a Box<[u8]>, &'a V)> + use<'a, V> {
-    rows.range::<[u8], _>((Bound::Included(from), Bound::Unbounded))
-        .take_while(move |(key, _)| key.starts_with(prefix))
+/// The name that follows `prefix` in the key of a unit; the units of the directory itself have one byte there, their scope.
+fn child_name<'a>(key: &'a [u8], prefix: &[u8]) -> Option<&'a [u8]> {
+    let rest = &key[prefix.len()..];
+    let end = rest.iter().position(|byte| *byte == 0).filter(|_| rest.len() > 1)?;
+    Some(&rest[..end])
 }
 
 fn parse_age(key: &[u8]) -> Result<u64, &'static str> {

@@ -1,10 +1,12 @@
 //! The journal's transitions: each is one durable transaction, then the same change in memory.
 
+use std::ops::ControlFlow;
+
 use redb::{Durability, ReadableTable as _};
 
 use super::{
     GONE, Journal,
-    db::{MANIFESTS, UNITS, encode, gone_key, gone_prefix, unit_key},
+    db::{MANIFESTS, META, UNITS, encode, gone_key, gone_prefix, unit_key},
     error::JournalError,
     manifests,
     memory::Change,
@@ -172,9 +174,31 @@ impl Journal {
 
     /// Gives own layers that are in the replica, but of which the journal knows nothing because it was lost, their records
     /// back: committed, and partial, so that nothing is taken for deleted. Says how many. Opening and following do it
-    /// already; it is harmless at any time.
+    /// already; it is harmless at any time. Reads all of the replica.
     pub fn rebuild_from_replica(&self) -> Result<usize, JournalError> {
-        self.adopt(self.replica.units())
+        let mut own = Vec::new();
+        let _ = self.replica.visit(&RelPath::ROOT, &mut |unit, layers| {
+            own.extend(layers.iter().any(|layer| layer.host == self.host).then_some(unit));
+            ControlFlow::Continue(())
+        });
+        self.adopt(own)
+    }
+
+    /// The same at a start, only if there may be such layers: the journal is new, or a crash came between the two files.
+    pub(super) fn catch_up_with_replica(&self) -> Result<(), JournalError> {
+        let is_caught_up = self.db.get(META, b"caught_up")?.is_some();
+        if is_caught_up && !self.replica.is_unadopted()? {
+            return Ok(());
+        }
+        self.rebuild_from_replica()?;
+        self.replica.adopted()?;
+        if !is_caught_up {
+            self.db.write(Durability::Immediate, |txn| {
+                txn.open_table(META)?.insert(&b"caught_up"[..], &[][..])?;
+                Ok(())
+            })?;
+        }
+        Ok(())
     }
 
     /// The same for these units.

@@ -314,15 +314,17 @@ impl Engine {
     /// wrote just before it called us counts.
     pub fn running(&self) -> Vec<UnitId> {
         let mut units = self.shared.looks().units();
+        let Shared { journal, tree, rules, .. } = &*self.shared;
+        // A job dir that turned out to be one unit as a whole was several before.
+        let is_unit = |unit: &UnitId| {
+            super::survey::place(&unit.root, true, tree, journal, rules).unit().as_ref() == Some(unit)
+        };
+        units.retain(is_unit);
         let known: HashSet<UnitId> = units.iter().cloned().collect();
         let is_running = |unit: &UnitId| {
-            let Shared { journal, tree, rules, .. } = &*self.shared;
-            // A job dir that turned out to be one unit as a whole was several before.
-            let is_unit =
-                || super::survey::place(&unit.root, true, tree, journal, rules).unit().as_ref() == Some(unit);
             journal.get(unit).is_none_or(|r| r.state == State::Running)
                 && tree.stat(&unit.root).is_ok_and(|found| found.is_some())
-                && is_unit()
+                && is_unit(unit)
         };
         let changed = self.shared.activity.changed_units();
         units.extend(changed.into_iter().filter(|unit| !known.contains(unit) && is_running(unit)));

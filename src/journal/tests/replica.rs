@@ -250,3 +250,94 @@ fn a_lost_journal_comes_back_from_the_replica() {
     let journal = open(dir.path());
     assert!(journal.was_created() && journal.units().is_empty() && journal.has_foreign(&exec()));
 }
+
+/// However long the catalog is, a start reads none of it, and a look what it is about.
+#[test]
+fn a_look_reads_the_rows_that_it_is_about() {
+    const JOBS: u32 = 2000;
+    let (dir, journal) = fresh();
+    let mut catalog = Catalog::new();
+    let foreign = HostUuid::random();
+    for i in 0..JOBS {
+        let job = path(&format!("{i}-me"));
+        let host = job.join(b"host1").expect("short");
+        for unit in
+            [UnitId::loose(job), UnitId::tree(host), UnitId::tree(path(&format!("hosts/h/{i}-verify")))]
+        {
+            catalog.commit(foreign, &unit, 1, Hash::of(b"m"));
+        }
+    }
+    for records in catalog.records.chunks(1024) {
+        journal.follow(catalog.store, records).expect("it follows");
+    }
+    drop(journal);
+    let journal = open(dir.path());
+    let rows = |look: &dyn Fn()| {
+        let before = journal.replica.rows_read();
+        look();
+        journal.replica.rows_read() - before
+    };
+    assert_eq!(journal.replica.rows_read(), 0, "opened");
+    assert_eq!(rows(&|| assert_eq!(journal.replica_unit_count(), 3 * JOBS as usize)), 0, "counted");
+    let job = || assert_eq!(journal.layers(&UnitId::tree(path("77-me/host1"))).len(), 1);
+    assert_eq!((rows(&job), rows(&job)), (2, 0), "a job is read once");
+    assert_eq!(
+        rows(&|| assert!(journal.layers(&UnitId::loose(path("77-me"))).len() == 1)),
+        0,
+        "and as a whole"
+    );
+    let nowhere = || assert!(!journal.has_foreign(&UnitId::tree(path("9999999-me/host1"))));
+    assert_eq!((rows(&nowhere), rows(&nowhere)), (0, 0), "what isn't there is known, too");
+    let task = || assert!(journal.has_foreign(&UnitId::tree(path("hosts/h/5-verify"))));
+    assert!(rows(&task) > 1000, "a large neighbourhood is tried once");
+    assert_eq!((rows(&task), rows(&task)), (1, 1), "and then read row by row");
+    let names = || assert_eq!(journal.child_roots(&RelPath::ROOT).len(), JOBS as usize + 1);
+    assert_eq!(rows(&names), 0, "names are keys");
+}
+
+/// A file that can't be read isn't a catalog without the unit: who asks is stopped, and the next start builds it anew.
+#[test]
+fn a_replica_that_is_damaged_says_nothing_and_is_built_anew() {
+    let (dir, journal) = fresh();
+    let mut catalog = Catalog::new();
+    let foreign = HostUuid::random();
+    let unit = |i: u32| UnitId::tree(path(&format!("{i}-me/host1")));
+    for i in 0..3000 {
+        catalog.commit(foreign, &unit(i), 1, Hash::of(b"m"));
+    }
+    journal.follow(catalog.store, &catalog.records).expect("it follows");
+    drop(journal);
+    let file = dir.path().join("replica.redb");
+    let mut bytes = fs::read(&file).expect("readable");
+    // Neither the head nor what opening reads.
+    for page in bytes.chunks_mut(4096).filter(|page| page.windows(5).any(|w| w == b"host1")) {
+        page.fill(1);
+    }
+    fs::write(&file, &bytes).expect("written");
+    let journal = open(dir.path());
+    let look = || (0..3000).filter(|i| journal.layers(&unit(*i)).is_empty()).count();
+    let looked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(look));
+    assert!(looked.is_err(), "{looked:?} units were taken for absent");
+    drop(journal);
+    let journal = open(dir.path());
+    assert_eq!(journal.head(), None);
+    journal.follow(catalog.store, &catalog.records).expect("from the beginning");
+    assert_eq!(journal.layers(&unit(7)).len(), 1);
+}
+
+/// The replica may be durable while what the journal made of it isn't: the next start makes it again.
+#[test]
+fn own_layers_that_came_just_before_a_crash_get_their_records() {
+    let (dir, journal) = fresh();
+    let mut catalog = Catalog::new();
+    let record = catalog.commit(journal.host(), &exec(), 1, Hash::of(b"m"));
+    journal.reset_replica(catalog.store).expect("writes");
+    journal.replica.follow(catalog.store, &[record], true).expect("it follows");
+    drop(journal);
+    let journal = open(dir.path());
+    assert!(journal.get(&exec()).is_some_and(|record| record.partial), "its record is there");
+    let before = journal.replica.rows_read();
+    assert!(before > 0);
+    drop(journal);
+    assert_eq!(open(dir.path()).replica.rows_read(), 0, "and isn't looked for again");
+}
