@@ -341,7 +341,8 @@ impl Journal {
 impl Journal {
     /// All hosts' layers of `unit` as they show: committed, with what runs on top.
     pub fn shown_layers(&self, unit: &UnitId) -> Vec<LayerHead> {
-        self.live().over(unit, self.replica.layers(unit))
+        let committed = self.replica.layers(unit);
+        self.live().over(unit, committed)
     }
 
     /// Names directly in `dir` at or below which units lie that are committed or run elsewhere.

@@ -43,7 +43,7 @@ pub struct Slots {
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// Counts changes. The first change is 1, so that 0 is a follower who knows nothing.
+    /// Counts changes, from 1 for an empty table: 0 is a follower who knows nothing, not even that there is nothing.
     version: u64,
     slots: HashMap<Key, (u64, Snapshot)>,
     of_host: HashMap<HostUuid, usize>,
@@ -55,7 +55,8 @@ struct Inner {
 
 impl Default for Slots {
     fn default() -> Self {
-        Self { inner: Mutex::default(), changed: watch::Sender::new(0) }
+        let inner = Inner { version: 1, ..Inner::default() };
+        Self { changed: watch::Sender::new(inner.version), inner: Mutex::new(inner) }
     }
 }
 
