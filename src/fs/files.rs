@@ -10,7 +10,7 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, atomic::Ordering},
 };
 
 use rustix::{
@@ -43,13 +43,21 @@ pub(super) struct OpenFile {
 }
 
 pub(super) struct State {
-    unit: Option<UnitId>,
+    counted: Counted,
     pub(super) data: Data,
+}
+
+/// The unit in which a handle counts.
+#[derive(PartialEq)]
+enum Counted {
+    In(Option<UnitId>),
+    /// In none any more, wherever its file goes.
+    Closed,
 }
 
 pub(super) enum Data {
     Local(Arc<OwnedFd>),
-    /// What is only committed, as of so many [`Fs::moves`].
+    /// What is only committed, as of so many [`Fs::news`].
     Remote(Box<Candidate>, u64),
 }
 
@@ -64,6 +72,7 @@ impl Fs {
     pub fn open(&self, node: NodeId, flags: i32) -> FsResult<Opened> {
         let flags = OFlags::from_bits_retain(flags as u32);
         let (writable, truncate) = (is_writable(flags), flags.contains(OFlags::TRUNC));
+        let news = self.news();
         let brief = self.brief(node)?;
         match brief.kind {
             Kind::File => {}
@@ -80,7 +89,7 @@ impl Fs {
             Shown::Remote(candidate) => {
                 let unit = self.unit_of_any(&paths);
                 let _operations = self.enter(unit.as_slice())?;
-                Ok(self.register(node, false, unit, Data::Remote(candidate, moves)))
+                Ok(self.register(node, false, (unit, moves), Data::Remote(candidate, news)))
             }
             Shown::Local(local) if writable || truncate => {
                 let changed: Vec<_> = paths.iter().map(|p| (p, false)).collect();
@@ -89,14 +98,15 @@ impl Fs {
                     if truncate {
                         sys::ftruncate(&fd, 0)?;
                     }
-                    Ok(self.register(node, writable, self.unit_of_any(&paths), Data::Local(Arc::new(fd))))
+                    let unit = self.unit_of_any(&paths);
+                    Ok(self.register(node, writable, (unit, moves), Data::Local(Arc::new(fd))))
                 })
             }
             Shown::Local(local) => {
                 let unit = self.unit_of_any(&paths);
                 let _operations = self.enter(unit.as_slice())?;
                 let fd = Arc::new(reopen(&local.fd, flags)?);
-                Ok(self.register(node, false, unit, Data::Local(fd)))
+                Ok(self.register(node, false, (unit, moves), Data::Local(fd)))
             }
         }
     }
@@ -133,6 +143,7 @@ impl Fs {
         flags: i32,
         caller: Caller,
     ) -> FsResult<(Entry, Opened)> {
+        let moves = self.moves();
         let path = self.path_in(parent, name)?;
         self.must_be_free(parent, name, &path)?;
         let above = path.parent().unwrap_or_default();
@@ -154,7 +165,8 @@ impl Fs {
             self.appeared(&path, Kind::File)?;
             let mut entry = self.local_entry(parent, name, (&inode, &stat), None)?;
             let unit = self.unit_of(&path, false);
-            let opened = self.register(entry.attr.node, is_writable(flags), unit, Data::Local(Arc::new(fd)));
+            let data = Data::Local(Arc::new(fd));
+            let opened = self.register(entry.attr.node, is_writable(flags), (unit, moves), data);
             entry.attr_ttl = super::WRITTEN_TTL;
             Ok((entry, opened))
         })
@@ -164,17 +176,28 @@ impl Fs {
         paths.last().and_then(|path| self.unit_of(path, false))
     }
 
-    /// Call it inside an operation of `unit`.
-    fn register(&self, node: NodeId, writable: bool, unit: Option<UnitId>, data: Data) -> Opened {
+    /// Call it inside an operation of `unit`, which the node was in after that many [`Fs::moves`].
+    fn register(
+        &self,
+        node: NodeId,
+        writable: bool,
+        (unit, moves): (Option<UnitId>, u64),
+        data: Data,
+    ) -> Opened {
         let fh = self.next_fh();
         let backing = match &data {
             Data::Local(fd) => Some(fd.clone()),
             Data::Remote(..) => None,
         };
         unit.iter().for_each(|unit| self.activity.opened(unit, writable));
-        let file = OpenFile { node, writable, state: Mutex::new(State { unit, data }) };
-        self.files.write().expect("no code panics under this lock").insert(fh, Arc::new(file));
+        let counted = Counted::In(unit);
+        let file = Arc::new(OpenFile { node, writable, state: Mutex::new(State { counted, data }) });
+        self.files.write().expect("no code panics under this lock").insert(fh, file.clone());
         self.nodes.lock().opened(node, fh, writable);
+        // The rename didn't know of this handle.
+        if self.moves() != moves {
+            self.rehome(&file);
+        }
         Opened { fh, node, backing }
     }
 
@@ -298,26 +321,38 @@ impl Fs {
         let file = self.files.write().expect("no code panics under this lock").remove(&fh);
         let Some(file) = file else { return };
         self.nodes.lock().closed(file.node, fh, file.writable);
-        if let Some(unit) = file.lock().unit.take() {
+        // A rename may be about to count it elsewhere.
+        let counted = std::mem::replace(&mut file.lock().counted, Counted::Closed);
+        if let Counted::In(Some(unit)) = counted {
             self.activity.closed(&unit, file.writable);
         }
     }
 
-    /// After a rename across units: every handle counts for the unit where its file is now.
+    /// How many renames there were: who took a unit from a path looks again when there was one meanwhile.
+    fn moves(&self) -> u64 {
+        self.moves.load(Ordering::SeqCst)
+    }
+
+    /// After a rename: every handle counts for the unit where its file is now.
     pub(super) fn rehome_handles(&self) {
+        self.moves.fetch_add(1, Ordering::SeqCst);
         let files: Vec<_> =
             self.files.read().expect("no code panics under this lock").values().cloned().collect();
-        for file in files {
-            let Some(path) = self.path_of(file.node) else { continue };
-            let unit = self.unit_of(&path, false);
-            let mut state = file.lock();
-            if state.unit == unit {
-                continue;
-            }
-            unit.iter().for_each(|unit| self.activity.opened(unit, file.writable));
-            if let Some(old) = std::mem::replace(&mut state.unit, unit) {
-                self.activity.closed(&old, file.writable);
-            }
+        files.iter().for_each(|file| self.rehome(file));
+    }
+
+    fn rehome(&self, file: &OpenFile) {
+        let Some(path) = self.path_of(file.node) else { return };
+        let unit = Counted::In(self.unit_of(&path, false));
+        let mut state = file.lock();
+        if state.counted == Counted::Closed || state.counted == unit {
+            return;
+        }
+        if let Counted::In(Some(unit)) = &unit {
+            self.activity.opened(unit, file.writable);
+        }
+        if let Counted::In(Some(old)) = std::mem::replace(&mut state.counted, unit) {
+            self.activity.closed(&old, file.writable);
         }
     }
 }

@@ -16,18 +16,18 @@ use super::{
 
 impl Fs {
     /// Other hosts' layers have changed.
-    pub(super) fn remote_moves_on(&self) {
-        self.moves.fetch_add(1, Ordering::Release);
+    pub(super) fn remote_news(&self) {
+        self.news.fetch_add(1, Ordering::Release);
     }
 
     /// What remote handles compare with.
-    pub(super) fn moves(&self) -> u64 {
-        self.moves.load(Ordering::Acquire)
+    pub(super) fn news(&self) -> u64 {
+        self.news.load(Ordering::Acquire)
     }
 
     /// Brings all remote handles of a node up to what its path shows now.
     pub(super) fn settle(&self, node: NodeId) -> FsResult<()> {
-        if self.moves() == 0 {
+        if self.news() == 0 {
             return Ok(());
         }
         let handles = self.nodes.lock().handles(node);
@@ -39,30 +39,30 @@ impl Fs {
 
     /// Brings one up. Where it can't be told now, it stays as it is and is asked again.
     pub(super) fn follow(&self, file: &OpenFile) -> FsResult<()> {
-        let moves = self.moves();
-        let Some(old) = file.outdated(moves) else { return Ok(()) };
+        let news = self.news();
+        let Some(old) = file.outdated(news) else { return Ok(()) };
         let path = self.path_of(file.node);
         let is_local = self.nodes.lock().brief(file.node).is_some_and(|brief| brief.local.is_some());
         // Without a name it is what it is; with an inode in the spool it goes over to that.
         let Some(path) = path.filter(|_| !is_local) else {
-            file.seen(&old, None, moves);
+            file.seen(&old, None, news);
             return Ok(());
         };
         let new = match self.winner(&path, None) {
             Ok(Winner::Remote(new)) if new.file.is_some() => new,
             Ok(_) => {
                 self.part(file.node);
-                file.seen(&old, None, moves);
+                file.seen(&old, None, news);
                 return Ok(());
             }
             Err(FsError::Unavailable { .. }) => return Ok(()),
             Err(e) => return Err(e),
         };
         match self.committed.is_continued(&path, old.file, new.file)? {
-            Some(true) => file.seen(&old, Some(new), moves),
+            Some(true) => file.seen(&old, Some(new), news),
             Some(false) => {
                 self.part(file.node);
-                file.seen(&old, None, moves);
+                file.seen(&old, None, news);
             }
             None => {}
         }
@@ -79,25 +79,25 @@ impl Fs {
 }
 
 impl OpenFile {
-    /// What a remote handle shows, if it has seen fewer moves.
-    fn outdated(&self, moves: u64) -> Option<Box<super::committed::Candidate>> {
+    /// What a remote handle shows, if it has seen fewer news.
+    fn outdated(&self, news: u64) -> Option<Box<super::committed::Candidate>> {
         match &self.lock().data {
-            Data::Remote(candidate, seen) if *seen != moves => Some(candidate.clone()),
+            Data::Remote(candidate, seen) if *seen != news => Some(candidate.clone()),
             Data::Remote(..) | Data::Local(_) => None,
         }
     }
 
-    /// A handle that showed `old` shows `new`, or goes on with it, as of `moves`.
+    /// A handle that showed `old` shows `new`, or goes on with it, as of `news`.
     fn seen(
         &self,
         old: &super::committed::Candidate,
         new: Option<Box<super::committed::Candidate>>,
-        moves: u64,
+        news: u64,
     ) {
         if let Data::Remote(candidate, seen) = &mut self.lock().data
             && candidate.file == old.file
         {
-            *seen = moves;
+            *seen = news;
             if let Some(new) = new {
                 *candidate = new;
             }

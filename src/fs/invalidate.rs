@@ -15,7 +15,7 @@ pub enum Invalidation {
 impl Fs {
     /// Other hosts' layers of these units have changed: what of them the kernel may know.
     pub fn remote_changed(&self, units: &[UnitId]) -> Vec<Invalidation> {
-        self.remote_moves_on();
+        self.remote_news();
         units.iter().flat_map(|unit| self.below(unit)).collect()
     }
 
@@ -23,7 +23,7 @@ impl Fs {
     /// follows one log keeps what the kernel has of the others. (Of a file that has grown all is forgotten: the kernel itself drops
     /// the pages of one that has another size, since nobody else can say whether the beginning is still the same.)
     pub fn remote_paths_changed(&self, unit: &UnitId, paths: &[RelPath]) -> Vec<Invalidation> {
-        self.remote_moves_on();
+        self.remote_news();
         let nodes = self.nodes.lock();
         let mut found = Vec::new();
         for path in paths.iter().filter_map(|path| unit.root.append(path).ok()) {

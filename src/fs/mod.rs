@@ -113,8 +113,9 @@ pub struct Fs {
     files: RwLock<HashMap<Fh, Arc<OpenFile>>>,
     dirs: RwLock<HashMap<Fh, Arc<OpenDir>>>,
     next_fh: AtomicU64,
-    /// Counts changes of what is committed or runs elsewhere; a remote handle that has seen fewer looks again.
     moves: AtomicU64,
+    /// Counts changes of what is committed or runs elsewhere; a remote handle that has seen fewer looks again.
+    news: AtomicU64,
     tmp_dir: PathBuf,
     umask: u32,
 }
@@ -135,6 +136,7 @@ impl Fs {
             dirs: RwLock::default(),
             next_fh: AtomicU64::new(1),
             moves: AtomicU64::new(0),
+            news: AtomicU64::new(0),
             tmp_dir,
             umask: process_umask(),
         }))

@@ -323,6 +323,39 @@ END"#,
         }
     }
 
+    /// P2 needs every handle counted where its file is: files are opened, moved to another unit and closed at once, and in the end no
+    /// unit has a handle.
+    fn moves_between_opening_and_closing_lose_no_handle(lab) {
+        let units = ["1-me/h", "2-me/h"];
+        units.iter().for_each(|unit| fs::create_dir_all(lab.at(unit)).expect("made"));
+        let started = std::time::Instant::now();
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let at = |unit: &str| lab.at(format!("{unit}/f{thread}"));
+                let (here, there) = (at(units[0]), at(units[1]));
+                scope.spawn({
+                    let paths = [here.clone(), there.clone()];
+                    move || {
+                        while started.elapsed() < Duration::from_secs(2) {
+                            paths.iter().for_each(|p| drop(OpenOptions::new().append(true).open(p)));
+                        }
+                    }
+                });
+                scope.spawn(move || {
+                    while started.elapsed() < Duration::from_secs(2) {
+                        fs::write(&here, "x").expect("written");
+                        fs::rename(&here, &there).expect("moved");
+                    }
+                });
+            }
+        });
+        let until = std::time::Instant::now() + Duration::from_secs(10);
+        while lab.activity.open_handles() != 0 {
+            assert!(std::time::Instant::now() < until, "{} handles are left", lab.activity.open_handles());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     fn a_used_mount_is_busy_and_a_second_is_refused(lab) {
         let held = File::create(lab.at("held")).expect("made");
         assert!(held.as_raw_fd() > 2);
