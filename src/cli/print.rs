@@ -130,6 +130,24 @@ fn print_value(depth: usize, key: &str, value: &Value, is_time: bool) {
     }
 }
 
+/// A line of `adopt`'s plan, or what became of it.
+pub fn adoption(json: bool, item: &Value) {
+    if json_line(json, item) {
+        return;
+    }
+    println!(
+        "{:10} {:>4} {:>12}  {}  ({} in {} entries, as of {} s ago){}",
+        text(item, "result"),
+        number(item, "generation"),
+        text(item, "host"),
+        text(item, "unit"),
+        bytes(number(item, "bytes")),
+        number(item, "entries"),
+        number(item, "age_s"),
+        note(item)
+    );
+}
+
 /// What a command did, unit by unit. Text is talk: stderr.
 pub fn progress(cli: &Cli, item: &Value) {
     if json_line(cli.json, item) || cli.quiet {

@@ -88,17 +88,35 @@ impl Follower {
 
     fn records(&mut self, records: &[Record]) {
         let Some(store) = self.store else { return };
+        let adopted = self.begin_adopted(records);
         if let Err(e) = self.host.journal.follow(store, records) {
             warn!("records don't follow the replica ({e}); it begins anew");
             let from = self.begin_anew(store);
             self.host.link.as_ref().expect("events come from the link").follow(from);
             return;
         }
+        self.host.engine.overtaken(&adopted);
         let own = self.host.journal.host();
         let foreign: BTreeSet<UnitId> =
             records.iter().map(Record::commit).filter(|c| c.host != own).map(|c| c.unit.clone()).collect();
         self.show(foreign.into_iter().collect());
         self.compare_when_complete();
+    }
+
+    /// Own units of which somebody made a snapshot a commit while this host was away. Those that are in the spool go on from there.
+    fn begin_adopted(&self, records: &[Record]) -> Vec<UnitId> {
+        let Host { journal, spool, .. } = &*self.host;
+        let own = records.iter().map(Record::commit).filter(|commit| commit.host == journal.host());
+        let adopted: Vec<UnitId> = own.filter(|c| c.adopted_by.is_some()).map(|c| c.unit.clone()).collect();
+        for unit in adopted.iter().filter(|unit| unit.root.under(spool.path()).symlink_metadata().is_ok()) {
+            warn!(
+                "{unit} was adopted at its last snapshot while this host was away; it goes on as the next generation"
+            );
+            if let Err(e) = journal.begin(unit) {
+                warn!("{unit}: {e}");
+            }
+        }
+        adopted
     }
 
     /// Lets the kernel forget what it has cached of these units, and fetches manifests ahead where there is a local layer.

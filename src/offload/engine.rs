@@ -218,6 +218,18 @@ impl Engine {
         scheduler::enqueue_journaled(&self.shared);
     }
 
+    /// These units' last snapshots were made commits by another: what runs here is another generation, and is looked at.
+    pub fn overtaken(&self, units: &[UnitId]) {
+        let is_running =
+            |unit: &&UnitId| self.shared.journal.get(unit).is_some_and(|r| r.state == State::Running);
+        for unit in units.iter().filter(is_running) {
+            self.shared.looks().changed(unit, Duration::from_millis(self.shared.rules.settle_ms));
+            self.shared.note_settled(unit);
+        }
+        self.shared.progressed();
+        self.shared.wake.notify_one();
+    }
+
     /// Offloads these units now, or all, without waiting for them to settle; those whose pidfiles aren't done stay running. What
     /// failed before is tried again at once.
     pub async fn offload_now(&self, units: &[UnitId]) -> Result<Round, CommandError> {

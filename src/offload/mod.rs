@@ -42,6 +42,7 @@ pub mod window;
 pub use adapters::CachedContents;
 pub use engine::{CommandError, Engine, EngineError, EngineParts, OnEvicted, Settings, Union};
 pub use evict::EvictionRules;
+pub use names::OwnerNames;
 pub use recall::{Contents, FetchFailure};
 pub use seal::Before;
 pub use status::Status;

@@ -10,7 +10,7 @@ use super::{
     upload::{self, Layer, UploadError, Uploader},
 };
 use crate::{
-    ids::{Generation, RelPath, Seq, UnitId},
+    ids::{Generation, Hash, RelPath, Seq, UnitId},
     journal::{JournalError, State, UnitRecord},
     manifest::Manifest,
 };
@@ -103,12 +103,9 @@ impl Subjected {
             None => (State::Running, Generation::FIRST, false, None),
         };
         let previous = match committed {
-            Some(committed) => shared.journal.manifest(&committed.manifest)?,
+            Some(committed) => Some(committed_manifest(shared, &committed.manifest)?),
             None => None,
         };
-        if partial && previous.is_none() {
-            return Err(TransferError::NoManifest);
-        }
         let gone = shared.journal.gone(unit).into_iter().collect();
         Ok(Self { unit: unit.clone(), state, generation, previous, partial, gone })
     }
@@ -129,6 +126,16 @@ impl Subjected {
         };
         Ok(seal::describe(&subject)?)
     }
+}
+
+/// The manifest of an own commit: from the journal, or from the store if the host knows that commit from the catalog alone. Without it, what
+/// didn't change since couldn't be told from what did.
+fn committed_manifest(shared: &Shared, hash: &Hash) -> Result<Arc<Manifest>, TransferError> {
+    if let Some(manifest) = shared.journal.manifest(hash)? {
+        return Ok(manifest);
+    }
+    let encoded = shared.contents.manifest(hash).map_err(|_| TransferError::NoManifest)?;
+    Ok(shared.journal.keep_manifest(hash, &encoded)?)
 }
 
 /// What the path showed before: the newest committed entry, this host's or another's.

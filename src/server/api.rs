@@ -4,6 +4,8 @@ use tokio::sync::watch;
 
 pub use crate::store::{NewCommit, Slots};
 
+use crate::store::Store;
+
 use crate::{
     catalog::{Head, Record},
     chunk::{ChunkParams, ObjectKind},
@@ -49,6 +51,10 @@ pub trait StoreApi: Send + Sync + 'static {
     fn withdraw(&self, host: HostUuid, unit: &UnitId, upto: Generation);
     /// The slots of all running layers.
     fn slots(&self) -> &Slots;
+    /// The store itself, if it is one on a disk: for checks.
+    fn on_disk(&self) -> Option<&Store> {
+        None
+    }
     /// Tells of each new head.
     fn watch(&self) -> watch::Receiver<Head>;
 }

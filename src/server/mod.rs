@@ -4,10 +4,11 @@
 //! the streams. What they need of a store is [`StoreApi`]. A drone is not trusted: a session is pinned to a name and rights by how it
 //! was opened ([`Identity`]), never by what it says.
 
+mod adopt;
 mod api;
 mod authorized;
-mod checks;
 mod daemon;
+mod desk;
 mod greeting;
 mod hosts;
 mod may;
@@ -64,7 +65,9 @@ impl Server {
     /// Serves `store`; `settings` are those that must agree, as `name=value`.
     pub fn new(store: Arc<dyn StoreApi>, settings: Vec<String>) -> Arc<Self> {
         let (live, history) = Default::default();
-        Arc::new(Self { store, settings, live, history, stop: CancellationToken::new() })
+        let server = Arc::new(Self { store, settings, live, history, stop: CancellationToken::new() });
+        desk::open(&server);
+        server
     }
 
     /// Ends all sessions, after which none begins.

@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use tokio::sync::watch;
 
-use super::{NewCommit, OpenStoreError, Slots, StoreApi, StoreFault, checks};
+use super::{NewCommit, OpenStoreError, Slots, StoreApi, StoreFault};
 use crate::{
     catalog::{Head, Record},
     chunk::{ChunkParams, ObjectKind},
@@ -18,12 +18,7 @@ pub const CONTROL_SOCKET: &str = "control.sock";
 /// Opens the store in `dir` under its lock; makes it where there is none.
 pub fn open_store(dir: &Path, options: StoreOptions) -> Result<Arc<dyn StoreApi>, OpenStoreError> {
     match Store::open(dir, options) {
-        Ok(store) => {
-            if let Err(e) = checks::answer(&store, &dir.join(CONTROL_SOCKET)) {
-                tracing::warn!("`verify` can't ask this daemon: {e}");
-            }
-            Ok(store)
-        }
+        Ok(store) => Ok(store),
         Err(StoreError::Locked(_)) => Err(OpenStoreError::Locked),
         Err(other) => Err(OpenStoreError::Failed(other.to_string())),
     }
@@ -89,6 +84,10 @@ impl StoreApi for Store {
 
     fn slots(&self) -> &Slots {
         Store::slots(self)
+    }
+
+    fn on_disk(&self) -> Option<&Store> {
+        Some(self)
     }
 
     fn watch(&self) -> watch::Receiver<Head> {

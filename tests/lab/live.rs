@@ -242,3 +242,87 @@ fn kill_daemon(machine: &Machine) {
         std::os::unix::net::UnixStream::connect(machine.state.join("control.sock")).is_err()
     });
 }
+
+/// Nothing of A's can run any more, and nobody says goodbye: the daemon is killed, and so is what speaks for it at the store.
+fn dies(lab: &Lab, machine: &Machine) {
+    kill_daemon(machine);
+    let session = [&lab.path().display().to_string()[..], "--stdio"];
+    wait_for("its session to end", PATIENCE, || crate::faults::processes_with(&session).is_empty());
+}
+
+fn adopt(lab: &Lab, args: &[&str]) -> (Option<i32>, Vec<Value>) {
+    let results = lab.machine("results");
+    let all = ["--json", "adopt"].iter().chain(args);
+    let out = results.run(all);
+    let lines = text(&out.stdout);
+    (out.status.code(), lines.lines().map(|l| serde_json::from_str(l).expect("JSON")).collect())
+}
+
+/// P7: **a dead drone costs seconds, not a job.** Its running units are closed at their last snapshot by `adopt`, as its own next commits; every
+/// other host shows them; and if it comes back after all, what it has beyond that follows as the next generation: nothing is lost, and there is
+/// no fork.
+#[test]
+fn a_dead_host_is_adopted_and_may_come_back() {
+    let mut lab = Lab::new(Duration::from_secs(240));
+    let a = machine(&lab, "drone1");
+    lab.mount(&a);
+    let log = "5-me/host1/debug/log";
+    let big: Vec<u8> = (0..400_000u32).flat_map(|i| i.to_le_bytes()).collect();
+    put(&a, log, b"one\n");
+    put(&a, "5-me/host1/core", &big);
+    put(&a, "5-me/host1/removed", b"for a while\n");
+    put(&a, "5-me/keyval", b"queued=1\n");
+    wait_for("both units to be published", PATIENCE, || a.status()["live"]["published"] == 2);
+    assert_eq!(adopt(&lab, &["drone1"]).0, Some(1), "it is connected");
+    assert_eq!(adopt(&lab, &["drone9"]).0, Some(1), "there is no such host");
+    dies(&lab, &a);
+    // In the spool of the dead host only, as a write that no snapshot has seen.
+    let spool = a.state.join("spool");
+    append_to(&spool.join(log), b"two\n");
+    fs::remove_file(spool.join("5-me/host1/removed")).expect("removed");
+
+    let (code, plan) = adopt(&lab, &["drone1", "--dry-run"]);
+    let planned: Vec<_> = plan.iter().map(|item| (&item["unit"], &item["result"])).collect();
+    assert_eq!(code, Some(0));
+    assert_eq!(planned, [(&"5-me/.".into(), &"planned".into()), (&"5-me/host1".into(), &"planned".into())]);
+    let (code, done) = adopt(&lab, &["drone1"]);
+    assert_eq!(
+        (code, done.iter().filter(|item| item["result"] == "adopted").count()),
+        (Some(0), 2),
+        "{done:?}"
+    );
+    assert_eq!(adopt(&lab, &["drone1"]).0, Some(1), "nothing is left to adopt");
+    let verified = lab.machine("results").run(["verify", "--store", "--read-data"]);
+    assert!(verified.status.success(), "{}", text(&verified.stdout));
+
+    let b = machine(&lab, "drone2");
+    lab.mount(&b);
+    wait_shows(&b, log, b"one\n");
+    assert_eq!(fs::read(b.mount.join("5-me/host1/core")).expect("readable"), big);
+    assert_eq!(fs::read(b.mount.join("5-me/keyval")).expect("readable"), b"queued=1\n");
+    let adopted = job(&b, "5-me/host1").expect("listed");
+    assert_eq!((&adopted["state"], &adopted["lost"]), (&"remote".into(), &true.into()));
+    let told = b.json(["explain", "5-me/host1"]).pop().expect("an answer");
+    assert!(told["layers"][0]["adopted_by"].is_string(), "{told}");
+
+    lab.mount(&a);
+    append_to(&a.mount.join(log), b"three\n");
+    finish(&a, "5-me/host1");
+    wait_for("A to go on from there", PATIENCE, || {
+        job(&a, "5-me/host1").is_some_and(|job| job["generation"] == 2)
+    });
+    a.offload();
+    wait_shows(&b, log, b"one\ntwo\nthree\n");
+    wait_for("the file that A has removed to be gone", PATIENCE, || {
+        !b.mount.join("5-me/host1/removed").exists()
+    });
+    let layers = b.json(["explain", "5-me/host1"]).pop().expect("an answer")["layers"].clone();
+    assert_eq!((layers.as_array().map(Vec::len), &layers[0]["generation"]), (Some(1), &2.into()), "no fork");
+    let offload = a.status()["offload"].clone();
+    assert!(offload["bytes_sent"].as_u64() < Some(100_000), "the core isn't sent again: {offload}");
+    for args in [["verify", "--local"], ["verify", "--store"]] {
+        let host = if args[1] == "--store" { lab.machine("results") } else { a.clone() };
+        let out = host.run(args);
+        assert!(out.status.success(), "{args:?}: {}", text(&out.stdout));
+    }
+}
