@@ -204,6 +204,7 @@ fn start(
         may_delete: false,
         rules: rules.clone(),
         tmp_dir: tmp_dir(&config),
+        keep: None,
     })
     .map_err(|e| DaemonError::Fs(e.to_string()))?;
     let mount_options = MountOptions {

@@ -125,4 +125,6 @@ pub struct SetAttr {
 pub struct Caller {
     pub uid: u32,
     pub gid: u32,
+    /// The kernel's number of the request, by which it is known when it comes again after a take-over.
+    pub request: u64,
 }

@@ -19,7 +19,8 @@ use rustix::{
 };
 
 use super::{
-    Caller, Entry, Fh, Fs, FsError, FsResult, Kind, Need, NodeId, committed::Candidate, place::Shown,
+    Caller, Entry, Fh, Fs, FsError, FsResult, Kind, Need, NodeId, committed::Candidate, ledger::Requests,
+    nodes::Handle, place::Shown,
 };
 use crate::{
     ids::{RelPath, UnitId},
@@ -33,6 +34,8 @@ pub struct Opened {
     pub node: NodeId,
     /// The spool's file, if that is what was opened: for passthrough.
     pub backing: Option<Arc<OwnedFd>>,
+    /// It was opened by this very request before the take-over: counted already.
+    pub is_resumed: bool,
 }
 
 /// One handle.
@@ -59,6 +62,8 @@ pub(super) enum Data {
     Local(Arc<OwnedFd>),
     /// What is only committed, as of so many [`Fs::news`].
     Remote(Box<Candidate>, u64),
+    /// It could not be opened again after a take-over.
+    Lost,
 }
 
 impl OpenFile {
@@ -69,7 +74,10 @@ impl OpenFile {
 
 impl Fs {
     /// Opens a file with the flags of open(2); of what isn't there nothing is made.
-    pub fn open(&self, node: NodeId, flags: i32) -> FsResult<Opened> {
+    pub fn open(&self, node: NodeId, flags: i32, caller: Caller) -> FsResult<Opened> {
+        if let Some(opened) = self.resumed_open(caller) {
+            return Ok(opened);
+        }
         let flags = OFlags::from_bits_retain(flags as u32);
         let (writable, truncate) = (is_writable(flags), flags.contains(OFlags::TRUNC));
         let news = self.news();
@@ -89,7 +97,7 @@ impl Fs {
             Shown::Remote(candidate) => {
                 let unit = self.unit_of_any(&paths);
                 let _operations = self.enter(unit.as_slice())?;
-                Ok(self.register(node, false, (unit, moves), Data::Remote(candidate, news)))
+                Ok(self.register((node, flags, caller), (unit, moves), Data::Remote(candidate, news)))
             }
             Shown::Local(local) if writable || truncate => {
                 let changed: Vec<_> = paths.iter().map(|p| (p, false)).collect();
@@ -99,14 +107,15 @@ impl Fs {
                         sys::ftruncate(&fd, 0)?;
                     }
                     let unit = self.unit_of_any(&paths);
-                    Ok(self.register(node, writable, (unit, moves), Data::Local(Arc::new(fd))))
+                    let data = Data::Local(Arc::new(fd));
+                    Ok(self.register((node, flags, caller), (unit, moves), data))
                 })
             }
             Shown::Local(local) => {
                 let unit = self.unit_of_any(&paths);
                 let _operations = self.enter(unit.as_slice())?;
                 let fd = Arc::new(reopen(&local.fd, flags)?);
-                Ok(self.register(node, false, (unit, moves), Data::Local(fd)))
+                Ok(self.register((node, flags, caller), (unit, moves), Data::Local(fd)))
             }
         }
     }
@@ -125,7 +134,7 @@ impl Fs {
                 let super::names::Lookup::Found(entry) = self.lookup(parent, name)? else {
                     return Err(FsError::Errno(libc::ESTALE));
                 };
-                let opened = self.open(entry.attr.node, flags);
+                let opened = self.open(entry.attr.node, flags, caller);
                 if opened.is_err() {
                     self.forget(entry.attr.node, 1);
                 }
@@ -145,17 +154,17 @@ impl Fs {
     ) -> FsResult<(Entry, Opened)> {
         let moves = self.moves();
         let path = self.path_in(parent, name)?;
-        self.must_be_free(parent, name, &path)?;
+        let is_made = self.was_made(parent, name, Kind::File, caller)?;
+        if !is_made {
+            self.must_be_free(parent, name, &path)?;
+        }
         let above = path.parent().unwrap_or_default();
         let flags = OFlags::from_bits_retain(flags as u32);
         self.change(&[(&path, false), (&above, true)], || {
             let dir = self.dir_for_change(parent)?;
-            let how = sync_bits(flags)
-                | OFlags::RDWR
-                | OFlags::CREATE
-                | OFlags::EXCL
-                | OFlags::NOFOLLOW
-                | OFlags::CLOEXEC;
+            let anew = if is_made { OFlags::empty() } else { OFlags::CREATE | OFlags::EXCL };
+            let how = sync_bits(flags) | anew | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            self.requests.begin(caller.request);
             let fd = sys::openat(&dir, OsStr::from_bytes(name), how, Mode::from_raw_mode(perm & 0o777))?;
             let made = self.give_away(dir.as_fd(), name, Kind::File, Some(perm), caller);
             if made.is_err() {
@@ -164,9 +173,10 @@ impl Fs {
             let (inode, stat) = made?;
             self.appeared(&path, Kind::File)?;
             let mut entry = self.local_entry(parent, name, (&inode, &stat), None)?;
-            let unit = self.unit_of(&path, false);
-            let data = Data::Local(Arc::new(fd));
-            let opened = self.register(entry.attr.node, is_writable(flags), (unit, moves), data);
+            let opened = self.resumed_open(caller).unwrap_or_else(|| {
+                let (unit, data) = (self.unit_of(&path, false), Data::Local(Arc::new(fd)));
+                self.register((entry.attr.node, flags, caller), (unit, moves), data)
+            });
             entry.attr_ttl = super::WRITTEN_TTL;
             Ok((entry, opened))
         })
@@ -179,26 +189,46 @@ impl Fs {
     /// Call it inside an operation of `unit`, which the node was in after that many [`Fs::moves`].
     fn register(
         &self,
-        node: NodeId,
-        writable: bool,
+        (node, flags, caller): (NodeId, OFlags, Caller),
         (unit, moves): (Option<UnitId>, u64),
         data: Data,
     ) -> Opened {
         let fh = self.next_fh();
-        let backing = match &data {
-            Data::Local(fd) => Some(fd.clone()),
-            Data::Remote(..) => None,
+        let (backing, content) = match &data {
+            Data::Local(fd) => (Some(fd.clone()), Box::default()),
+            Data::Remote(candidate, _) => (None, self.content_to_keep(candidate)),
+            Data::Lost => (None, Box::default()),
         };
-        unit.iter().for_each(|unit| self.activity.opened(unit, writable));
-        let counted = Counted::In(unit);
-        let file = Arc::new(OpenFile { node, writable, state: Mutex::new(State { counted, data }) });
-        self.files.write().expect("no code panics under this lock").insert(fh, file.clone());
-        self.nodes.lock().opened(node, fh, writable);
+        let file = self.insert(fh, node, is_writable(flags), unit, data);
+        let request = Requests::plain(caller.request);
+        self.nodes.lock().opened(node, Handle { fh, flags: flags.bits(), request, content });
         // The rename didn't know of this handle.
         if self.moves() != moves {
             self.rehome(&file);
         }
-        Opened { fh, node, backing }
+        Opened { fh, node, backing, is_resumed: false }
+    }
+
+    pub(super) fn insert(
+        &self,
+        fh: Fh,
+        node: NodeId,
+        writable: bool,
+        unit: Option<UnitId>,
+        data: Data,
+    ) -> Arc<OpenFile> {
+        unit.iter().for_each(|unit| self.activity.opened(unit, writable));
+        let counted = Counted::In(unit);
+        let file = Arc::new(OpenFile { node, writable, state: Mutex::new(State { counted, data }) });
+        self.files.write().expect("no code panics under this lock").insert(fh, file.clone());
+        file
+    }
+
+    /// What a predecessor had opened for this request, and the kernel hasn't heard of.
+    fn resumed_open(&self, caller: Caller) -> Option<Opened> {
+        let fh = self.inherited.opened_by(caller.request)?;
+        let node = self.file(fh).ok()?.node;
+        Some(Opened { fh, node, backing: self.local_file(fh), is_resumed: true })
     }
 
     pub(super) fn file(&self, fh: Fh) -> FsResult<Arc<OpenFile>> {
@@ -210,7 +240,7 @@ impl Fs {
     pub(super) fn local_file(&self, fh: Fh) -> Option<Arc<OwnedFd>> {
         match &self.file(fh).ok()?.lock().data {
             Data::Local(fd) => Some(fd.clone()),
-            Data::Remote(..) => None,
+            Data::Remote(..) | Data::Lost => None,
         }
     }
 
@@ -223,7 +253,7 @@ impl Fs {
     /// What a remote handle shows.
     pub(super) fn remote_file(&self, fh: Fh) -> Option<Box<Candidate>> {
         match &self.file(fh).ok()?.lock().data {
-            Data::Local(_) => None,
+            Data::Local(_) | Data::Lost => None,
             Data::Remote(candidate, _) => Some(candidate.clone()),
         }
     }
@@ -232,6 +262,7 @@ impl Fs {
     pub fn read(&self, fh: Fh, offset: u64, len: usize) -> FsResult<Vec<u8>> {
         let file = self.file(fh)?;
         match self.data_of(&file)? {
+            Data::Lost => Err(FsError::Errno(libc::EIO)),
             Data::Local(fd) => read_at(&fd, offset, len),
             Data::Remote(candidate, _) => {
                 let (size, content) = candidate.file.ok_or(FsError::Errno(libc::EIO))?;
@@ -252,6 +283,7 @@ impl Fs {
         self.follow(file)?;
         let (candidate, seen) = match &file.lock().data {
             Data::Local(fd) => return Ok(Data::Local(fd.clone())),
+            Data::Lost => return Ok(Data::Lost),
             Data::Remote(candidate, seen) => (candidate.clone(), *seen),
         };
         let is_local = self.nodes.lock().brief(file.node).is_some_and(|b| b.local.is_some());
@@ -299,6 +331,7 @@ impl Fs {
         };
         let file = self.file(fh)?;
         match self.data_of(&file)? {
+            Data::Lost => Err(FsError::Errno(libc::EIO)),
             Data::Local(fd) => Ok(sys::seek(&fd, position)?),
             Data::Remote(candidate, _) => match candidate.file {
                 Some((size, _)) if offset < size => Ok(if whence == libc::SEEK_DATA { offset } else { size }),
@@ -316,16 +349,27 @@ impl Fs {
         Ok(sys::copy_file_range(&source, Some(&mut source_at), &target, Some(&mut target_at), len)?)
     }
 
-    /// Closes a handle for good.
-    pub fn release(&self, fh: Fh) {
+    /// Closes a handle for good; false if there is none of that number (any more).
+    pub fn release(&self, fh: Fh) -> bool {
         let file = self.files.write().expect("no code panics under this lock").remove(&fh);
-        let Some(file) = file else { return };
-        self.nodes.lock().closed(file.node, fh, file.writable);
+        let Some(file) = file else { return false };
+        self.nodes.lock().closed(file.node, fh);
+        self.orphans.closed(self, file.node);
         // A rename may be about to count it elsewhere.
         let counted = std::mem::replace(&mut file.lock().counted, Counted::Closed);
         if let Counted::In(Some(unit)) = counted {
             self.activity.closed(&unit, file.writable);
         }
+        true
+    }
+
+    /// The kernel's number for the file behind a node's open handles, for a successor; `None` = it is about to be given back.
+    pub fn set_backing(&self, node: NodeId, backing: Option<u32>) {
+        let mut nodes = self.nodes.lock();
+        if let (None, Some(old)) = (backing, nodes.backing(node)) {
+            self.requests.giving_back(old);
+        }
+        nodes.set_backing(node, backing);
     }
 
     /// How many renames there were: who took a unit from a path looks again when there was one meanwhile.
@@ -357,7 +401,7 @@ impl Fs {
     }
 }
 
-fn is_writable(flags: OFlags) -> bool {
+pub(super) fn is_writable(flags: OFlags) -> bool {
     flags.intersects(OFlags::WRONLY | OFlags::RDWR)
 }
 
@@ -367,7 +411,7 @@ fn sync_bits(flags: OFlags) -> OFlags {
 
 /// For reading and writing wherever one of them isn't enough: a handle for writing only still has to fill pages. The kernel opens
 /// the file once more for passthrough, with the caller's own flags.
-fn reopen(identity: &OwnedFd, flags: OFlags) -> FsResult<OwnedFd> {
+pub(super) fn reopen(identity: &OwnedFd, flags: OFlags) -> FsResult<OwnedFd> {
     if !is_writable(flags) && !flags.contains(OFlags::TRUNC) {
         return Ok(Spool::reopen(identity.as_fd(), OFlags::RDONLY)?);
     }

@@ -30,7 +30,7 @@ impl Fs {
         if self.news() == 0 {
             return Ok(());
         }
-        let handles = self.nodes.lock().handles(node);
+        let handles = self.nodes.lock().handles_on(node);
         for file in handles.into_iter().filter_map(|fh| self.file(fh).ok()) {
             self.follow(&file)?;
         }
@@ -83,7 +83,7 @@ impl OpenFile {
     fn outdated(&self, news: u64) -> Option<Box<super::committed::Candidate>> {
         match &self.lock().data {
             Data::Remote(candidate, seen) if *seen != news => Some(candidate.clone()),
-            Data::Remote(..) | Data::Local(_) => None,
+            Data::Remote(..) | Data::Local(_) | Data::Lost => None,
         }
     }
 

@@ -7,10 +7,13 @@
 //! | module | is |
 //! |---|---|
 //! | `nodes` | what the kernel's inode numbers mean |
+//! | `ledger` | what of them outlives this process |
 //! | `place` | a node's directory, its inode in the spool, what shows at its path |
 //! | `names` | look-up, creation, deletion, renaming |
 //! | `files`, `dirs` | open files, open directories |
 //! | `following` | remote handles while their files grow or are replaced |
+//! | `orphans` | open files without a name |
+//! | `takeover` | going on where another process was killed |
 //! | `change` | attributes; the journal's part in every change |
 //! | `copyup` | bringing back what is only committed, to change it |
 //! | `committed` | the seam to journal, view and cache |
@@ -33,10 +36,13 @@ mod error;
 mod files;
 mod following;
 mod invalidate;
+pub mod ledger;
 mod names;
 mod nodes;
+mod orphans;
 mod owners;
 mod place;
+mod takeover;
 pub mod union;
 pub mod view;
 
@@ -59,7 +65,16 @@ pub use self::{
     invalidate::Invalidation,
     names::Lookup,
 };
-use self::{committed::Committed, dirs::OpenDir, files::OpenFile, nodes::Nodes, view::View};
+use self::{
+    committed::Committed,
+    dirs::OpenDir,
+    files::OpenFile,
+    ledger::{Keep, Ledger, Requests},
+    nodes::Nodes,
+    orphans::Orphans,
+    takeover::Inherited,
+    view::View,
+};
 use crate::{
     cache::Cache,
     chunk::ChunkParams,
@@ -99,8 +114,10 @@ pub struct FsParts {
     pub rules: LayoutRules,
     /// The store lets this host delete what others committed.
     pub may_delete: bool,
-    /// A directory on the spool's file system for files that are being copied up.
+    /// A directory on the spool's file system for files that are being copied up, and for those that are open and have no name.
     pub tmp_dir: PathBuf,
+    /// Where to note what a successor must know, if somebody keeps that.
+    pub keep: Option<Keep>,
 }
 
 /// The file system.
@@ -116,6 +133,9 @@ pub struct Fs {
     moves: AtomicU64,
     /// Counts changes of what is committed or runs elsewhere; a remote handle that has seen fewer looks again.
     news: AtomicU64,
+    requests: Requests,
+    inherited: Inherited,
+    orphans: Orphans,
     tmp_dir: PathBuf,
     umask: u32,
 }
@@ -123,10 +143,19 @@ pub struct Fs {
 impl Fs {
     /// A file system over these parts.
     pub fn new(parts: FsParts) -> FsResult<Arc<Self>> {
-        let FsParts { spool, activity, journal, view, cache, rules, may_delete, tmp_dir } = parts;
+        let memory = parts.keep.as_ref().map(|keep| keep.memory.clone());
+        let ledger = memory.clone().map(Ledger::new);
+        let nodes = Nodes::new(&parts.spool, parts.spool.root_inode()?, ledger);
+        let requests = Requests::new(memory, HashMap::new());
+        let fs = Self::build(parts, nodes, requests, Inherited::default(), 1);
+        fs.orphans.clear(&fs.tmp_dir, &[]);
+        Ok(Arc::new(fs))
+    }
+
+    fn build(parts: FsParts, nodes: Nodes, requests: Requests, inherited: Inherited, first_fh: Fh) -> Self {
+        let FsParts { spool, activity, journal, view, cache, rules, may_delete, tmp_dir, keep: _ } = parts;
         copyup::clear_leftovers(&tmp_dir);
-        let nodes = Nodes::new(&spool, spool.root_inode()?);
-        Ok(Arc::new(Self {
+        Self {
             nodes,
             committed: Committed::new(journal, view, cache, rules, may_delete),
             spool,
@@ -134,12 +163,15 @@ impl Fs {
             kept_dirs: Mutex::default(),
             files: RwLock::default(),
             dirs: RwLock::default(),
-            next_fh: AtomicU64::new(1),
+            next_fh: AtomicU64::new(first_fh),
             moves: AtomicU64::new(0),
             news: AtomicU64::new(0),
+            requests,
+            inherited,
+            orphans: Orphans::default(),
             tmp_dir,
             umask: process_umask(),
-        }))
+        }
     }
 
     /// The unit that `path` is an entry of, if there is one.

@@ -34,7 +34,7 @@ pub enum Lookup {
 }
 
 /// A name that is about to be deleted, replaced or moved.
-struct Doomed {
+pub(super) struct Doomed {
     path: RelPath,
     kind: Kind,
     /// The unit whose partial layer goes on showing the path unless it is recorded as gone.
@@ -128,11 +128,17 @@ impl Fs {
         act: impl FnOnce(BorrowedFd<'_>) -> rustix::io::Result<()>,
     ) -> FsResult<Entry> {
         let path = self.path_in(parent, name)?;
-        self.must_be_free(parent, name, &path)?;
+        let is_made = self.was_made(parent, name, kind, caller)?;
+        if !is_made {
+            self.must_be_free(parent, name, &path)?;
+        }
         let above = path.parent().unwrap_or_default();
         self.change(&[(&path, kind == Kind::Dir), (&above, true)], || {
             let dir = self.dir_for_change(parent)?;
-            act(dir.as_fd())?;
+            if !is_made {
+                self.requests.begin(caller.request);
+                act(dir.as_fd())?;
+            }
             let made = self.give_away(dir.as_fd(), name, kind, perm, caller);
             if made.is_err() {
                 let flags = if kind == Kind::Dir { AtFlags::REMOVEDIR } else { AtFlags::empty() };
@@ -210,7 +216,7 @@ impl Fs {
     }
 
     /// What is at a name that is to go; refused if another host's entry shows there or would come to show.
-    fn doomed(&self, parent: NodeId, name: &[u8]) -> FsResult<Option<Doomed>> {
+    pub(super) fn doomed(&self, parent: NodeId, name: &[u8]) -> FsResult<Option<Doomed>> {
         let path = self.path_in(parent, name)?;
         let local = self.in_spool(parent, name)?;
         let stat_kind = local.as_ref().map(|(_, stat)| Kind::of_mode(stat.st_mode));
@@ -241,20 +247,26 @@ impl Fs {
     }
 
     /// Removes a name that isn't a directory's.
-    pub fn unlink(&self, parent: NodeId, name: &[u8]) -> FsResult<()> {
-        self.remove(parent, name, AtFlags::empty())
+    pub fn unlink(&self, parent: NodeId, name: &[u8], caller: Caller) -> FsResult<()> {
+        self.remove(parent, name, AtFlags::empty(), caller)
     }
 
     /// Removes an empty directory.
-    pub fn rmdir(&self, parent: NodeId, name: &[u8]) -> FsResult<()> {
+    pub fn rmdir(&self, parent: NodeId, name: &[u8], caller: Caller) -> FsResult<()> {
+        if self.was_removed(parent, name, caller)? {
+            return Ok(());
+        }
         let path = self.path_in(parent, name)?;
         if self.committed.relevant(&path) && !self.is_empty_dir(parent, name, &path)? {
             return Err(FsError::Errno(libc::ENOTEMPTY));
         }
-        self.remove(parent, name, AtFlags::REMOVEDIR)
+        self.remove(parent, name, AtFlags::REMOVEDIR, caller)
     }
 
-    fn remove(&self, parent: NodeId, name: &[u8], flags: AtFlags) -> FsResult<()> {
+    fn remove(&self, parent: NodeId, name: &[u8], flags: AtFlags, caller: Caller) -> FsResult<()> {
+        if self.was_removed(parent, name, caller)? {
+            return Ok(());
+        }
         let doomed = self.doomed(parent, name)?.ok_or(FsError::Errno(libc::ENOENT))?;
         match (doomed.kind == Kind::Dir, flags.contains(AtFlags::REMOVEDIR)) {
             (true, false) => return Err(FsError::Errno(libc::EISDIR)),
@@ -263,26 +275,41 @@ impl Fs {
         }
         let above = doomed.path.parent().unwrap_or_default();
         self.change(&[(&doomed.path, doomed.kind == Kind::Dir), (&above, true)], || {
+            self.orphans.about_to_lose(self, parent, name)?;
+            self.requests.begin(caller.request);
             self.take_away(&doomed, || {
                 if let (true, Some(dir)) = (doomed.is_local, self.dir_fd(parent)?) {
                     sys::unlinkat(&dir, OsStr::from_bytes(name), flags)?;
                 }
                 Ok(())
             })?;
-            let mut nodes = self.nodes.lock();
-            let child = nodes.child(parent, name);
-            nodes.detach(parent, name);
-            drop(nodes);
-            child.iter().for_each(|node| self.unkeep_dir(*node));
+            self.forget_name(parent, name);
             Ok(())
         })
     }
 
+    pub(super) fn forget_name(&self, parent: NodeId, name: &[u8]) {
+        let mut nodes = self.nodes.lock();
+        let child = nodes.child(parent, name);
+        nodes.detach(parent, name);
+        drop(nodes);
+        child.iter().for_each(|node| self.unkeep_dir(*node));
+    }
+
     /// As renameat2(2). A directory of which anything is only committed can't be moved as a whole: `EXDEV`, and mv(1) copies.
-    pub fn rename(&self, from: (NodeId, &[u8]), to: (NodeId, &[u8]), flags: u32) -> FsResult<()> {
+    pub fn rename(
+        &self,
+        from: (NodeId, &[u8]),
+        to: (NodeId, &[u8]),
+        flags: u32,
+        caller: Caller,
+    ) -> FsResult<()> {
         let flags = RenameFlags::from_bits_retain(flags);
         if !(RenameFlags::NOREPLACE | RenameFlags::EXCHANGE).contains(flags) {
             return Err(FsError::Errno(libc::EINVAL));
+        }
+        if self.was_renamed(from, to, flags, caller)? {
+            return Ok(());
         }
         let source = self.doomed(from.0, from.1)?.ok_or(FsError::Errno(libc::ENOENT))?;
         if !source.is_local && source.kind != Kind::Dir {
@@ -300,7 +327,7 @@ impl Fs {
         if flags.contains(RenameFlags::EXCHANGE) && !target.as_ref().is_some_and(|t| t.is_local) {
             return Err(FsError::Errno(libc::EINVAL));
         }
-        self.move_name((from, &source), (to, &target_path, target), flags)
+        self.move_name((from, &source), (to, &target_path, target), flags, caller)
     }
 
     fn move_name(
@@ -308,6 +335,7 @@ impl Fs {
         (from, source): ((NodeId, &[u8]), &Doomed),
         (to, target_path, target): ((NodeId, &[u8]), &RelPath, Option<Doomed>),
         flags: RenameFlags,
+        caller: Caller,
     ) -> FsResult<()> {
         let is_dir = source.kind == Kind::Dir;
         let target_is_dir = target.as_ref().map_or(is_dir, |t| t.kind == Kind::Dir);
@@ -325,9 +353,12 @@ impl Fs {
             let (old, new) = (OsStr::from_bytes(from.1), OsStr::from_bytes(to.1));
             let act = || Ok(sys::renameat_with(&old_dir, old, &new_dir, new, flags)?);
             if flags.contains(RenameFlags::EXCHANGE) {
+                self.begin_exchange(caller, (old_dir.as_fd(), old), (new_dir.as_fd(), new))?;
                 act()?;
                 self.nodes.lock().exchange(from, to);
             } else {
+                self.orphans.about_to_lose(self, to.0, to.1)?;
+                self.requests.begin(caller.request);
                 self.take_away(source, act)?;
                 self.nodes.lock().rename(from, to);
             }
@@ -343,9 +374,12 @@ impl Fs {
     }
 
     /// Gives a node one more name.
-    pub fn link(&self, node: NodeId, parent: NodeId, name: &[u8]) -> FsResult<Entry> {
+    pub fn link(&self, node: NodeId, parent: NodeId, name: &[u8], caller: Caller) -> FsResult<Entry> {
         let path = self.path_in(parent, name)?;
-        self.must_be_free(parent, name, &path)?;
+        let is_made = self.was_linked(node, parent, name, caller)?;
+        if !is_made {
+            self.must_be_free(parent, name, &path)?;
+        }
         let local = match self.shown(node)? {
             Shown::Local(local) => local,
             Shown::Remote(_) => return Err(Need::CopyUp { node, keep: u64::MAX }.into()),
@@ -355,7 +389,10 @@ impl Fs {
             let dir = self.dir_for_change(parent)?;
             let source = proc_path(local.fd.as_fd());
             let name_os = OsStr::from_bytes(name);
-            sys::linkat(sys::CWD, source.as_c_str(), &dir, name_os, AtFlags::SYMLINK_FOLLOW)?;
+            if !is_made {
+                self.requests.begin(caller.request);
+                sys::linkat(sys::CWD, source.as_c_str(), &dir, name_os, AtFlags::SYMLINK_FOLLOW)?;
+            }
             self.appeared(&path, Kind::File)?;
             let (inode, stat) = self.spool.identify(dir.as_fd(), name)?;
             self.local_entry(parent, name, (&inode, &stat), None)

@@ -3,15 +3,24 @@
 //! A node keeps its id until the kernel forgets it, through copy-up, eviction and recall. For what is in the spool the id is the
 //! spool's inode number where that is free, otherwise, and for everything remote, a counter far above. Hard links share a node.
 //!
+//! Every change is noted in the ledger, if there is one, and counts there when the lock is let go: a successor finds the table as it was
+//! between two holds of the lock.
+//!
 //! Invariants: `names` of a node and `children` of its parents say the same; a node is dropped when the kernel has forgotten
 //! it, no handle is open on it and no child names it as its parent; the root is never dropped.
 
+mod kept;
+
 use std::{
     collections::HashMap,
+    ops::{Deref, DerefMut},
     sync::{Mutex, MutexGuard},
 };
 
-use super::{Fh, Kind, NodeId, ROOT};
+use super::{
+    Fh, Kind, NodeId, ROOT,
+    ledger::{Ledger, LedgerError, Record},
+};
 use crate::{
     ids::RelPath,
     spool::{Inode, Spool},
@@ -29,8 +38,27 @@ struct Node {
     names: Vec<(NodeId, Vec<u8>)>,
     children: HashMap<Vec<u8>, NodeId>,
     local: Option<Inode>,
-    handles: Vec<Fh>,
-    writers: usize,
+    handles: Vec<Handle>,
+    /// The kernel's number for the file behind the open handles, if it reads and writes that by itself.
+    backing: Option<u32>,
+}
+
+/// An open file, as far as a successor must know it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Handle {
+    pub(super) fh: Fh,
+    /// Of open(2).
+    pub(super) flags: u32,
+    /// The request that opened it.
+    pub(super) request: u64,
+    /// What a remote one shows; empty = the spool's file.
+    pub(super) content: Box<[u8]>,
+}
+
+impl Handle {
+    pub(super) fn is_writable(&self) -> bool {
+        self.flags & (libc::O_WRONLY | libc::O_RDWR) as u32 != 0
+    }
 }
 
 impl Node {
@@ -42,7 +70,7 @@ impl Node {
             children: HashMap::new(),
             local: None,
             handles: Vec::new(),
-            writers: 0,
+            backing: None,
         }
     }
 }
@@ -69,21 +97,55 @@ pub(super) struct Table {
     nodes: HashMap<NodeId, Node>,
     by_inode: HashMap<(u64, u64), NodeId>,
     next: NodeId,
+    highest_backing: u32,
     dev: u64,
+    ledger: Option<Ledger>,
+}
+
+/// The table while its lock is held.
+#[derive(Debug)]
+pub(super) struct Locked<'a>(MutexGuard<'a, Table>);
+
+impl Deref for Locked<'_> {
+    type Target = Table;
+    fn deref(&self) -> &Table {
+        &self.0
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut Table {
+        &mut self.0
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        self.0.settle();
+    }
 }
 
 impl Nodes {
-    pub(super) fn new(spool: &Spool, root: Inode) -> Self {
-        let mut node = Node::new(Kind::Dir);
-        node.lookups = 1;
-        let by_inode = HashMap::from([(root.key(), ROOT)]);
-        node.local = Some(root);
-        let nodes = HashMap::from([(ROOT, node)]);
-        Self { table: Mutex::new(Table { nodes, by_inode, next: COUNTED_FROM, dev: spool.dev() }) }
+    /// A table with the root in it.
+    pub(super) fn new(spool: &Spool, root: Inode, ledger: Option<Ledger>) -> Self {
+        let mut table = Table::empty(spool.dev());
+        table.ledger = ledger;
+        table.add(ROOT, Kind::Dir);
+        table.set_local(ROOT, root);
+        table.count_lookup(ROOT);
+        table.settle();
+        Self { table: Mutex::new(table) }
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().expect("no code panics under this lock")
+    /// The table that a predecessor has left.
+    pub(super) fn restored(spool: &Spool, records: &[u8], ledger: Ledger) -> Result<Self, LedgerError> {
+        let mut table = Table::restored(spool, records)?;
+        table.ledger = Some(ledger);
+        Ok(Self { table: Mutex::new(table) })
+    }
+
+    pub(super) fn lock(&self) -> Locked<'_> {
+        Locked(self.table.lock().expect("no code panics under this lock"))
     }
 }
 
@@ -97,8 +159,8 @@ impl Table {
             kind: node.kind,
             place: node.names.last().cloned(),
             local: node.local.clone(),
-            handle: node.handles.first().copied(),
-            is_written: node.writers > 0,
+            handle: node.handles.first().map(|h| h.fh),
+            is_written: node.handles.iter().any(Handle::is_writable),
         })
     }
 
@@ -122,8 +184,10 @@ impl Table {
     }
 
     /// The handles that are open on the node.
-    pub(super) fn handles(&self, id: NodeId) -> Vec<Fh> {
-        self.nodes.get(&id).map_or_else(Vec::new, |node| node.handles.clone())
+    pub(super) fn handles_on(&self, id: NodeId) -> Vec<Fh> {
+        self.nodes
+            .get(&id)
+            .map_or_else(Vec::new, |node| node.handles.iter().map(|handle| handle.fh).collect())
     }
 
     pub(super) fn child(&self, parent: NodeId, name: &[u8]) -> Option<NodeId> {
@@ -154,7 +218,7 @@ impl Table {
         }
         let id = self.node_of_inode(parent, name, inode, kind);
         self.attach(id, parent, name);
-        self.nodes.get_mut(&id)?.lookups += 1;
+        self.count_lookup(id);
         Some(id)
     }
 
@@ -174,9 +238,21 @@ impl Table {
             }
         }
         let id = self.free_id(inode);
-        self.nodes.insert(id, Node::new(kind));
+        self.add(id, kind);
         self.set_local(id, inode.clone());
         id
+    }
+
+    fn add(&mut self, id: NodeId, kind: Kind) {
+        self.note(&Record::Node { id, kind, lookups: 0 });
+        self.nodes.insert(id, Node::new(kind));
+    }
+
+    fn count_lookup(&mut self, id: NodeId) {
+        self.note(&Record::Looked { id });
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.lookups += 1;
+        }
     }
 
     fn free_id(&mut self, inode: &Inode) -> NodeId {
@@ -204,14 +280,14 @@ impl Table {
         });
         let id = known.unwrap_or_else(|| {
             let id = self.count();
-            self.nodes.insert(id, Node::new(kind));
+            self.add(id, kind);
             id
         });
         if kind != Kind::Dir {
             self.clear_local(id);
         }
         self.attach(id, parent, name);
-        self.nodes.get_mut(&id)?.lookups += 1;
+        self.count_lookup(id);
         Some(id)
     }
 
@@ -219,6 +295,9 @@ impl Table {
     pub(super) fn set_local(&mut self, id: NodeId, inode: Inode) {
         self.clear_local(id);
         let key = inode.key();
+        if self.nodes.contains_key(&id) {
+            self.note_local(id, &inode);
+        }
         if let Some(node) = self.nodes.get_mut(&id) {
             node.local = Some(inode);
             self.by_inode.insert(key, id);
@@ -228,6 +307,7 @@ impl Table {
     /// The node isn't in the spool any more.
     pub(super) fn clear_local(&mut self, id: NodeId) {
         let Some(inode) = self.nodes.get_mut(&id).and_then(|n| n.local.take()) else { return };
+        self.note(&Record::NoLocal { id });
         if self.by_inode.get(&inode.key()) == Some(&id) {
             self.by_inode.remove(&inode.key());
         }
@@ -246,12 +326,14 @@ impl Table {
             dir.children.insert(name.to_vec(), id);
             let node = self.nodes.get_mut(&id).expect("it was there two lines above");
             node.names.push((parent, name.to_vec()));
+            self.note(&Record::Name { id, parent, name });
         }
     }
 
     /// `name` in `parent` is nothing any more; what it was.
     pub(super) fn detach(&mut self, parent: NodeId, name: &[u8]) -> Option<NodeId> {
         let id = self.nodes.get_mut(&parent)?.children.remove(name)?;
+        self.note(&Record::NoName { parent, name });
         if let Some(node) = self.nodes.get_mut(&id) {
             node.names.retain(|(p, n)| (*p, n.as_slice()) != (parent, name));
         }
@@ -293,18 +375,62 @@ impl Table {
     }
 
     /// A handle was opened on the node.
-    pub(super) fn opened(&mut self, id: NodeId, fh: Fh, writable: bool) {
+    pub(super) fn opened(&mut self, id: NodeId, handle: Handle) {
+        let Handle { fh, flags, request, ref content } = handle;
+        self.note(&Record::Open { id, fh, flags, request, content });
         if let Some(node) = self.nodes.get_mut(&id) {
-            node.handles.push(fh);
-            node.writers += usize::from(writable);
+            node.handles.push(handle);
         }
     }
 
     /// A handle was closed.
-    pub(super) fn closed(&mut self, id: NodeId, fh: Fh, writable: bool) {
+    pub(super) fn closed(&mut self, id: NodeId, fh: Fh) {
+        self.note(&Record::Closed { id, fh });
         if let Some(node) = self.nodes.get_mut(&id) {
-            node.handles.retain(|known| *known != fh);
-            node.writers -= usize::from(writable);
+            node.handles.retain(|known| known.fh != fh);
+        }
+        self.drop_if_unused(id);
+    }
+
+    pub(super) fn backing(&self, id: NodeId) -> Option<u32> {
+        self.nodes.get(&id)?.backing
+    }
+
+    /// Every open handle with its node and what that is in the spool.
+    pub(super) fn handles(&self) -> Vec<(NodeId, Handle, Option<Inode>)> {
+        let of = |(id, node): (&NodeId, &Node)| {
+            let (id, local) = (*id, node.local.clone());
+            node.handles.iter().cloned().map(move |h| (id, h, local.clone())).collect::<Vec<_>>()
+        };
+        self.nodes.iter().flat_map(of).collect()
+    }
+
+    /// Every node that is open or has a number of the kernel's, with how many handles and that number.
+    pub(super) fn backings(&self) -> Vec<(NodeId, usize, Option<u32>)> {
+        let open = self.nodes.iter().filter(|(_, n)| !n.handles.is_empty() || n.backing.is_some());
+        open.map(|(id, node)| (*id, node.handles.len(), node.backing)).collect()
+    }
+
+    pub(super) fn highest_backing(&self) -> u32 {
+        self.highest_backing
+    }
+
+    /// Whether the node is the spool's inode of this number; 0 = of any, or of none.
+    pub(super) fn is_inode(&self, id: NodeId, ino: u64) -> bool {
+        let local = self.nodes.get(&id).and_then(|node| node.local.as_ref());
+        ino == 0 || local.is_some_and(|inode| inode.key().1 == ino)
+    }
+
+    pub(super) fn ids(&self) -> Vec<NodeId> {
+        self.nodes.keys().copied().collect()
+    }
+
+    /// The kernel's number for the file behind the node's open handles; `None` = none any more.
+    pub(super) fn set_backing(&mut self, id: NodeId, backing: Option<u32>) {
+        self.note(&Record::Backed { id, backing: backing.unwrap_or(0) });
+        self.highest_backing = self.highest_backing.max(backing.unwrap_or(0));
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.backing = backing;
         }
         self.drop_if_unused(id);
     }
@@ -314,6 +440,7 @@ impl Table {
         if id == ROOT {
             return;
         }
+        self.note(&Record::Forgot { id, count });
         if let Some(node) = self.nodes.get_mut(&id) {
             node.lookups = node.lookups.saturating_sub(count);
         }
@@ -327,7 +454,12 @@ impl Table {
             if id == ROOT || node.lookups > 0 || !node.handles.is_empty() || !node.children.is_empty() {
                 continue;
             }
+            // What the kernel was told of the file behind it is taken back first.
+            if node.backing.is_some() {
+                continue;
+            }
             self.clear_local(id);
+            self.note(&Record::Dropped { id });
             let node = self.nodes.remove(&id).expect("it was there four lines above");
             for (parent, name) in node.names {
                 if let Some(dir) = self.nodes.get_mut(&parent) {
@@ -348,8 +480,12 @@ mod tests {
     fn fixture() -> (tempfile::TempDir, Arc<Spool>, Nodes) {
         let dir = tempfile::tempdir().expect("a directory");
         let spool = Spool::open(dir.path()).expect("opens");
-        let nodes = Nodes::new(&spool, spool.root_inode().expect("an inode"));
+        let nodes = Nodes::new(&spool, spool.root_inode().expect("an inode"), None);
         (dir, spool, nodes)
+    }
+
+    fn handle(fh: Fh) -> Handle {
+        Handle { fh, flags: 0, request: 0, content: Box::default() }
     }
 
     fn look_up(spool: &Spool, nodes: &Nodes, path: &str) -> NodeId {
@@ -410,10 +546,10 @@ mod tests {
         let a = look_up(&spool, &nodes, "a");
         nodes.lock().forget(a, 2);
         assert_eq!(nodes.lock().path(b).expect("a path").to_string(), "a/b", "a child keeps its parent");
-        nodes.lock().opened(b, 7, false);
+        nodes.lock().opened(b, handle(7));
         nodes.lock().forget(b, 1);
         assert_eq!(nodes.lock().len(), 3);
-        nodes.lock().closed(b, 7, false);
+        nodes.lock().closed(b, 7);
         assert_eq!(nodes.lock().len(), 1);
     }
 }

@@ -282,6 +282,7 @@ impl Fs {
 
     fn local_attr(&self, node: NodeId, stat: &Stat, attrs: Option<&Candidate>) -> FsResult<Attr> {
         let mut attr = Attr::of_stat(node, stat);
+        attr.nlink = attr.nlink.saturating_sub(self.orphans.hidden_links(node));
         if attr.kind == Kind::Dir && self.path_of(node).is_some_and(|path| self.committed.relevant(&path)) {
             attr.nlink = UNCOUNTED;
         }

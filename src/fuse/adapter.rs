@@ -9,14 +9,17 @@ use std::{
     os::unix::ffi::OsStrExt,
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use fuser::{
-    BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem,
-    FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags,
-    ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
+    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr,
+    ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
     ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
@@ -47,6 +50,8 @@ struct Shared {
     fs: Arc<Fs>,
     backings: Arc<Backings>,
     notices: Notices,
+    /// What the kernel has of what was asked for, for a successor, which can't ask again.
+    granted: Arc<AtomicU64>,
 }
 
 pub(super) struct Adapter {
@@ -55,8 +60,13 @@ pub(super) struct Adapter {
 }
 
 impl Adapter {
-    pub(super) fn new(fs: Arc<Fs>, backings: Arc<Backings>, notices: Notices) -> Self {
-        Self { shared: Arc::new(Shared { fs, backings, notices }), pool: Pool::new() }
+    pub(super) fn new(
+        fs: Arc<Fs>,
+        backings: Arc<Backings>,
+        notices: Notices,
+        granted: Arc<AtomicU64>,
+    ) -> Self {
+        Self { shared: Arc::new(Shared { fs, backings, notices, granted }), pool: Pool::new() }
     }
 
     /// Does `op` and tells `reply`; on the pool, if it has to wait. A reply that is dropped is answered EIO by fuser.
@@ -110,13 +120,9 @@ impl Shared {
         Err(FsError::Errno(libc::EIO))
     }
 
-    /// The kernel's id for passthrough and how to open.
-    fn back(
-        &self,
-        opened: &Opened,
-        register: impl FnOnce(&std::os::fd::OwnedFd) -> io::Result<BackingId>,
-    ) -> Option<Arc<BackingId>> {
-        self.backings.opened(opened.node, opened.backing.as_deref(), register)
+    /// The kernel's id for passthrough, if that is how to open.
+    fn back(&self, opened: &Opened) -> Option<u32> {
+        self.backings.opened(&self.fs, opened)
     }
 }
 
@@ -157,8 +163,14 @@ fn reply_attr(reply: ReplyAttr, result: Result<Entry, Errno>) {
 
 fn reply_open(shared: &Shared, reply: ReplyOpen, result: Result<Opened, Errno>) {
     match result {
-        Ok(opened) => match shared.back(&opened, |file| reply.open_backing(file)) {
-            Some(id) => reply.opened_passthrough(FileHandle(opened.fh), FopenFlags::FOPEN_NOFLUSH, &id),
+        Ok(opened) => match shared.back(&opened) {
+            Some(id) => {
+                // SAFETY: the id is this session's, and `Backings` gives it back only after the last handle on it was released.
+                let backing = unsafe { reply.wrap_backing(id) };
+                reply.opened_passthrough(FileHandle(opened.fh), FopenFlags::FOPEN_NOFLUSH, &backing);
+                // Not ours to give back.
+                let _ = backing.into_raw();
+            }
             None => reply.opened(FileHandle(opened.fh), FopenFlags::FOPEN_NOFLUSH),
         },
         Err(e) => reply.error(e),
@@ -172,8 +184,13 @@ fn reply_create(shared: &Shared, reply: ReplyCreate, result: Result<(Entry, Open
     };
     let (attr, ttl) = (file_attr(&entry.attr), entry.attr_ttl.min(entry.entry_ttl));
     let (fh, flags) = (FileHandle(opened.fh), FopenFlags::FOPEN_NOFLUSH);
-    match shared.back(&opened, |file| reply.open_backing(file)) {
-        Some(id) => reply.created_passthrough(&ttl, &attr, Generation(0), fh, flags, &id),
+    match shared.back(&opened) {
+        Some(id) => {
+            // SAFETY: as in `reply_open`.
+            let backing = unsafe { reply.wrap_backing(id) };
+            reply.created_passthrough(&ttl, &attr, Generation(0), fh, flags, &backing);
+            let _ = backing.into_raw();
+        }
         None => reply.created(&ttl, &attr, Generation(0), fh, flags),
     }
 }
@@ -185,16 +202,18 @@ impl Filesystem for Adapter {
         let _ = config.add_capabilities(WANTED & has);
         let _ = config.set_max_write(REQUEST_BYTES);
         let _ = config.set_max_background(BACKGROUND);
-        if !self.shared.backings.is_on() {
-            return Ok(());
-        }
-        if has.contains(InitFlags::FUSE_PASSTHROUGH) {
+        let mut granted = WANTED & has;
+        if has.contains(InitFlags::FUSE_PASSTHROUGH) && self.shared.backings.is_on() {
+            granted |= InitFlags::FUSE_PASSTHROUGH;
             let _ = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH);
             let _ = config.set_max_stack_depth(if self.shared.fs.spool().is_stacked() { 2 } else { 1 });
-        } else {
+        } else if self.shared.backings.is_on() {
             tracing::info!("this kernel has no passthrough; files go through the daemon");
             self.shared.backings.switch_off();
         }
+        // Only offered, never asked for: it says that requests can be sent again.
+        granted |= has & InitFlags::FUSE_HAS_RESEND;
+        self.shared.granted.store(granted.bits(), Ordering::Release);
         Ok(())
     }
 
@@ -271,14 +290,14 @@ impl Filesystem for Adapter {
         self.answer_entry(reply, move |fs| fs.mkdir(parent.0, &name, mode & 0o7777, caller));
     }
 
-    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let name = name.as_bytes().to_vec();
-        self.answer_empty(reply, move |fs| fs.unlink(parent.0, &name));
+    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (name, caller) = (name.as_bytes().to_vec(), caller(req));
+        self.answer_empty(reply, move |fs| fs.unlink(parent.0, &name, caller));
     }
 
-    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let name = name.as_bytes().to_vec();
-        self.answer_empty(reply, move |fs| fs.rmdir(parent.0, &name));
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (name, caller) = (name.as_bytes().to_vec(), caller(req));
+        self.answer_empty(reply, move |fs| fs.rmdir(parent.0, &name, caller));
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
@@ -289,7 +308,7 @@ impl Filesystem for Adapter {
 
     fn rename(
         &self,
-        _: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         new_parent: INodeNo,
@@ -297,23 +316,27 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let (name, new_name) = (name.as_bytes().to_vec(), new_name.as_bytes().to_vec());
+        let (name, new_name, caller) = (name.as_bytes().to_vec(), new_name.as_bytes().to_vec(), caller(req));
         self.answer_empty(reply, move |fs| {
-            fs.rename((parent.0, &name), (new_parent.0, &new_name), flags.bits())
+            fs.rename((parent.0, &name), (new_parent.0, &new_name), flags.bits(), caller)
         });
     }
 
-    fn link(&self, _: &Request, node: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let name = name.as_bytes().to_vec();
-        self.answer_entry(reply, move |fs| fs.link(node.0, parent.0, &name));
+    fn link(&self, req: &Request, node: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let (name, caller) = (name.as_bytes().to_vec(), caller(req));
+        self.answer_entry(reply, move |fs| fs.link(node.0, parent.0, &name, caller));
     }
 
-    fn open(&self, _: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, req: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         // A shared mapping writes past us: attributes from before the open must not outlive it.
         if flags.0 & libc::O_ACCMODE == libc::O_RDWR {
             self.shared.notices.attributes(node.0);
         }
-        self.answer(move |fs| fs.open(node.0, flags.0), |shared, result| reply_open(shared, reply, result));
+        let caller = caller(req);
+        self.answer(
+            move |fs| fs.open(node.0, flags.0, caller),
+            |shared, result| reply_open(shared, reply, result),
+        );
     }
 
     fn create(
@@ -381,8 +404,10 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let released = attempt(|| {
-            self.shared.fs.release(fh.0);
-            self.shared.backings.released(node.0);
+            // A release that comes again finds its handle gone, and nothing must be counted twice.
+            if self.shared.fs.release(fh.0) {
+                self.shared.backings.released(&self.shared.fs, node.0);
+            }
             Ok(())
         });
         if flags.0 & libc::O_ACCMODE == libc::O_RDWR {
@@ -618,7 +643,7 @@ fn reply_data(reply: ReplyData, result: Result<Vec<u8>, Errno>) {
 }
 
 fn caller(req: &Request) -> Caller {
-    Caller { uid: req.uid(), gid: req.gid() }
+    Caller { uid: req.uid(), gid: req.gid(), request: req.unique().0 }
 }
 
 fn file_type(kind: Kind) -> FileType {

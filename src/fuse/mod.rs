@@ -7,6 +7,7 @@
 //! | `pool` | the threads that wait where an operation must |
 //! | `point` | the mount point: checks, mount(2), umount2(2) |
 //! | `notice` | the thread that tells the kernel what to forget |
+//! | `session` | beginning with a new session, or going on with one that another process has left |
 //!
 //! Invariants (each was measured; the opposite loses data, fails or hangs):
 //! - Never the write-back cache: what it has acknowledged dies with the daemon.
@@ -21,20 +22,25 @@ mod backing;
 mod notice;
 mod point;
 mod pool;
+mod session;
 
 use std::{
     io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
-    sync::{Arc, Condvar, Mutex},
+    sync::{
+        Arc, Condvar, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
 };
 
-use self::{adapter::Adapter, point::Point};
+use self::{adapter::Adapter, point::Point, session::Prepared};
 pub use self::{
     notice::Notices,
     point::{abort_connection, clear_dead},
 };
-use crate::fs::Fs;
+use crate::fs::{Fs, ledger::Origin};
 
 /// Whether local files are read and written past the daemon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -91,14 +97,21 @@ pub enum MountError {
     Unmount { path: PathBuf, source: io::Error },
     #[error("the kernel's session for {} could not begin: {source}", path.display())]
     Session { path: PathBuf, source: io::Error },
+    /// What was left behind isn't the mount that is there.
+    #[error("the mount at {} is over", _0.display())]
+    Over(PathBuf),
 }
 
 /// A live mount. Dropping it does not unmount: what ends a mount is said.
 pub struct Mounted {
     point: Point,
+    device: OwnedFd,
+    capabilities: u64,
     notices: Notices,
     passthrough: Arc<backing::Backings>,
     ended: Arc<Ended>,
+    /// The session until it runs.
+    prepared: Mutex<Option<Prepared>>,
 }
 
 #[derive(Default)]
@@ -112,30 +125,127 @@ const THREADS: usize = 2;
 
 /// Mounts `fs` on `mountpoint` and serves it from threads of its own.
 pub fn mount(fs: Arc<Fs>, mountpoint: &Path, options: &MountOptions) -> Result<Mounted, MountError> {
+    let mounted = prepare(fs, mountpoint, options)?;
+    mounted.serve()?;
+    Ok(mounted)
+}
+
+/// Mounts `fs` on `mountpoint`; it answers from [`Mounted::serve`] on.
+pub fn prepare(fs: Arc<Fs>, mountpoint: &Path, options: &MountOptions) -> Result<Mounted, MountError> {
     let (point, device) = Point::mount(mountpoint, options)?;
-    let backings = Arc::new(backing::Backings::new(options.passthrough));
-    let (notices, outbox) = Notices::new();
-    let adapter = Adapter::new(fs, backings.clone(), notices.clone());
+    let parts = Parts::new(options.passthrough);
+    let begun = device.try_clone().and_then(|kept| {
+        parts.backings.set_device(kept.try_clone()?);
+        Ok((Prepared::begin(parts.adapter(fs), device, config(), acl(options))?, kept))
+    });
+    match begun {
+        Ok((prepared, device)) => Ok(parts.mounted(point, device, prepared)),
+        Err(source) => {
+            let _ = point.unmount(true);
+            Err(MountError::Session { path: mountpoint.to_owned(), source })
+        }
+    }
+}
+
+/// Goes on with the mount on `mountpoint` that another process has served through `device`, with what `fs` has inherited from it.
+pub fn take_over(
+    fs: Arc<Fs>,
+    device: OwnedFd,
+    origin: &Origin,
+    mountpoint: &Path,
+    options: &MountOptions,
+) -> Result<Mounted, MountError> {
+    let point = Point::existing(mountpoint, origin.device)
+        .filter(|_| session::is_alive(device.as_fd()))
+        .ok_or_else(|| MountError::Over(mountpoint.to_owned()))?;
+    // What the kernel has of it was settled when the mount was made.
+    let parts = Parts::new(if session::has_passthrough(origin.capabilities) {
+        Passthrough::Auto
+    } else {
+        Passthrough::Off
+    });
+    let session_error = |source| MountError::Session { path: mountpoint.to_owned(), source };
+    parts.backings.set_device(device.try_clone().map_err(session_error)?);
+    parts.backings.inherit(&fs);
+    let forgotten = fs.after_takeover();
+    let adapter = parts.adapter(fs);
+    let prepared = Prepared::go_on(adapter, device.as_fd(), origin.capabilities, config(), acl(options));
+    let mounted = parts.mounted(point, device, prepared.map_err(session_error)?);
+    mounted.notices.tell(forgotten);
+    Ok(mounted)
+}
+
+/// What a session and its owner share.
+struct Parts {
+    backings: Arc<backing::Backings>,
+    notices: Notices,
+    outbox: notice::Outbox,
+    granted: Arc<AtomicU64>,
+}
+
+impl Parts {
+    fn new(passthrough: Passthrough) -> Self {
+        let (notices, outbox) = Notices::new();
+        let backings = Arc::new(backing::Backings::new(passthrough));
+        Self { backings, notices, outbox, granted: Arc::default() }
+    }
+
+    fn adapter(&self, fs: Arc<Fs>) -> Adapter {
+        Adapter::new(fs, self.backings.clone(), self.notices.clone(), self.granted.clone())
+    }
+
+    fn mounted(self, point: Point, device: OwnedFd, prepared: Prepared) -> Mounted {
+        self.outbox.start(prepared.notifier());
+        Mounted {
+            point,
+            device,
+            capabilities: self.granted.load(Ordering::Acquire),
+            notices: self.notices,
+            passthrough: self.backings,
+            ended: Arc::default(),
+            prepared: Mutex::new(Some(prepared)),
+        }
+    }
+}
+
+fn config() -> fuser::Config {
     let mut config = fuser::Config::default();
     config.n_threads = Some(THREADS);
-    let acl = if options.allow_other { fuser::SessionACL::All } else { fuser::SessionACL::Owner };
-    let session = fuser::Session::from_fd(adapter, device, acl, config).map_err(|source| {
-        let _ = point.unmount(true);
-        MountError::Session { path: mountpoint.to_owned(), source }
-    })?;
-    outbox.start(session.notifier());
-    let ended = Arc::new(Ended::default());
-    thread::Builder::new()
-        .name("fuse-session".to_owned())
-        .spawn({
-            let ended = ended.clone();
-            move || ended.set(session.run())
-        })
-        .map_err(|source| MountError::Session { path: mountpoint.to_owned(), source })?;
-    Ok(Mounted { point, notices, passthrough: backings, ended })
+    config
+}
+
+fn acl(options: &MountOptions) -> fuser::SessionACL {
+    if options.allow_other { fuser::SessionACL::All } else { fuser::SessionACL::Owner }
 }
 
 impl Mounted {
+    /// Answers from now on, requests first that a predecessor has left unanswered.
+    pub fn serve(&self) -> Result<(), MountError> {
+        let prepared = self.prepared.lock().expect("no code panics under this lock").take();
+        let Some(prepared) = prepared else { return Ok(()) };
+        let ended = self.ended.clone();
+        let fail = |source| MountError::Session { path: self.point.path().to_owned(), source };
+        prepared.ask_again(self.device.as_fd()).map_err(fail)?;
+        let run = move || ended.set(prepared.run());
+        thread::Builder::new().name("fuse-session".to_owned()).spawn(run).map_err(fail)?;
+        Ok(())
+    }
+
+    /// For who holds it, so that it outlives this process.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.device.as_fd()
+    }
+
+    /// What the kernel has of what it was asked for.
+    pub fn capabilities(&self) -> u64 {
+        self.capabilities
+    }
+
+    /// Whether the kernel can send requests again that a process has left unanswered: without that nobody can take the mount over.
+    pub fn can_be_taken_over(&self) -> bool {
+        session::has_resend(self.capabilities)
+    }
+
     /// Waits until the mount has ended, by whomever.
     pub fn wait(&self) -> Result<(), String> {
         let result = self.ended.result.lock().expect("no code panics under this lock");

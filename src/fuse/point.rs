@@ -67,6 +67,17 @@ impl Point {
         Ok((Self { path, device: minor }, device))
     }
 
+    /// The mount of ours with this device number, if it is still there.
+    pub(super) fn existing(path: &Path, device: u32) -> Option<Self> {
+        let line = mount_at(path)?;
+        let is_it = line.minor == device && line.fs_type == FS_TYPE;
+        is_it.then(|| Self { path: path.to_owned(), device })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     pub(super) fn device(&self) -> u32 {
         self.device
     }

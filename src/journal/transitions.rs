@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     catalog::Record,
-    ids::{Generation, Hash, RelPath, Seq, UnitId},
+    ids::{Generation, Hash, RelPath, UnitId},
     manifest::Manifest,
 };
 

@@ -22,7 +22,36 @@ pub(super) struct Handle {
     data: [u8; HANDLE_BYTES],
 }
 
+/// A handle as bytes: its kind, then its data.
+#[derive(Debug, Clone, Copy)]
+pub struct InodeName {
+    bytes: [u8; 4 + HANDLE_BYTES],
+    len: usize,
+}
+
+impl std::ops::Deref for InodeName {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
 impl Handle {
+    pub(super) fn name(&self) -> InodeName {
+        let mut bytes = [0; 4 + HANDLE_BYTES];
+        let (kind, data) = bytes.split_at_mut(4);
+        kind.copy_from_slice(&self.kind.to_ne_bytes());
+        data.copy_from_slice(&self.data);
+        InodeName { bytes, len: 4 + self.bytes as usize }
+    }
+
+    pub(super) fn named(name: &[u8]) -> Option<Self> {
+        let (kind, bytes) = name.split_first_chunk::<4>()?;
+        let mut data = [0; HANDLE_BYTES];
+        data.get_mut(..bytes.len())?.copy_from_slice(bytes);
+        Some(Self { bytes: bytes.len() as u32, kind: i32::from_ne_bytes(*kind), data })
+    }
+
     /// The handle of `name` in `dir`; of `dir` itself if `name` is empty. A link isn't followed.
     pub(super) fn of(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Self> {
         let name = CString::new(name)?;

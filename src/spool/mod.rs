@@ -21,6 +21,7 @@ use std::{
 use rustix::fs::{self as sys, AtFlags, FileType, Mode, OFlags, Stat};
 
 use self::handle::Handle;
+pub use self::handle::InodeName;
 use crate::ids::RelPath;
 
 /// What opening a path component for its identity takes: never its content, never what a link points to.
@@ -64,6 +65,19 @@ impl Inode {
     /// Device and inode number: its identity while it exists.
     pub fn key(&self) -> (u64, u64) {
         (self.dev, self.ino)
+    }
+
+    /// What names it to another process, if anything does: [`Inode::named`] takes that.
+    pub fn name(&self) -> Option<InodeName> {
+        match &self.reference {
+            Reference::Handle(handle) => Some(handle.name()),
+            Reference::Fd(_) => None,
+        }
+    }
+
+    /// The inode with this device, number and name; `None` if that is no name.
+    pub fn named(dev: u64, ino: u64, name: &[u8]) -> Option<Self> {
+        Handle::named(name).map(|handle| Self { dev, ino, reference: Reference::Handle(handle) })
     }
 
     /// Whether both are the same inode, and not one that took over the other's number.

@@ -61,6 +61,7 @@ impl Lab {
             may_delete: false,
             rules: LayoutRules::default(),
             tmp_dir: dir.path().join("tmp"),
+            keep: None,
         })
         .expect("file system");
         let options = MountOptions { passthrough, ..MountOptions::default() };
