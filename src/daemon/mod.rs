@@ -201,7 +201,6 @@ fn start(
         journal: journal.clone(),
         view: view.clone(),
         cache: cache.clone(),
-        may_delete: false,
         rules: rules.clone(),
         tmp_dir: tmp_dir(&config),
         keep: None,
@@ -221,7 +220,6 @@ fn start(
         touched,
         spool: spool.clone(),
         link: link.clone().map(|link| Arc::new(link) as Arc<dyn Uplink>),
-        union: view.clone(),
         contents: Arc::new(CachedContents::new(cache.clone(), link.clone())),
         clock,
         on_evicted: Box::new({

@@ -40,11 +40,10 @@ pub mod upload;
 pub mod window;
 
 pub use adapters::CachedContents;
-pub use engine::{CommandError, Engine, EngineError, EngineParts, OnEvicted, Settings, Union};
+pub use engine::{CommandError, Engine, EngineError, EngineParts, OnEvicted, Settings};
 pub use evict::EvictionRules;
 pub use names::OwnerNames;
 pub use recall::{Contents, FetchFailure};
-pub use seal::Before;
 pub use status::Status;
 pub use tree::SpoolTree;
 pub use uplink::{Answer, Uplink, UplinkError};

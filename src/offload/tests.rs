@@ -12,15 +12,14 @@ use std::{
 };
 
 use super::{
-    CommandError, Engine, EngineParts, Settings, Union,
+    CommandError, Engine, EngineParts, Settings,
     evict::{EvictError, EvictionRules},
-    seal::Before,
     testing::{MemoryStore, STORE, Spool as TestSpool, describe, path},
 };
 use crate::{
     chunk::ChunkParams,
     clock::SystemClock,
-    ids::{Generation, Hash, RelPath, UnitId},
+    ids::{Generation, Hash, UnitId},
     journal::{Journal, State},
     layout::LayoutRules,
     manifest::Manifest,
@@ -28,14 +27,6 @@ use crate::{
 };
 
 const SOON: Duration = Duration::from_secs(20);
-
-struct NoUnion;
-
-impl Union for NoUnion {
-    fn before(&self, _path: &RelPath) -> Before {
-        Before::default()
-    }
-}
 
 /// A host.
 struct Lab {
@@ -80,7 +71,6 @@ impl Lab {
             activity: activity.clone(),
             touched,
             link: has_link.then(|| self.store.clone() as _),
-            union: Arc::new(NoUnion),
             contents: self.store.clone(),
             clock: Arc::new(SystemClock),
             on_evicted: Box::new(move |_| {

@@ -1,17 +1,17 @@
 //! A transfer: one unit from `Complete` to `Committed`, as far as it goes now.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     engine::Shared,
     live::Taker,
-    seal::{self, Before, Described, SealError, Subject},
+    seal::{self, Described, SealError, Subject},
     uplink::UplinkError,
     upload::{self, Layer, UploadError, Uploader},
 };
 use crate::{
-    ids::{Generation, Hash, RelPath, Seq, UnitId},
-    journal::{JournalError, State, UnitRecord},
+    ids::{Generation, Hash, RelPath, UnitId},
+    journal::{JournalError, Note, State, UnitRecord},
     manifest::Manifest,
 };
 
@@ -91,7 +91,7 @@ pub struct Subjected {
     /// Its newest commit's manifest.
     pub previous: Option<Arc<Manifest>>,
     partial: bool,
-    gone: BTreeSet<RelPath>,
+    notes: BTreeMap<RelPath, Note>,
 }
 
 impl Subjected {
@@ -106,21 +106,23 @@ impl Subjected {
             Some(committed) => Some(committed_manifest(shared, &committed.manifest)?),
             None => None,
         };
-        let gone = shared.journal.gone(unit).into_iter().collect();
-        Ok(Self { unit: unit.clone(), state, generation, previous, partial, gone })
+        let notes = shared.journal.notes(unit);
+        Ok(Self { unit: unit.clone(), state, generation, previous, partial, notes })
     }
 
     /// Its manifest as the spool is now; with a taker, while others write.
     pub fn describe(&self, shared: &Shared, live: Option<&Taker<'_>>) -> Result<Described, TransferError> {
-        let before = |path: &RelPath| before(shared, &self.unit, self.previous.as_deref(), path);
+        let host = shared.journal.host();
+        let committed_as =
+            |since: Generation| shared.journal.seq_of(host, &self.unit, since).unwrap_or_default();
         let subject = Subject {
             tree: &shared.tree,
             unit: &self.unit,
             generation: self.generation,
             previous: self.previous.as_deref(),
             partial: self.partial,
-            gone: &self.gone,
-            before: &before,
+            notes: &self.notes,
+            committed_as: &committed_as,
             names: &shared.names,
             live,
         };
@@ -136,14 +138,6 @@ fn committed_manifest(shared: &Shared, hash: &Hash) -> Result<Arc<Manifest>, Tra
     }
     let encoded = shared.contents.manifest(hash).map_err(|_| TransferError::NoManifest)?;
     Ok(shared.journal.keep_manifest(hash, &encoded)?)
-}
-
-/// What the path showed before: the newest committed entry, this host's or another's.
-fn before(shared: &Shared, unit: &UnitId, previous: Option<&Manifest>, path: &RelPath) -> Before {
-    let own = previous.and_then(|manifest| manifest.get(path)).map(|entry| entry.since);
-    let own = own.and_then(|since: Generation| shared.journal.seq_of(shared.journal.host(), unit, since));
-    let union = unit.root.append(path).map(|path| shared.union.before(&path)).unwrap_or_default();
-    Before { base: union.base.max(own.unwrap_or(Seq(0))), ..union }
 }
 
 /// Sends a sealed layer and journals the store's answer.

@@ -7,5 +7,6 @@ mod harness;
 mod identity;
 mod live;
 mod nasty;
+mod overlay;
 mod recovery;
 mod union;
