@@ -79,18 +79,18 @@ impl Live {
 
     /// Names directly in `dir` at or below which units lie.
     pub fn child_roots(&self, dir: &RelPath) -> BTreeSet<Vec<u8>> {
-        let roots = self.units_below(dir).into_iter().map(|unit| unit.root);
+        let roots = self.units_below(dir).into_values().map(|unit| unit.root);
         roots.filter_map(|root| root.components().nth(dir.depth()).map(<[u8]>::to_vec)).collect()
     }
 
-    /// Units whose roots are at or below `dir`.
-    pub fn units_below(&self, dir: &RelPath) -> BTreeSet<UnitId> {
+    /// Units whose roots are at or below `dir`, by their keys, which are in the order of the tree.
+    pub fn units_below(&self, dir: &RelPath) -> BTreeMap<Vec<u8>, UnitId> {
         if self.units.is_empty() {
-            return BTreeSet::new();
+            return BTreeMap::new();
         }
         let prefix = dir_key(dir);
         let below = self.units.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix));
-        below.filter_map(|(key, _)| unit_of_key(key)).collect()
+        below.filter_map(|(key, _)| Some((key.clone(), unit_of_key(key)?))).collect()
     }
 
     /// A unit's committed layers with what runs on top of them.

@@ -397,20 +397,29 @@ impl Journal {
         names
     }
 
-    /// As [`Journal::visit_layers`], with what runs elsewhere, in no order.
+    /// As [`Journal::visit_layers`], with what runs elsewhere.
     pub fn visit_shown_layers(
         &self,
         dir: &RelPath,
         visit: &mut dyn FnMut(UnitId, &[LayerHead]) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
-        let running = self.live().units_below(dir);
-        for unit in &running {
-            visit(unit.clone(), &self.shown_layers(unit))?;
+        let mut running = self.live().units_below(dir);
+        if running.is_empty() {
+            return self.replica.visit(dir, visit);
         }
-        self.replica.visit(dir, &mut |unit, layers| match running.contains(&unit) {
-            true => ControlFlow::Continue(()),
-            false => visit(unit, layers),
-        })
+        self.replica.visit(dir, &mut |unit, layers| {
+            while let Some((_, before)) =
+                running.first_key_value().filter(|(key, _)| **key < db::unit_key(&unit))
+            {
+                visit(before.clone(), &self.shown_layers(before))?;
+                running.pop_first();
+            }
+            match running.remove(&db::unit_key(&unit)) {
+                Some(unit) => visit(unit.clone(), &self.shown_layers(&unit)),
+                None => visit(unit, layers),
+            }
+        })?;
+        running.into_values().try_for_each(|unit| visit(unit.clone(), &self.shown_layers(&unit)))
     }
 
     /// Whether another host runs `unit`.
