@@ -92,7 +92,12 @@ impl Committed {
         Err(FsError::Errno(libc::EPERM))
     }
 
-    fn place(&self, path: &RelPath, is_dir: bool) -> Place {
+    /// See [`Journal::epoch`].
+    pub(super) fn epoch(&self) -> u64 {
+        self.journal.epoch()
+    }
+
+    pub(super) fn place(&self, path: &RelPath, is_dir: bool) -> Place {
         let (whole, adopted) =
             (|job: &RelPath| self.journal.whole_job(job), |top: &RelPath| self.journal.adopted(top));
         layout::place(path, is_dir, &self.rules, &whole, &adopted)
@@ -102,9 +107,10 @@ impl Committed {
         self.place(path, is_dir).unit()
     }
 
-    /// The unit is about to be changed.
-    pub(super) fn touch(&self, unit: &UnitId) -> FsResult<()> {
-        self.journal.touch(unit).map(drop).map_err(|e| journal_error(unit, &e))
+    /// The unit is about to be changed. Whether paths that are must be marked: some of it was committed.
+    pub(super) fn touch(&self, unit: &UnitId) -> FsResult<bool> {
+        let generation = self.journal.touch(unit).map_err(|e| journal_error(unit, &e))?;
+        Ok(generation > Generation::FIRST)
     }
 
     /// The path is about to be changed, after its unit was touched. Of units never committed nothing need be noted.

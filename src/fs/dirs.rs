@@ -49,11 +49,6 @@ impl Fs {
         self.dirs.write().expect("no code panics under this lock").remove(&fh);
     }
 
-    /// Whether nobody else can add to this directory: then the kernel may keep its listing.
-    pub fn is_private(&self, node: NodeId) -> bool {
-        self.path_of(node).is_some_and(|path| !self.committed.relevant(&path))
-    }
-
     /// Tells `sink` the lines after the first `skip`, each with its place, until it says that it is full.
     pub fn readdir(
         &self,
@@ -127,7 +122,7 @@ impl Fs {
 
     /// All that shows in a directory.
     fn list(&self, node: NodeId) -> FsResult<Vec<DirItem>> {
-        let dir = self.dir_fd(node)?;
+        let dir = self.live_dir_fd(node)?;
         let local = match &dir {
             Some(dir) => Spool::list(dir.as_fd())?,
             None => Vec::new(),
@@ -141,8 +136,8 @@ impl Fs {
                 provisional: None,
             })
             .collect();
-        let path = match self.path_of(node) {
-            Some(path) if self.committed.relevant(&path) => path,
+        let path = match self.facts(node) {
+            Some(facts) if !facts.is_private => facts.path.clone(),
             // Without a name it was removed, and is empty.
             _ => return Ok(items),
         };

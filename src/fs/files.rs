@@ -19,8 +19,12 @@ use rustix::{
 };
 
 use super::{
-    Caller, Entry, Fh, Fs, FsError, FsResult, Kind, Need, NodeId, committed::Candidate, ledger::Requests,
-    nodes::Handle, place::Shown,
+    Caller, Entry, Fh, Fs, FsError, FsResult, Kind, Need, NodeId,
+    committed::Candidate,
+    kept::Inside,
+    ledger::Requests,
+    nodes::{Brief, Handle},
+    place::Shown,
 };
 use crate::{
     ids::{RelPath, UnitId},
@@ -80,15 +84,17 @@ impl Fs {
         }
         let flags = OFlags::from_bits_retain(flags as u32);
         let (writable, truncate) = (is_writable(flags), flags.contains(OFlags::TRUNC));
-        let news = self.news();
+        let (news, moves) = (self.news(), self.moves());
         let brief = self.brief(node)?;
         match brief.kind {
             Kind::File => {}
             Kind::Dir => return Err(FsError::Errno(libc::EISDIR)),
             _ => return Err(FsError::Errno(libc::ENXIO)),
         }
+        if let Some(opened) = self.open_plain((node, flags, caller), &brief, moves)? {
+            return Ok(opened);
+        }
         self.settle(node)?;
-        let moves = self.moves();
         let paths = self.nodes.lock().paths(node);
         match self.shown(node)? {
             Shown::Remote(_) if writable || truncate => {
@@ -118,6 +124,38 @@ impl Fs {
                 Ok(self.register((node, flags, caller), (unit, moves), Data::Local(fd)))
             }
         }
+    }
+
+    /// Opens what nobody else can have anything of by its inode, without a look at its path; `None` if that isn't to be had.
+    fn open_plain(
+        &self,
+        (node, flags, caller): (NodeId, OFlags, Caller),
+        brief: &Brief,
+        moves: u64,
+    ) -> FsResult<Option<Opened>> {
+        let (Some((parent, name)), Some(inode)) = (&brief.place, &brief.local) else { return Ok(None) };
+        if !self.is_private(*parent) {
+            return Ok(None);
+        }
+        let unit = self.unit_in(*parent, &self.path_in(*parent, name)?);
+        let (writable, truncate) = (is_writable(flags), flags.contains(OFlags::TRUNC));
+        let act = || {
+            let opened = self.spool.open_content(inode, access(flags));
+            // Inside the operation nobody frees the unit; whoever did it before has said so before.
+            let is_here =
+                |fd: &OwnedFd| self.is_private(*parent) && sys::fstat(fd).is_ok_and(|stat| stat.st_nlink > 0);
+            let Some(fd) = opened.ok().filter(is_here) else { return Ok(None) };
+            if truncate {
+                sys::ftruncate(&fd, 0)?;
+            }
+            let data = Data::Local(Arc::new(fd));
+            Ok(Some(self.register((node, flags, caller), (unit.clone(), moves), data)))
+        };
+        if writable || truncate {
+            return self.change_node(node, act);
+        }
+        let _operation = self.enter(unit.as_slice())?;
+        act()
     }
 
     /// Makes a file and opens it, or opens it if it is there and `O_EXCL` isn't in the flags.
@@ -160,25 +198,38 @@ impl Fs {
         }
         let above = path.parent().unwrap_or_default();
         let flags = OFlags::from_bits_retain(flags as u32);
-        self.change(&[(&path, false), (&above, true)], || {
-            let dir = self.dir_for_change(parent)?;
+        self.change_in(parent, &[(&path, false), (&above, true)], || {
             let anew = if is_made { OFlags::empty() } else { OFlags::CREATE | OFlags::EXCL };
             let how = sync_bits(flags) | anew | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             self.requests.begin(caller.request);
-            let fd = sys::openat(&dir, OsStr::from_bytes(name), how, Mode::from_raw_mode(perm & 0o777))?;
-            let made = self.give_away(dir.as_fd(), name, Kind::File, Some(perm), caller);
+            let (dir, fd) = self.in_dir_for_change(parent, |dir| {
+                sys::openat(dir, OsStr::from_bytes(name), how, Mode::from_raw_mode(perm & 0o777))
+            })?;
+            let made = self.spool.identify_open(fd.as_fd(), dir.as_fd(), name).map_err(FsError::from);
+            let made = made.and_then(|made| self.give_away(dir.as_fd(), name, made, Some(perm), caller));
             if made.is_err() {
                 let _ = sys::unlinkat(&dir, OsStr::from_bytes(name), sys::AtFlags::empty());
             }
             let (inode, stat) = made?;
             let mut entry = self.local_entry(parent, name, (&inode, &stat), None)?;
             let opened = self.resumed_open(caller).unwrap_or_else(|| {
-                let (unit, data) = (self.unit_of(&path, false), Data::Local(Arc::new(fd)));
+                let (unit, data) = (self.unit_in(parent, &path), Data::Local(Arc::new(fd)));
                 self.register((entry.attr.node, flags, caller), (unit, moves), data)
             });
-            entry.attr_ttl = super::WRITTEN_TTL;
+            // What is written through the handle makes the kernel forget the attributes; a shared mapping doesn't.
+            if flags.contains(OFlags::RDWR) {
+                entry.attr_ttl = super::WRITTEN_TTL.min(entry.attr_ttl);
+            }
             Ok((entry, opened))
         })
+    }
+
+    /// The unit of `path`, which is in directory `parent` and isn't one itself.
+    fn unit_in(&self, parent: NodeId, path: &RelPath) -> Option<UnitId> {
+        match self.facts(parent).map(|facts| facts.inside.clone()) {
+            Some(Inside::All(unit)) => unit,
+            _ => self.unit_of(path, false),
+        }
     }
 
     fn unit_of_any(&self, paths: &[RelPath]) -> Option<UnitId> {
@@ -411,15 +462,19 @@ fn sync_bits(flags: OFlags) -> OFlags {
 /// For reading and writing wherever one of them isn't enough: a handle for writing only still has to fill pages. The kernel opens
 /// the file once more for passthrough, with the caller's own flags.
 pub(super) fn reopen(identity: &OwnedFd, flags: OFlags) -> FsResult<OwnedFd> {
-    if !is_writable(flags) && !flags.contains(OFlags::TRUNC) {
-        return Ok(Spool::reopen(identity.as_fd(), OFlags::RDONLY)?);
-    }
-    let how = sync_bits(flags);
-    match Spool::reopen(identity.as_fd(), how | OFlags::RDWR) {
-        Err(e) if e.raw_os_error() == Some(libc::EACCES) => {
-            Ok(Spool::reopen(identity.as_fd(), how | OFlags::WRONLY)?)
+    match Spool::reopen(identity.as_fd(), access(flags)) {
+        Err(e) if e.raw_os_error() == Some(libc::EACCES) && access(flags).contains(OFlags::RDWR) => {
+            Ok(Spool::reopen(identity.as_fd(), sync_bits(flags) | OFlags::WRONLY)?)
         }
         result => Ok(result?),
+    }
+}
+
+fn access(flags: OFlags) -> OFlags {
+    if is_writable(flags) || flags.contains(OFlags::TRUNC) {
+        sync_bits(flags) | OFlags::RDWR
+    } else {
+        OFlags::RDONLY
     }
 }
 

@@ -52,7 +52,7 @@ impl Fs {
         known.retain(|invalidation| matches!(invalidation, Invalidation::Node { node } if *node != ROOT));
         for invalidation in &known {
             if let Invalidation::Node { node } = invalidation {
-                self.unkeep_dir(*node);
+                self.kept.drop(*node);
                 // Without file handles its descriptor would keep the bytes on the disk.
                 self.nodes.lock().clear_local(*node);
             }

@@ -9,6 +9,7 @@
 //! | `nodes` | what the kernel's inode numbers mean |
 //! | `ledger` | what of them outlives this process |
 //! | `place` | a node's directory, its inode in the spool, what shows at its path |
+//! | `kept` | directories kept open, with what holds for everything in them |
 //! | `names` | look-up, creation, deletion, renaming |
 //! | `files`, `dirs` | open files, open directories |
 //! | `following` | remote handles while their files grow or are replaced |
@@ -37,6 +38,7 @@ mod error;
 mod files;
 mod following;
 mod invalidate;
+mod kept;
 pub mod ledger;
 mod names;
 mod nodes;
@@ -49,10 +51,9 @@ pub mod view;
 
 use std::{
     collections::HashMap,
-    os::fd::OwnedFd,
     path::PathBuf,
     sync::{
-        Arc, Mutex, RwLock,
+        Arc, RwLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -70,6 +71,7 @@ use self::{
     committed::Committed,
     dirs::OpenDir,
     files::OpenFile,
+    kept::KeptDirs,
     ledger::{Keep, Ledger, Requests},
     nodes::Nodes,
     orphans::Orphans,
@@ -99,11 +101,6 @@ pub const TTL: Duration = Duration::from_secs(3600);
 pub const TROUBLED_TTL: Duration = Duration::from_secs(1);
 /// The same for attributes of a file that is open for writing: a shared mapping changes it past us.
 pub const WRITTEN_TTL: Duration = Duration::from_secs(1);
-/// How long a name that isn't there may be taken to stay away, where nobody else can make it.
-pub const ABSENT_TTL: Duration = Duration::from_secs(1);
-
-/// Directory descriptors kept open: they save a walk from the root at every operation.
-const DIRS_KEPT: usize = 256;
 
 /// What an [`Fs`] is made of.
 pub struct FsParts {
@@ -125,7 +122,7 @@ pub struct Fs {
     activity: Arc<Activity>,
     committed: Committed,
     nodes: Nodes,
-    kept_dirs: Mutex<HashMap<NodeId, Arc<OwnedFd>>>,
+    kept: KeptDirs,
     files: RwLock<HashMap<Fh, Arc<OpenFile>>>,
     dirs: RwLock<HashMap<Fh, Arc<OpenDir>>>,
     next_fh: AtomicU64,
@@ -159,7 +156,7 @@ impl Fs {
             committed: Committed::new(journal, view, cache, rules),
             spool,
             activity,
-            kept_dirs: Mutex::default(),
+            kept: KeptDirs::default(),
             files: RwLock::default(),
             dirs: RwLock::default(),
             next_fh: AtomicU64::new(first_fh),

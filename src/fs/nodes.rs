@@ -164,6 +164,19 @@ impl Table {
         })
     }
 
+    /// Whether a handle is open on it for writing.
+    pub(super) fn is_written(&self, id: NodeId) -> bool {
+        self.nodes.get(&id).is_some_and(|node| node.handles.iter().any(Handle::is_writable))
+    }
+
+    /// The directory that holds the node's name, if it has just one.
+    pub(super) fn only_parent(&self, id: NodeId) -> Option<NodeId> {
+        match self.nodes.get(&id)?.names.as_slice() {
+            [(parent, _)] => Some(*parent),
+            _ => None,
+        }
+    }
+
     /// Where the node is now, if it still has a name.
     pub(super) fn path(&self, id: NodeId) -> Option<RelPath> {
         let mut names: Vec<&[u8]> = Vec::new();

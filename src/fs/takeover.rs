@@ -205,6 +205,7 @@ impl Fs {
             None => {}
         }
         drop(nodes);
+        self.kept.clear();
         self.rehome_handles();
         Ok(true)
     }

@@ -120,8 +120,11 @@ struct Ended {
     changed: Condvar,
 }
 
-/// Threads that read requests: with two a busy one doesn't hold up the other's clients; more only wake one another.
-const THREADS: usize = 2;
+/// Threads that read requests: with two a busy one doesn't hold up the other's clients; more only wake one another. Two on one CPU
+/// only take turns.
+fn threads() -> usize {
+    thread::available_parallelism().map_or(1, |cpus| cpus.get().min(2))
+}
 
 /// Mounts `fs` on `mountpoint` and serves it from threads of its own.
 pub fn mount(fs: Arc<Fs>, mountpoint: &Path, options: &MountOptions) -> Result<Mounted, MountError> {
@@ -210,7 +213,7 @@ impl Parts {
 
 fn config() -> fuser::Config {
     let mut config = fuser::Config::default();
-    config.n_threads = Some(THREADS);
+    config.n_threads = Some(threads());
     config
 }
 

@@ -36,7 +36,10 @@ use std::{
     fs::File,
     ops::ControlFlow,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{
+        Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use redb::{Durability, TableDefinition};
@@ -71,6 +74,8 @@ pub struct Journal {
     was_created: bool,
     clock: Arc<dyn Clock>,
     memory: RwLock<Memory>,
+    /// See [`Journal::epoch`].
+    epoch: AtomicU64,
     /// Held over a transaction and the change of the memory that goes with it.
     writer: Mutex<()>,
     decoded: Mutex<manifests::Decoded>,
@@ -90,9 +95,9 @@ impl Journal {
         let memory = RwLock::new(Memory::load(&db)?);
         let replica = Replica::open(&state_dir.join("replica.redb"))?;
         durable::sync_dir(state_dir)?;
-        let (writer, decoded, live) = Default::default();
+        let (epoch, writer, decoded, live) = Default::default();
         let journal =
-            Self { host, was_created, clock, memory, writer, decoded, db, replica, live, _lock: lock };
+            Self { host, was_created, clock, memory, epoch, writer, decoded, db, replica, live, _lock: lock };
         journal.catch_up_with_replica()?;
         journal.forget_settled_notes(journal.noted_units())?;
         Ok(Arc::new(journal))
@@ -106,6 +111,12 @@ impl Journal {
     /// Whether this start made the host's UUID.
     pub fn was_created(&self) -> bool {
         self.was_created
+    }
+
+    /// Rises with every change of a record, of the replica, or of what runs elsewhere: what was answered from these holds as long as this number does, if the
+    /// number was read before.
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
     }
 
     /// The store that this host commits to, once it has met one.
@@ -243,7 +254,10 @@ impl Journal {
     }
 
     fn memory_mut(&self) -> RwLockWriteGuard<'_, Memory> {
-        self.memory.write().expect("no code panics under this lock")
+        let memory = self.memory.write().expect("no code panics under this lock");
+        // Under the lock: who reads the new number reads the memory after us.
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+        memory
     }
 
     fn writer(&self) -> MutexGuard<'_, ()> {
@@ -275,7 +289,9 @@ impl Journal {
             .filter(|commit| commit.host == self.host)
             .map(|commit| commit.unit.clone())
             .collect();
-        self.replica.follow(store, records, !own.is_empty())?;
+        let followed = self.replica.follow(store, records, !own.is_empty());
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+        followed?;
         if !own.is_empty() {
             self.adopt(own.clone())?;
             self.replica.adopted()?;
@@ -301,7 +317,9 @@ impl Journal {
     /// Forgets the replica and begins anew with `store`, which from now on is the one that this host commits to.
     pub fn reset_replica(&self, store: StoreUuid) -> Result<(), JournalError> {
         self.set_store(store)?;
-        self.replica.reset(store)
+        let reset = self.replica.reset(store);
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+        reset
     }
 
     /// All hosts' layers of `unit`, own included.
@@ -466,7 +484,10 @@ impl Journal {
     }
 
     fn live_mut(&self) -> RwLockWriteGuard<'_, live::Live> {
-        self.live.write().expect("no code panics under this lock")
+        let live = self.live.write().expect("no code panics under this lock");
+        // As with the records.
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+        live
     }
 }
 

@@ -112,6 +112,28 @@ fn copy_state(from: &Path) -> TempDir {
     to
 }
 
+/// What was answered of a unit holds while the number stays, so it must rise with all that can change an answer.
+#[test]
+fn the_epoch_rises_with_every_change_of_records_and_replica() {
+    let (_dir, journal) = fresh();
+    let mut catalog = Catalog::new();
+    let mut last = journal.epoch();
+    let mut rises = |what: &str| {
+        assert!(journal.epoch() > last, "{what}");
+        last = journal.epoch();
+    };
+    let record = commit(&journal, &mut catalog, &exec());
+    rises("complete, sealed, committed");
+    journal.follow(catalog.store, &[record]).expect("the next record");
+    rises("the replica has followed");
+    journal.evict(&exec()).expect("committed");
+    rises("evicted");
+    journal.touch(&exec()).expect("written");
+    rises("running again");
+    journal.touch(&exec()).expect("running");
+    assert_eq!(journal.epoch(), last, "nothing has changed");
+}
+
 #[test]
 fn a_layer_goes_through_its_life() {
     let (_dir, journal) = fresh();
