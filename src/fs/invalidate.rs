@@ -1,10 +1,12 @@
 //! What the kernel must no longer believe, after the catalog or the spool changed without it.
 
+use std::collections::HashSet;
+
 use super::{Fs, Kind, NodeId, ROOT};
 use crate::ids::{RelPath, Scope, UnitId};
 
 /// One thing to tell the kernel. Never tell it from inside an operation or under a lock: the kernel may be waiting for us.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Invalidation {
     /// A name of a directory may be something else now.
     Entry { parent: NodeId, name: Vec<u8> },
@@ -16,7 +18,8 @@ impl Fs {
     /// Other hosts' layers of these units have changed: what of them the kernel may know.
     pub fn remote_changed(&self, units: &[UnitId]) -> Vec<Invalidation> {
         self.remote_news();
-        units.iter().flat_map(|unit| self.below(unit)).collect()
+        let known = units.iter().flat_map(|unit| self.below(unit)).collect();
+        self.told_once(known)
     }
 
     /// As [`Fs::remote_changed`], of a unit of which only these paths below its root have changed. Nothing else is forgotten: whoever
@@ -24,8 +27,8 @@ impl Fs {
     /// the pages of one that has another size, since nobody else can say whether the beginning is still the same.)
     pub fn remote_paths_changed(&self, unit: &UnitId, paths: &[RelPath]) -> Vec<Invalidation> {
         self.remote_news();
-        let nodes = self.nodes.lock();
         let mut found = Vec::new();
+        let nodes = self.nodes.lock();
         for path in paths.iter().filter_map(|path| unit.root.append(path).ok()) {
             let (parent, name) = match nodes.find(&path) {
                 Ok(node) => {
@@ -40,9 +43,19 @@ impl Fs {
             found.push(Invalidation::Node { node: parent });
             found.push(Invalidation::Entry { parent, name });
         }
-        let mut told = std::collections::HashSet::new();
-        found.retain(|invalidation| told.insert(invalidation.clone()));
-        found
+        drop(nodes);
+        self.told_once(found)
+    }
+
+    /// A thousand new jobs are one change of the top; who is reading one of these directories has an old listing.
+    fn told_once(&self, mut known: Vec<Invalidation>) -> Vec<Invalidation> {
+        let mut nodes = HashSet::new();
+        known.retain(|change| match change {
+            Invalidation::Node { node } => nodes.insert(*node),
+            Invalidation::Entry { .. } => true,
+        });
+        self.outdate(&nodes);
+        known
     }
 
     /// These units' files have just left the spool, or come back: the table forgets their inodes. Call it before the unit is thawed.

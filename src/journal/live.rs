@@ -6,10 +6,7 @@
 //!
 //! Its manifests are kept in memory, apart from those of the catalog: there is a new one every half minute, and they would push those out.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     db::{dir_key, unit_key, unit_of_key},
@@ -75,12 +72,6 @@ impl Live {
 
     pub fn contains(&self, unit: &UnitId) -> bool {
         !self.of(unit).is_empty()
-    }
-
-    /// Names directly in `dir` at or below which units lie.
-    pub fn child_roots(&self, dir: &RelPath) -> BTreeSet<Vec<u8>> {
-        let roots = self.units_below(dir).into_values().map(|unit| unit.root);
-        roots.filter_map(|root| root.components().nth(dir.depth()).map(<[u8]>::to_vec)).collect()
     }
 
     /// Units whose roots are at or below `dir`, by their keys, which are in the order of the tree.
@@ -193,20 +184,18 @@ mod tests {
     }
 
     #[test]
-    fn the_way_to_a_running_unit_is_known() {
+    fn units_are_found_below_a_directory_in_the_order_of_the_tree() {
         let mut live = Live::default();
-        live.set(snapshot(1, "1-me/a", 1));
-        live.set(snapshot(2, "1-me/b", 1));
-        live.set(snapshot(1, "12-me/a", 1));
-        let names = |dir: &str| {
+        for (host, root) in [(1, "12-me/a"), (2, "1-me/b"), (1, "1-me/a"), (1, "1-me.x/a")] {
+            live.set(snapshot(host, root, 1));
+        }
+        let below = |dir: &str| {
             let dir = if dir.is_empty() { RelPath::ROOT } else { dir.parse().expect("a path") };
-            live.child_roots(&dir)
-                .into_iter()
-                .map(|n| String::from_utf8(n).expect("text"))
-                .collect::<Vec<_>>()
+            live.units_below(&dir).into_values().map(|unit| unit.root.to_string()).collect::<Vec<_>>()
         };
-        assert_eq!(names(""), ["1-me", "12-me"]);
-        assert_eq!(names("1-me"), ["a", "b"]);
-        assert_eq!(names("1-me/a"), [""; 0]);
+        assert_eq!(below(""), ["1-me/a", "1-me/b", "1-me.x/a", "12-me/a"]);
+        assert_eq!(below("1-me"), ["1-me/a", "1-me/b"]);
+        assert_eq!(below("1-me/a"), ["1-me/a"]);
+        assert_eq!(below("2-me"), [""; 0]);
     }
 }

@@ -408,13 +408,6 @@ impl Journal {
         self.live().over(unit, committed)
     }
 
-    /// Names directly in `dir` at or below which units lie that are committed or run elsewhere.
-    pub fn shown_child_roots(&self, dir: &RelPath) -> BTreeSet<Vec<u8>> {
-        let mut names = self.replica.child_roots(dir);
-        names.extend(self.live().child_roots(dir));
-        names
-    }
-
     /// As [`Journal::visit_layers`], with what runs elsewhere.
     pub fn visit_shown_layers(
         &self,
