@@ -79,7 +79,7 @@ struct Cutting {
 
 /// Hashes what is read through it.
 struct Hashing {
-    file: SparseReader,
+    file: io::Take<SparseReader>,
     hasher: blake3::Hasher,
     bytes: u64,
 }
@@ -116,6 +116,7 @@ impl WindowReader {
         let (path, file) = self.source.open(&wanted)?;
         let file =
             SparseReader::new(file).map_err(|source| UploadError::Io { path: path.clone(), source })?;
+        let file = file.take(self.source.reads_to(wanted.size));
         let reader = Hashing { file, hasher: blake3::Hasher::new(), bytes: 0 };
         let cutter = Cutter::new(reader, &self.params)?;
         Ok(Cutting { path, content: wanted.content, size: wanted.size, cutter, chunks: Vec::new() })

@@ -7,6 +7,7 @@ mod faults;
 mod harness;
 mod identity;
 mod limits;
+mod live;
 mod nasty;
 mod overlay;
 mod promises;
