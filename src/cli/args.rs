@@ -56,6 +56,9 @@ pub enum Command {
     /// Write generated job results into a directory (for tests and benchmarks).
     #[command(hide = true)]
     Generate(GenerateArgs),
+    /// Commit generated jobs to a store that nobody has open, without their files (for tests and benchmarks).
+    #[command(hide = true)]
+    GenerateHistory(HistoryArgs),
 }
 
 /// `mount [SOURCE] MOUNTPOINT`.
@@ -223,4 +226,18 @@ pub struct GenerateArgs {
     /// Size of the jobs, 1.0 = about 16 MB each.
     #[arg(long, default_value_t = 1.0)]
     pub scale: f64,
+}
+
+/// `generate-history`.
+#[derive(Debug, Args)]
+pub struct HistoryArgs {
+    /// The store's directory, existing or new.
+    pub store: PathBuf,
+    #[arg(long, default_value_t = 1000)]
+    pub jobs: u32,
+    /// Number of the first job.
+    #[arg(long, default_value_t = 1)]
+    pub first: u32,
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
 }

@@ -1,12 +1,12 @@
 //! The seam to what is committed: the journal's records, the view of all layers, the cache of their bytes.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     sync::{Arc, Mutex, RwLock},
     time::{Duration, Instant},
 };
 
-pub(super) use super::view::{Candidate, Resolved};
+pub(super) use super::view::{Candidate, Listing, Resolved};
 use super::{
     FsError, FsResult, Need,
     owners::Owners,
@@ -149,7 +149,7 @@ impl Committed {
     }
 
     /// All that is committed directly in `dir`.
-    pub(super) fn list(&self, dir: &RelPath) -> FsResult<BTreeMap<Vec<u8>, Resolved>> {
+    pub(super) fn list(&self, dir: &RelPath) -> FsResult<Listing> {
         let need = match self.view.list(dir) {
             Ok(listing) => return Ok(listing),
             Err(need) => need,
@@ -200,6 +200,11 @@ impl Committed {
                 .any(|record| record.partial && (own.synthetic || record.unit.root != *path)),
             _ => false,
         }
+    }
+
+    /// Whether an own layer at or below `path` shows what the spool doesn't have.
+    pub(super) fn is_partial_below(&self, path: &RelPath) -> bool {
+        self.journal.units_below(path).iter().any(|record| record.partial)
     }
 
     pub(super) fn is_partial(&self, unit: &UnitId) -> bool {

@@ -1,17 +1,20 @@
 //! Open directories: a listing is taken as a whole when reading begins, so that offsets stay what they were.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     os::fd::AsFd,
-    sync::{Arc, Mutex},
-    time::Duration,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use super::{
     Entry, Fh, Fs, FsError, FsResult, Kind, Need, NodeId,
-    committed::{Candidate, Resolved},
+    committed::{Listing, Resolved},
     names::Lookup,
     place::{Winner, kind_of},
+    view::Evident,
 };
 use crate::{ids::RelPath, spool::Spool};
 
@@ -22,14 +25,20 @@ pub struct DirItem {
     pub kind: Kind,
     /// The spool's inode number; 0 = not in the spool.
     pub ino: u64,
-    /// Of a directory above units: what it looks like until somebody asks, which may take manifests that aren't here.
-    provisional: Option<Box<Candidate>>,
+    /// A directory at or above units' roots that shows without a look at any manifest.
+    is_evident: bool,
 }
+
+/// In a directory with more lines, those that are evident are told by name only: the top has hundreds of thousands of these, and their
+/// attributes are in as many manifests.
+const LOOKED_UP_MAX: usize = 256;
 
 /// One open directory.
 pub(super) struct OpenDir {
     node: NodeId,
     listing: Mutex<Option<Arc<Vec<DirItem>>>>,
+    /// Something in the directory was changed by others since the listing was begun.
+    is_outdated: AtomicBool,
 }
 
 impl Fs {
@@ -39,7 +48,7 @@ impl Fs {
             return Err(FsError::Errno(libc::ENOTDIR));
         }
         let fh = self.next_fh();
-        let dir = OpenDir { node, listing: Mutex::new(None) };
+        let dir = OpenDir { node, listing: Mutex::new(None), is_outdated: AtomicBool::new(false) };
         self.dirs.write().expect("no code panics under this lock").insert(fh, Arc::new(dir));
         Ok(fh)
     }
@@ -47,6 +56,21 @@ impl Fs {
     /// Closes it.
     pub fn releasedir(&self, fh: Fh) {
         self.dirs.write().expect("no code panics under this lock").remove(&fh);
+    }
+
+    /// Whether what was told of an open directory isn't so any more.
+    pub fn is_outdated(&self, fh: Fh) -> bool {
+        let dirs = self.dirs.read().expect("no code panics under this lock");
+        dirs.get(&fh).is_some_and(|dir| dir.is_outdated.load(Ordering::Acquire))
+    }
+
+    /// Others have changed something in these directories.
+    pub(super) fn outdate(&self, changed: &HashSet<NodeId>) {
+        for dir in self.dirs.read().expect("no code panics under this lock").values() {
+            if changed.contains(&dir.node) {
+                dir.is_outdated.store(true, Ordering::Release);
+            }
+        }
     }
 
     /// Tells `sink` the lines after the first `skip`, each with its place, until it says that it is full.
@@ -65,45 +89,42 @@ impl Fs {
         Ok(())
     }
 
-    /// The same with each line looked up; a line that the sink has no room for is forgotten again. [`super::FsError::Need`] is
-    /// answered only while nothing was told.
+    /// The same with each line looked up, but for what shows without a manifest that isn't here, or is much; a line that the sink has no room for
+    /// is forgotten again. [`super::FsError::Need`] is answered only while nothing was told.
     pub fn readdirplus(
         &self,
         fh: Fh,
         skip: usize,
-        sink: &mut dyn FnMut(&DirItem, usize, &Entry) -> bool,
+        sink: &mut dyn FnMut(&DirItem, usize, Option<&Entry>) -> bool,
     ) -> FsResult<()> {
         let (node, listing) = self.listing(fh, skip == 0)?;
         let mut is_told = false;
+        let is_long = listing.len() > LOOKED_UP_MAX;
         for (at, item) in listing.iter().enumerate().skip(skip) {
-            let entry = match self.lookup(node, &item.name) {
-                Ok(Lookup::Found(entry)) => entry,
-                Ok(Lookup::Absent { .. }) => continue,
-                Err(FsError::Need(Need::Manifests { .. }) | FsError::Unavailable { .. })
-                    if item.provisional.is_some() =>
+            let looked_up =
+                if item.is_evident && is_long { None } else { Some(self.lookup(node, &item.name)) };
+            let entry = match looked_up {
+                Some(Ok(Lookup::Found(entry))) => entry,
+                Some(Ok(Lookup::Absent { .. })) => continue,
+                Some(Err(FsError::Need(Need::Manifests { .. }) | FsError::Unavailable { .. })) | None
+                    if item.is_evident =>
                 {
-                    match self.provisional_entry(node, item)? {
-                        Some(entry) => entry,
-                        None => continue,
+                    if sink(item, at, None) {
+                        break;
                     }
+                    is_told = true;
+                    continue;
                 }
-                Err(_) if is_told => break,
-                Err(e) => return Err(e),
+                Some(Err(e)) if !is_told => return Err(e),
+                Some(Err(_)) | None => break,
             };
-            if sink(item, at, &entry) {
+            if sink(item, at, Some(&entry)) {
                 self.forget(entry.attr.node, 1);
                 break;
             }
             is_told = true;
         }
         Ok(())
-    }
-
-    /// A listing of the top must not fetch every job's manifest: attributes that don't hold are asked for when they are wanted.
-    fn provisional_entry(&self, dir: NodeId, item: &DirItem) -> FsResult<Option<Entry>> {
-        let Some(candidate) = &item.provisional else { return Ok(None) };
-        let entry = self.remote_entry(dir, &item.name, candidate)?;
-        Ok(Some(Entry { attr_ttl: Duration::ZERO, ..entry }))
     }
 
     fn listing(&self, fh: Fh, anew: bool) -> FsResult<(NodeId, Arc<Vec<DirItem>>)> {
@@ -115,6 +136,8 @@ impl Fs {
         if let (Some(listing), false) = (known, anew) {
             return Ok((dir.node, listing));
         }
+        // Before it is read: what changes from here on may be missing in it.
+        dir.is_outdated.store(false, Ordering::Release);
         let listing = Arc::new(self.list(dir.node)?);
         *dir.listing.lock().expect("no code panics under this lock") = Some(listing.clone());
         Ok((dir.node, listing))
@@ -133,7 +156,7 @@ impl Fs {
                 name: line.name,
                 kind: Kind::of(line.kind),
                 ino: line.ino,
-                provisional: None,
+                is_evident: false,
             })
             .collect();
         let path = match self.facts(node) {
@@ -141,17 +164,25 @@ impl Fs {
             // Without a name it was removed, and is empty.
             _ => return Ok(items),
         };
-        let mut committed = self.committed.list(&path)?;
-        let mut shown = Vec::with_capacity(items.len() + committed.len());
+        let Listing { mut entries, evident } = self.committed.list(&path)?;
+        let in_spool: HashSet<Vec<u8>> = items.iter().map(|item| item.name.clone()).collect();
+        let mut shown = Vec::with_capacity(items.len() + entries.len() + evident.len());
         for item in items.drain(..) {
-            let Some(resolved) = committed.remove(&item.name) else {
-                shown.push(item);
-                continue;
-            };
-            shown.extend(self.shown_item(node, &path, item, resolved)?);
+            match entries.remove(&item.name) {
+                Some(resolved) => shown.extend(self.shown_item(node, &path, item, resolved)?),
+                None => shown.push(item),
+            }
         }
-        shown.extend(self.only_committed(&path, committed)?);
+        shown.extend(self.only_committed(&path, entries)?);
+        let evident = evident.into_iter().filter(|evident| !in_spool.contains(&evident.name));
+        shown.extend(evident.filter_map(|evident| self.by_name_only(&path, evident)));
         Ok(shown)
+    }
+
+    /// A directory that only committed layers speak for; own ones don't if the spool should have what they have.
+    fn by_name_only(&self, dir: &RelPath, Evident { name, is_foreign }: Evident) -> Option<DirItem> {
+        let is_shown = is_foreign || self.committed.is_partial_below(&dir.join(&name).ok()?);
+        is_shown.then_some(DirItem { name, kind: Kind::Dir, ino: 0, is_evident: true })
     }
 
     /// What shows of a line that both the spool and the committed layers have.
@@ -177,9 +208,7 @@ impl Fs {
         for (name, resolved) in names {
             let path = dir.join(&name).map_err(|_| FsError::Errno(libc::EIO))?;
             if let Winner::Remote(candidate) = self.choose(&path, None, resolved) {
-                let kind = kind_of(&candidate);
-                let provisional = candidate.synthetic.then_some(candidate);
-                items.push(DirItem { name, kind, ino: 0, provisional });
+                items.push(DirItem { name, kind: kind_of(&candidate), ino: 0, is_evident: false });
             }
         }
         Ok(items)

@@ -1,5 +1,7 @@
 //! What the kernel must no longer believe, after the catalog or the spool changed without it.
 
+use std::collections::HashSet;
+
 use super::{Fs, Kind, NodeId, ROOT};
 use crate::ids::{RelPath, Scope, UnitId};
 
@@ -15,7 +17,15 @@ pub enum Invalidation {
 impl Fs {
     /// Other hosts' layers of these units have changed: what of them the kernel may know.
     pub fn remote_changed(&self, units: &[UnitId]) -> Vec<Invalidation> {
-        units.iter().flat_map(|unit| self.below(unit)).collect()
+        let mut known: Vec<Invalidation> = units.iter().flat_map(|unit| self.below(unit)).collect();
+        // A thousand new jobs are one change of the top.
+        let mut nodes = HashSet::new();
+        known.retain(|change| match change {
+            Invalidation::Node { node } => nodes.insert(*node),
+            Invalidation::Entry { .. } => true,
+        });
+        self.outdate(&nodes);
+        known
     }
 
     /// These units' files have just left the spool, or come back: the table forgets their inodes. Call it before the unit is thawed.

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `adapter` | one method a request: from fuser's types to [`crate::fs::Fs`] and back |
 //! | `backing` | which open files the kernel reads and writes past us |
+//! | `bare` | listings that only name what is there |
 //! | `pool` | the threads that wait where an operation must |
 //! | `point` | the mount point: checks, mount(2), umount2(2) |
 //! | `notice` | the thread that tells the kernel what to forget |
@@ -19,6 +20,7 @@
 
 mod adapter;
 mod backing;
+mod bare;
 mod notice;
 mod point;
 mod pool;

@@ -71,6 +71,23 @@ impl FakeStore {
         *generation = generation.next();
     }
 
+    /// The same layer as another host's layer of each of these units, in one batch.
+    pub fn commit_many(&self, units: &[UnitId], source: &Path) {
+        let generation = *self.generation.lock().expect("not poisoned");
+        let manifest = self.take(&units[0], source, generation);
+        let hash = self.keep(&manifest);
+        let mut head = self.head.lock().expect("not poisoned");
+        let records: Vec<Record> = units
+            .iter()
+            .map(|unit| {
+                let record = record(*head, self.other, unit, generation, &manifest, hash);
+                *head = record.link();
+                record
+            })
+            .collect();
+        self.journal.follow(self.uuid, &records).expect("follows");
+    }
+
     /// What the engine does: describes the spool, and keeps the contents.
     pub fn commit_own(&self, unit: &UnitId, spool: &Arc<Spool>) {
         let how = CompleteHow { lost: false, by_hand: false };
@@ -136,29 +153,19 @@ impl FakeStore {
     }
 
     fn publish(&self, host: HostUuid, unit: &UnitId, generation: Generation, manifest: &Manifest) -> Record {
-        let encoded = manifest.encode();
-        let hash = Hash::of(&encoded);
-        self.put(ObjectKind::Manifest, hash, &encoded);
+        let hash = self.keep(manifest);
         let mut head = self.head.lock().expect("not poisoned");
-        let commit = Commit {
-            host,
-            host_name: "other".into(),
-            unit: unit.clone(),
-            generation,
-            manifest: hash,
-            lost: false,
-            bytes: manifest.bytes(),
-            entries: manifest.entries().len() as u64,
-        };
-        let record = Record {
-            seq: head.seq.next(),
-            prev: head.chain,
-            time_ms: 1_000,
-            body: RecordBody::Commit(commit),
-        };
+        let record = record(*head, host, unit, generation, manifest, hash);
         self.journal.follow(self.uuid, std::slice::from_ref(&record)).expect("follows");
         *head = record.link();
         record
+    }
+
+    fn keep(&self, manifest: &Manifest) -> Hash {
+        let encoded = manifest.encode();
+        let hash = Hash::of(&encoded);
+        self.put(ObjectKind::Manifest, hash, &encoded);
+        hash
     }
 
     fn put(&self, kind: ObjectKind, hash: Hash, bytes: &[u8]) {
@@ -221,6 +228,27 @@ fn link(entries: &mut [Entry], source: &Path) {
             None => _ = first.insert((stat.dev(), stat.ino()), entry.path.clone()),
         }
     }
+}
+
+fn record(
+    head: Head,
+    host: HostUuid,
+    unit: &UnitId,
+    generation: Generation,
+    manifest: &Manifest,
+    hash: Hash,
+) -> Record {
+    let commit = Commit {
+        host,
+        host_name: "other".into(),
+        unit: unit.clone(),
+        generation,
+        manifest: hash,
+        lost: false,
+        bytes: manifest.bytes(),
+        entries: manifest.entries().len() as u64,
+    };
+    Record { seq: head.seq.next(), prev: head.chain, time_ms: 1_000, body: RecordBody::Commit(commit) }
 }
 
 impl BlockSource for FakeStore {
