@@ -9,11 +9,14 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    args::{Cli, OffloadArgs},
+    args::{AdoptArgs, Cli, OffloadArgs},
     failure::{Failure, Outcome},
     load_config, places, print,
 };
-use crate::control::{self, RawPath, Request};
+use crate::{
+    control::{self, ControlError, RawPath, Request},
+    server,
+};
 
 /// `status`: once, or every second.
 pub fn status(cli: &Cli, watch: bool) -> Outcome {
@@ -58,6 +61,18 @@ pub fn evict(cli: &Cli, paths: &[OsString]) -> Outcome {
 /// `recall PATH…`.
 pub fn recall(cli: &Cli, paths: &[OsString]) -> Outcome {
     ask(cli, &Request::Recall { paths: raws(paths)? }, |item| print::progress(cli, &item))
+}
+
+/// `adopt HOST`: of the store's daemon, which is on this machine or nowhere.
+pub fn adopt(cli: &Cli, args: &AdoptArgs) -> Outcome {
+    let config = load_config(cli)?;
+    let request = Request::Adopt { host: args.host.clone(), dry_run: args.dry_run };
+    let socket = config.store_dir.join(server::CONTROL_SOCKET);
+    match control::ask(&socket, &request, |item| print::adoption(cli.json, &item)) {
+        Err(error @ ControlError::NotRunning { .. }) => Err(Failure::new(error)
+            .hint("adopt is for the results host, as root or the user of `serve`, while that runs")),
+        done => done.map_err(Failure::from_control),
+    }
 }
 
 fn ask(cli: &Cli, request: &Request, each: impl FnMut(Value)) -> Outcome {

@@ -86,7 +86,7 @@ impl Fs {
     fn note_copied(&self, path: &RelPath, candidate: &Candidate) -> FsResult<()> {
         match self.unit_of(path, false) {
             Some(unit) if !self.committed.is_own(candidate) => {
-                self.committed.note(&unit, &[(path.clone(), Some(Note::Based(candidate.seq)))])
+                self.committed.note(&unit, &[(path.clone(), Some(Note::Based(candidate.seq.committed())))])
             }
             _ => Ok(()),
         }

@@ -12,6 +12,7 @@
 //! | `kept` | directories kept open, with what holds for everything in them |
 //! | `names` | look-up, creation, deletion, renaming |
 //! | `files`, `dirs` | open files, open directories |
+//! | `following` | remote handles while their files grow or are replaced |
 //! | `orphans` | open files without a name |
 //! | `takeover` | going on where another process was killed |
 //! | `change` | attributes; the journal's part in every change |
@@ -35,6 +36,7 @@ mod copyup;
 mod dirs;
 mod error;
 mod files;
+mod following;
 mod invalidate;
 mod kept;
 pub mod ledger;
@@ -125,6 +127,8 @@ pub struct Fs {
     dirs: RwLock<HashMap<Fh, Arc<OpenDir>>>,
     next_fh: AtomicU64,
     moves: AtomicU64,
+    /// Counts changes of what is committed or runs elsewhere; a remote handle that has seen fewer looks again.
+    news: AtomicU64,
     requests: Requests,
     inherited: Inherited,
     orphans: Orphans,
@@ -157,6 +161,7 @@ impl Fs {
             dirs: RwLock::default(),
             next_fh: AtomicU64::new(first_fh),
             moves: AtomicU64::new(0),
+            news: AtomicU64::new(0),
             requests,
             inherited,
             orphans: Orphans::default(),

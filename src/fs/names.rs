@@ -206,7 +206,7 @@ impl Fs {
         // What comes there comes after the deletion that hides it, even if it is the same again.
         let deletion = self.committed.resolve(path, true)?.and_then(|resolved| resolved.foreign);
         if let (Some(deletion), Some(unit)) = (deletion, self.unit_of(path, false)) {
-            self.committed.note(&unit, &[(path.clone(), Some(Note::Based(deletion.seq)))])?;
+            self.committed.note(&unit, &[(path.clone(), Some(Note::Based(deletion.seq.committed())))])?;
         }
         Ok(sys::unlinkat(&dir, OsStr::from_bytes(name), AtFlags::empty())?)
     }
@@ -288,6 +288,10 @@ impl Fs {
         };
         let Resolved { own, foreign } = self.committed.resolve(&path, true)?.unwrap_or_default();
         let [own, foreign] = [own, foreign].map(|c| c.filter(|c| !is_whiteout(c)));
+        // What another host is just writing isn't committed under any number up to which it could be hidden.
+        if foreign.as_ref().is_some_and(|c| c.seq.is_live()) {
+            return Err(FsError::Errno(libc::EBUSY));
+        }
         let shown = [&own, &foreign].into_iter().flatten().map(|c| c.seq).max().unwrap_or_default();
         let note = match (&own, &foreign) {
             (_, Some(_)) => {

@@ -198,6 +198,13 @@ impl Table {
         names.iter().filter_map(|(parent, name)| self.path(*parent)?.join(name).ok()).collect()
     }
 
+    /// The handles that are open on the node.
+    pub(super) fn handles_on(&self, id: NodeId) -> Vec<Fh> {
+        self.nodes
+            .get(&id)
+            .map_or_else(Vec::new, |node| node.handles.iter().map(|handle| handle.fh).collect())
+    }
+
     pub(super) fn child(&self, parent: NodeId, name: &[u8]) -> Option<NodeId> {
         self.nodes.get(&parent)?.children.get(name).copied()
     }

@@ -235,6 +235,8 @@ impl Fs {
     /// An entry for what is committed at `name`, counted as looked up.
     pub(super) fn remote_entry(&self, parent: NodeId, name: &[u8], candidate: &Candidate) -> FsResult<Entry> {
         let attr = self.remote_attr(0, candidate)?;
+        let known = self.nodes.lock().child(parent, name);
+        known.map_or(Ok(()), |node| self.settle(node))?;
         let node = self.nodes.lock().look_up_remote(parent, name, attr.kind);
         let node = node.ok_or(FsError::Errno(libc::ESTALE))?;
         Ok(self.entry(Attr { node, ..attr }, false))
@@ -245,6 +247,7 @@ impl Fs {
         if let Some((stat, is_written)) = self.plain_stat(node)? {
             return Ok(self.entry(self.local_attr(node, &stat, None)?, is_written));
         }
+        self.settle(node)?;
         let attr = match self.shown(node)? {
             Shown::Local(local) => self.local_attr(node, &local.stat, local.attrs.as_deref())?,
             Shown::Remote(candidate) => self.remote_attr(node, &candidate)?,

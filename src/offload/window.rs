@@ -79,7 +79,7 @@ struct Cutting {
 
 /// Hashes what is read through it.
 struct Hashing {
-    file: File,
+    file: io::Take<File>,
     hasher: blake3::Hasher,
     bytes: u64,
 }
@@ -114,6 +114,7 @@ impl WindowReader {
 
     fn begin(&self, wanted: Wanted) -> Result<Cutting, UploadError> {
         let (path, file) = self.source.open(&wanted)?;
+        let file = file.take(self.source.reads_to(wanted.size));
         let reader = Hashing { file, hasher: blake3::Hasher::new(), bytes: 0 };
         let cutter = Cutter::new(reader, &self.params)?;
         Ok(Cutting { path, content: wanted.content, size: wanted.size, cutter, chunks: Vec::new() })

@@ -5,6 +5,7 @@ mod faults;
 #[path = "../common/lab.rs"]
 mod harness;
 mod identity;
+mod live;
 mod nasty;
 mod overlay;
 mod recovery;

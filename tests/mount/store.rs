@@ -142,6 +142,7 @@ impl FakeStore {
             notes: &self.journal.notes(unit),
             committed_as: &|since| self.journal.seq_of(self.journal.host(), unit, since).unwrap_or_default(),
             names: &OwnerNames::default(),
+            live: None,
         });
         described.expect("describes").manifest
     }
@@ -247,6 +248,7 @@ fn record(
         lost: false,
         bytes: manifest.bytes(),
         entries: manifest.entries().len() as u64,
+        adopted_by: None,
     };
     Record { seq: head.seq.next(), prev: head.chain, time_ms: 1_000, body: RecordBody::Commit(commit) }
 }
