@@ -24,8 +24,8 @@ impl Hasher for SpreadHasher {
     }
 
     fn finish(&self) -> u64 {
-        // The table takes its place from the low bits, and the product's spread is in the high ones.
-        self.0.rotate_left(26)
+        // The table takes a place from the low bits and a tag from the highest: what is in either must be in both.
+        (self.0 ^ self.0 >> 32).wrapping_mul(GOLDEN)
     }
 }
 
