@@ -87,6 +87,12 @@ impl Lab {
         self.told(self.fs.remote_changed(std::slice::from_ref(unit)));
     }
 
+    /// Another host runs what stands in `source` as its layer of `unit`, and this host hears of it.
+    pub fn runs(&self, unit: &UnitId, source: &Path) {
+        self.store.run_foreign(unit, source);
+        self.told(self.fs.remote_changed(std::slice::from_ref(unit)));
+    }
+
     /// Another host commits the deletion of these paths, and this host hears of it.
     pub fn foreign_deletes(&self, unit: &UnitId, paths: &[&str]) {
         self.store.commit_deletions(unit, paths);
