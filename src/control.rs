@@ -50,6 +50,11 @@ pub enum Request {
         read_data: bool,
         sample: Option<(u32, u32)>,
     },
+    /// Of the store's daemon: makes a dead host's snapshots commits; with `dry_run` only says which.
+    Adopt {
+        host: String,
+        dry_run: bool,
+    },
     /// Unmount and end.
     Umount {
         lazy: bool,

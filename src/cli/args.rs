@@ -47,6 +47,8 @@ pub enum Command {
     Evict(PathsArgs),
     /// Bring evicted units back to local disk.
     Recall(PathsArgs),
+    /// On the results host: close a dead host's running units at their last snapshot.
+    Adopt(AdoptArgs),
     /// Check that nothing is missing: journal, spool and store.
     Verify(VerifyArgs),
     /// Show the settings that are in effect, where each came from, and what is wrong.
@@ -159,6 +161,16 @@ pub struct OffloadArgs {
     /// With --wait: give up after this many seconds.
     #[arg(long, value_name = "S", default_value_t = 3600)]
     pub timeout: u64,
+}
+
+/// `adopt`.
+#[derive(Debug, Args)]
+pub struct AdoptArgs {
+    /// The dead host's name, or its UUID.
+    pub host: String,
+    /// Only say what would be done.
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// `verify`.

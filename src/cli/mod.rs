@@ -62,6 +62,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Complete(args) => remote::complete(&cli, &args.paths),
         Command::Evict(args) => remote::evict(&cli, &args.paths),
         Command::Recall(args) => remote::recall(&cli, &args.paths),
+        Command::Adopt(args) => remote::adopt(&cli, args),
         Command::Verify(args) => verify::verify(&cli, args),
         Command::Config(args) => show_config(&cli, args.explain),
         Command::Demo(args) => run_demo(&cli, args),

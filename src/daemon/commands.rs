@@ -149,7 +149,7 @@ impl Commands {
             Request::Evict { paths } => self.evict(&paths, output).await,
             Request::Recall { paths } => self.recall(&paths, output).await,
             Request::Verify { paths, read_data } => self.verify(&paths, read_data, output).await,
-            Request::VerifyStore { .. } => {
+            Request::VerifyStore { .. } | Request::Adopt { .. } => {
                 Ok(Err(Refusal::new("this is the mount's daemon, not the store's")))
             }
             Request::Umount { lazy, timeout_s } => Ok(self.umount(lazy, timeout_s).await),

@@ -129,6 +129,7 @@ fn commit_job(store: &Store, seed: u64, number: u32, contents: &[Content]) -> Re
             generation: Generation::FIRST,
             manifest: hash,
             lost: false,
+            adopted_by: None,
         })?;
     }
     Ok(())

@@ -49,14 +49,14 @@ pub struct Opened {
 
 /// One handle.
 pub(super) struct OpenFile {
-    node: NodeId,
+    pub(super) node: NodeId,
     writable: bool,
     state: Mutex<State>,
 }
 
-struct State {
+pub(super) struct State {
     counted: Counted,
-    data: Data,
+    pub(super) data: Data,
 }
 
 /// The unit in which a handle counts.
@@ -69,13 +69,14 @@ enum Counted {
 
 pub(super) enum Data {
     Local(Arc<OwnedFd>),
-    Remote(Box<Candidate>),
+    /// What is only committed, as of so many [`Fs::news`].
+    Remote(Box<Candidate>, u64),
     /// It could not be opened again after a take-over.
     Lost,
 }
 
 impl OpenFile {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no code panics under this lock")
     }
 }
@@ -88,7 +89,7 @@ impl Fs {
         }
         let flags = OFlags::from_bits_retain(flags as u32);
         let (writable, truncate) = (is_writable(flags), flags.contains(OFlags::TRUNC));
-        let moves = self.moves();
+        let (news, moves) = (self.news(), self.moves());
         let brief = self.brief(node)?;
         match brief.kind {
             Kind::File => {}
@@ -98,6 +99,7 @@ impl Fs {
         if let Some(opened) = self.open_plain((node, flags, caller), &brief, moves)? {
             return Ok(opened);
         }
+        self.settle(node)?;
         let paths = self.nodes.lock().paths(node);
         match self.shown(node)? {
             Shown::Remote(_) if writable || truncate => {
@@ -107,7 +109,8 @@ impl Fs {
                 let unit = self.unit_of_any(&paths);
                 let _operations = self.enter(unit.as_slice())?;
                 let keeps_pages = self.has_pages_of(node, &candidate, brief.handle.is_some());
-                let opened = self.register((node, flags, caller), (unit, moves), Data::Remote(candidate));
+                let opened =
+                    self.register((node, flags, caller), (unit, moves), Data::Remote(candidate, news));
                 Ok(Opened { keeps_pages, ..opened })
             }
             Shown::Local(local) if writable || truncate => {
@@ -251,7 +254,7 @@ impl Fs {
         let fh = self.next_fh();
         let (backing, content) = match &data {
             Data::Local(fd) => (Some(fd.clone()), Box::default()),
-            Data::Remote(candidate) => (None, self.content_to_keep(candidate)),
+            Data::Remote(candidate, _) => (None, self.content_to_keep(candidate)),
             Data::Lost => (None, Box::default()),
         };
         let file = self.insert(fh, node, is_writable(flags), unit, data);
@@ -306,7 +309,7 @@ impl Fs {
         Some(Opened { fh, node, backing: self.local_file(fh), is_resumed: true, keeps_pages: false })
     }
 
-    fn file(&self, fh: Fh) -> FsResult<Arc<OpenFile>> {
+    pub(super) fn file(&self, fh: Fh) -> FsResult<Arc<OpenFile>> {
         let files = self.files.read().expect("no code panics under this lock");
         files.get(&fh).cloned().ok_or(FsError::Errno(libc::EBADF))
     }
@@ -315,7 +318,7 @@ impl Fs {
     pub(super) fn local_file(&self, fh: Fh) -> Option<Arc<OwnedFd>> {
         match &self.file(fh).ok()?.lock().data {
             Data::Local(fd) => Some(fd.clone()),
-            Data::Remote(_) | Data::Lost => None,
+            Data::Remote(..) | Data::Lost => None,
         }
     }
 
@@ -329,7 +332,7 @@ impl Fs {
     pub(super) fn remote_file(&self, fh: Fh) -> Option<Box<Candidate>> {
         match &self.file(fh).ok()?.lock().data {
             Data::Local(_) | Data::Lost => None,
-            Data::Remote(candidate) => Some(candidate.clone()),
+            Data::Remote(candidate, _) => Some(candidate.clone()),
         }
     }
 
@@ -339,7 +342,7 @@ impl Fs {
         match self.data_of(&file)? {
             Data::Lost => Err(FsError::Errno(libc::EIO)),
             Data::Local(fd) => read_at(&fd, offset, len),
-            Data::Remote(candidate) => {
+            Data::Remote(candidate, _) => {
                 let (size, content) = candidate.file.ok_or(FsError::Errno(libc::EIO))?;
                 let len = len.min(usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX));
                 if len == 0 {
@@ -355,14 +358,15 @@ impl Fs {
 
     /// What a handle reads from now: a remote one goes over to the spool when its node is there.
     fn data_of(&self, file: &OpenFile) -> FsResult<Data> {
-        let candidate = match &file.lock().data {
+        self.follow(file)?;
+        let (candidate, seen) = match &file.lock().data {
             Data::Local(fd) => return Ok(Data::Local(fd.clone())),
             Data::Lost => return Ok(Data::Lost),
-            Data::Remote(candidate) => candidate.clone(),
+            Data::Remote(candidate, seen) => (candidate.clone(), *seen),
         };
         let is_local = self.nodes.lock().brief(file.node).is_some_and(|b| b.local.is_some());
         let Some((identity, _)) = is_local.then(|| self.inode_fd(file.node)).transpose()?.flatten() else {
-            return Ok(Data::Remote(candidate));
+            return Ok(Data::Remote(candidate, seen));
         };
         let fd = Arc::new(Spool::reopen(identity.as_fd(), OFlags::RDONLY)?);
         file.lock().data = Data::Local(fd.clone());
@@ -396,7 +400,7 @@ impl Fs {
         Ok(sys::fallocate(&fd, FallocateFlags::from_bits_retain(mode as u32), offset, len)?)
     }
 
-    /// `SEEK_DATA` and `SEEK_HOLE`. What is only committed has no holes.
+    /// `SEEK_DATA` and `SEEK_HOLE`.
     pub fn seek(&self, fh: Fh, offset: u64, whence: i32) -> FsResult<u64> {
         let position = match whence {
             libc::SEEK_DATA => SeekFrom::Data(offset),
@@ -407,10 +411,22 @@ impl Fs {
         match self.data_of(&file)? {
             Data::Lost => Err(FsError::Errno(libc::EIO)),
             Data::Local(fd) => Ok(sys::seek(&fd, position)?),
-            Data::Remote(candidate) => match candidate.file {
-                Some((size, _)) if offset < size => Ok(if whence == libc::SEEK_DATA { offset } else { size }),
-                _ => Err(FsError::Errno(libc::ENXIO)),
-            },
+            Data::Remote(candidate, _) => self.seek_committed(file.node, &candidate, offset, whence),
+        }
+    }
+
+    /// The holes of what is only committed are where its recipe repeats the chunk of zeros.
+    fn seek_committed(&self, node: NodeId, candidate: &Candidate, offset: u64, whence: i32) -> FsResult<u64> {
+        let (size, content) =
+            candidate.file.filter(|(size, _)| offset < *size).ok_or(FsError::Errno(libc::ENXIO))?;
+        let is_hole = whence == libc::SEEK_HOLE;
+        match self.committed.seek((size, content), offset, is_hole) {
+            Some(found) if found < size || is_hole => Ok(found),
+            Some(_) => Err(FsError::Errno(libc::ENXIO)),
+            None => {
+                let path = self.path_of(node).unwrap_or_else(|| candidate.entry.path.clone());
+                Err(Need::Bytes { path, content, size, offset, len: 1 }.into())
+            }
         }
     }
 

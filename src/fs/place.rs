@@ -101,7 +101,7 @@ impl Fs {
     }
 
     /// `None` if the inode is gone, or has lost its name though it should have one.
-    fn reach(&self, inode: &Inode, has_name: bool) -> FsResult<Option<(Arc<OwnedFd>, Stat)>> {
+    pub(super) fn reach(&self, inode: &Inode, has_name: bool) -> FsResult<Option<(Arc<OwnedFd>, Stat)>> {
         let fd = match self.spool.reach(inode) {
             Ok(fd) => fd,
             Err(e) if e.raw_os_error() == Some(libc::ESTALE) => return Ok(None),
@@ -122,10 +122,12 @@ impl Fs {
     pub(super) fn in_spool(&self, parent: NodeId, name: &[u8]) -> FsResult<Option<(Inode, Stat)>> {
         let Some(dir) = self.dir_fd(parent)? else { return Ok(None) };
         match found(self.spool.identify(dir.as_fd(), name))? {
-            None if self.is_removed(parent, dir.as_fd()) => match self.dir_fd(parent)? {
-                Some(dir) => found(self.spool.identify(dir.as_fd(), name)),
-                None => Ok(None),
-            },
+            None if self.may_be_removed(parent) && self.is_removed(parent, dir.as_fd()) => {
+                match self.dir_fd(parent)? {
+                    Some(dir) => found(self.spool.identify(dir.as_fd(), name)),
+                    None => Ok(None),
+                }
+            }
             found => Ok(found),
         }
     }
@@ -233,6 +235,8 @@ impl Fs {
     /// An entry for what is committed at `name`, counted as looked up.
     pub(super) fn remote_entry(&self, parent: NodeId, name: &[u8], candidate: &Candidate) -> FsResult<Entry> {
         let attr = self.remote_attr(0, candidate)?;
+        let known = self.nodes.lock().child(parent, name);
+        known.map_or(Ok(()), |node| self.settle(node))?;
         let node = self.nodes.lock().look_up_remote(parent, name, attr.kind);
         let node = node.ok_or(FsError::Errno(libc::ESTALE))?;
         Ok(self.entry(Attr { node, ..attr }, false))
@@ -243,6 +247,7 @@ impl Fs {
         if let Some((stat, is_written)) = self.plain_stat(node)? {
             return Ok(self.entry(self.local_attr(node, &stat, None)?, is_written));
         }
+        self.settle(node)?;
         let attr = match self.shown(node)? {
             Shown::Local(local) => self.local_attr(node, &local.stat, local.attrs.as_deref())?,
             Shown::Remote(candidate) => self.remote_attr(node, &candidate)?,
@@ -270,7 +275,7 @@ impl Fs {
     }
 
     /// An answer that the kernel may believe as long as nobody says otherwise.
-    fn entry(&self, attr: Attr, is_written: bool) -> Entry {
+    pub(super) fn entry(&self, attr: Attr, is_written: bool) -> Entry {
         let ttl = self.ttl();
         Entry { attr, entry_ttl: ttl, attr_ttl: if is_written { WRITTEN_TTL.min(ttl) } else { ttl } }
     }
@@ -279,7 +284,7 @@ impl Fs {
         if self.committed.is_troubled() { TROUBLED_TTL } else { TTL }
     }
 
-    fn local_attr(&self, node: NodeId, stat: &Stat, attrs: Option<&Candidate>) -> FsResult<Attr> {
+    pub(super) fn local_attr(&self, node: NodeId, stat: &Stat, attrs: Option<&Candidate>) -> FsResult<Attr> {
         let mut attr = Attr::of_stat(node, stat);
         attr.nlink = attr.nlink.saturating_sub(self.orphans.hidden_links(node));
         if attr.kind == Kind::Dir && self.facts(node).is_some_and(|facts| !facts.is_private) {

@@ -119,7 +119,8 @@ impl View {
     /// manifest; `true` may be wrong.
     pub fn relevant(&self, path: &RelPath) -> bool {
         let is_partial = |unit: &UnitId| self.journal.get(unit).is_some_and(|own| own.partial);
-        let holds = |unit: &UnitId| unit.holds(path) && (self.journal.has_foreign(unit) || is_partial(unit));
+        let is_others = |unit: &UnitId| self.journal.has_foreign(unit) || self.journal.runs_elsewhere(unit);
+        let holds = |unit: &UnitId| unit.holds(path) && (is_others(unit) || is_partial(unit));
         if prefixes(path).flat_map(units_at).any(|unit| holds(&unit)) {
             return true;
         }
@@ -202,7 +203,7 @@ impl View {
         if dir.depth() >= UNIT_ROOT_DEPTH {
             return sights;
         }
-        self.journal.weigh_layers(dir, &mut |name, layers| {
+        self.journal.weigh_shown_layers(dir, &mut |name, layers| {
             if sights.last().is_none_or(|sight| sight.name != name) {
                 let bar = |path| index.bar(&path).max(self.journal.hidden_upto(&path));
                 is_open = dir.join(name).is_ok_and(|path| bar(path) == Seq::default());
@@ -217,6 +218,7 @@ impl View {
             }
             sight.looks += 1;
         });
+        sights.sort_by(|a, b| a.name.cmp(&b.name));
         sights
     }
 
@@ -254,7 +256,7 @@ impl View {
             if is_enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
         let own = units_at(path.clone());
-        let _ = match own.iter().try_for_each(|unit| look(unit, &self.journal.layers(unit))) {
+        let _ = match own.iter().try_for_each(|unit| look(unit, &self.journal.shown_layers(unit))) {
             ControlFlow::Continue(()) => self.walk(path, &mut look),
             done => done,
         };
@@ -274,7 +276,7 @@ impl View {
         if dir.depth() >= UNIT_ROOT_DEPTH {
             return ControlFlow::Continue(());
         }
-        self.journal.visit_layers(dir, &mut |unit, layers| match unit.root == *dir {
+        self.journal.visit_shown_layers(dir, &mut |unit, layers| match unit.root == *dir {
             true => ControlFlow::Continue(()),
             false => visit(&unit, layers),
         })
@@ -288,7 +290,7 @@ impl View {
     /// A unit's layers that say anything.
     fn layers_of(&self, unit: &UnitId) -> impl Iterator<Item = (UnitId, LayerHead)> + use<> {
         let unit = unit.clone();
-        let layers = self.journal.layers(&unit).into_iter().filter(|head| head.entries > 0);
+        let layers = self.journal.shown_layers(&unit).into_iter().filter(|head| head.entries > 0);
         layers.map(move |head| (unit.clone(), head))
     }
 

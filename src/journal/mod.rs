@@ -21,6 +21,7 @@
 mod db;
 mod error;
 mod identity;
+mod live;
 mod manifests;
 mod memory;
 mod note;
@@ -44,7 +45,7 @@ use std::{
 use redb::{Durability, TableDefinition};
 
 use crate::{
-    catalog::{Head, Record},
+    catalog::{Head, Record, Snapshot},
     clock::Clock,
     durable,
     ids::{Generation, Hash, HostUuid, RelPath, Seq, StoreUuid, UnitId},
@@ -80,6 +81,7 @@ pub struct Journal {
     decoded: Mutex<manifests::Decoded>,
     db: Db,
     replica: Replica,
+    live: RwLock<live::Live>,
     /// Last, so that the databases are closed before somebody else may open them.
     _lock: File,
 }
@@ -93,9 +95,9 @@ impl Journal {
         let memory = RwLock::new(Memory::load(&db)?);
         let replica = Replica::open(&state_dir.join("replica.redb"))?;
         durable::sync_dir(state_dir)?;
-        let (epoch, writer, decoded) = Default::default();
+        let (epoch, writer, decoded, live) = Default::default();
         let journal =
-            Self { host, was_created, clock, memory, epoch, writer, decoded, db, replica, _lock: lock };
+            Self { host, was_created, clock, memory, epoch, writer, decoded, db, replica, live, _lock: lock };
         journal.catch_up_with_replica()?;
         journal.forget_settled_notes(journal.noted_units())?;
         Ok(Arc::new(journal))
@@ -111,7 +113,7 @@ impl Journal {
         self.was_created
     }
 
-    /// Rises with every change of a record or of the replica: what was answered from either holds as long as this number does, if the
+    /// Rises with every change of a record, of the replica, or of what runs elsewhere: what was answered from these holds as long as this number does, if the
     /// number was read before.
     pub fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
@@ -189,7 +191,10 @@ impl Journal {
         let whole = UnitId::tree(job.clone());
         let memory = self.memory();
         let is_here = memory.below(job).next().is_some();
-        if is_here { memory.records.contains_key(&whole) } else { self.replica.contains(&whole) }
+        if is_here {
+            return memory.records.contains_key(&whole);
+        }
+        self.replica.contains(&whole) || self.live().contains(&whole)
     }
 
     /// Whether `complete` was said of the unrecognised directory `top`, here or on another host.
@@ -201,6 +206,9 @@ impl Journal {
     /// A manifest, if it is here: from memory, else of an own layer, else one that was kept.
     pub fn manifest(&self, hash: &Hash) -> Result<Option<Arc<Manifest>>, JournalError> {
         if let Some(manifest) = self.decoded().get(hash) {
+            return Ok(Some(manifest));
+        }
+        if let Some(manifest) = self.live().manifest(hash) {
             return Ok(Some(manifest));
         }
         let manifest = match self.db.get(MANIFESTS, &hash.0)? {
@@ -224,6 +232,9 @@ impl Journal {
         let manifest = Manifest::decode(encoding)
             .map(Arc::new)
             .map_err(|source| JournalError::Manifest { hash: *hash, source })?;
+        if self.keep_live(hash, &manifest) {
+            return Ok(manifest);
+        }
         let packed = manifests::pack(encoding);
         let _writer = self.writer();
         if self.memory().names_manifest(hash) {
@@ -365,11 +376,6 @@ impl Journal {
         self.replica.visit(dir, visit)
     }
 
-    /// Tells the name in `dir` of each of the replica's units below it, and how much its layers have, in the order of the tree.
-    pub fn weigh_layers(&self, dir: &RelPath, tell: &mut dyn FnMut(&[u8], &[Weight])) {
-        self.replica.weigh(dir, tell);
-    }
-
     /// All units in the replica.
     pub fn replica_units(&self) -> Vec<UnitId> {
         self.replica.units()
@@ -391,6 +397,118 @@ impl Journal {
         })?;
         self.memory_mut().store = Some(store);
         Ok(())
+    }
+}
+
+/// What other hosts run, in memory. See [`live`].
+impl Journal {
+    /// All hosts' layers of `unit` as they show: committed, with what runs on top.
+    pub fn shown_layers(&self, unit: &UnitId) -> Vec<LayerHead> {
+        let committed = self.replica.layers(unit);
+        self.live().over(unit, committed)
+    }
+
+    /// As [`Journal::visit_layers`], with what runs elsewhere.
+    pub fn visit_shown_layers(
+        &self,
+        dir: &RelPath,
+        visit: &mut dyn FnMut(UnitId, &[LayerHead]) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        let mut running = self.live().units_below(dir);
+        if running.is_empty() {
+            return self.replica.visit(dir, visit);
+        }
+        self.replica.visit(dir, &mut |unit, layers| {
+            while let Some((_, before)) =
+                running.first_key_value().filter(|(key, _)| **key < db::unit_key(&unit))
+            {
+                visit(before.clone(), &self.shown_layers(before))?;
+                running.pop_first();
+            }
+            match running.remove(&db::unit_key(&unit)) {
+                Some(unit) => visit(unit.clone(), &self.shown_layers(&unit)),
+                None => visit(unit, layers),
+            }
+        })?;
+        running.into_values().try_for_each(|unit| visit(unit.clone(), &self.shown_layers(&unit)))
+    }
+
+    /// The same for who looks at very many: tells the name in `dir` of each unit below it, and how much its layers have. In the order of the
+    /// tree, but names under which others run something come last.
+    pub fn weigh_shown_layers(&self, dir: &RelPath, tell: &mut dyn FnMut(&[u8], &[Weight])) {
+        let running: BTreeSet<Vec<u8>> = self
+            .live()
+            .units_below(dir)
+            .into_values()
+            .filter_map(|unit| unit.root.components().nth(dir.depth()).map(<[u8]>::to_vec))
+            .collect();
+        self.replica.weigh(dir, &mut |name, layers| {
+            if !running.contains(name) {
+                tell(name, layers);
+            }
+        });
+        for name in running {
+            let Ok(path) = dir.join(&name) else { continue };
+            let _ = self.visit_shown_layers(&path, &mut |_, layers| {
+                let weight = |layer: &LayerHead| Weight {
+                    host: layer.host,
+                    bytes: layer.bytes,
+                    entries: layer.entries,
+                };
+                tell(&name, &layers.iter().map(weight).collect::<Vec<_>>());
+                ControlFlow::Continue(())
+            });
+        }
+    }
+
+    /// Whether another host runs `unit`.
+    pub fn runs_elsewhere(&self, unit: &UnitId) -> bool {
+        self.live().contains(unit)
+    }
+
+    /// What other hosts run, in order of the units.
+    pub fn snapshots(&self) -> Vec<Snapshot> {
+        self.live().all()
+    }
+
+    /// Other hosts' snapshots of `unit`.
+    pub fn snapshots_of(&self, unit: &UnitId) -> Vec<Snapshot> {
+        self.live().of(unit).to_vec()
+    }
+
+    /// The manifest `hash` is a snapshot's that is set as soon as it is here.
+    pub fn expect_snapshot(&self, hash: Hash) {
+        self.live_mut().expect(hash);
+    }
+
+    /// The store tells of a snapshot. Gives back the one whose place it takes. Own ones are passed over: the spool is newer.
+    pub fn set_snapshot(&self, snapshot: Snapshot) -> Option<Snapshot> {
+        if snapshot.host == self.host { None } else { self.live_mut().set(snapshot) }
+    }
+
+    /// The store has no snapshot of this layer any more.
+    pub fn drop_snapshot(&self, host: HostUuid, unit: &UnitId) -> Option<Snapshot> {
+        self.live_mut().remove(host, unit)
+    }
+
+    /// Keeps a manifest in memory if it is a snapshot's and no own record names it, too.
+    fn keep_live(&self, hash: &Hash, manifest: &Arc<Manifest>) -> bool {
+        let is_live = self.live().names(hash) && !self.memory().names_manifest(hash);
+        if is_live {
+            self.live_mut().keep(*hash, manifest.clone());
+        }
+        is_live
+    }
+
+    fn live(&self) -> RwLockReadGuard<'_, live::Live> {
+        self.live.read().expect("no code panics under this lock")
+    }
+
+    fn live_mut(&self) -> RwLockWriteGuard<'_, live::Live> {
+        let live = self.live.write().expect("no code panics under this lock");
+        // As with the records.
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+        live
     }
 }
 

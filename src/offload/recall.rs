@@ -32,7 +32,7 @@ use crate::{
     ids::{Hash, RelPath, UnitId},
     journal::{Journal, JournalError, UnitRecord},
     manifest::{Attrs, Body, Entry, Manifest},
-    spool::{activity::Activity, write_sparsely},
+    spool::{activity::Activity, sparse::write_sparsely},
 };
 
 /// Read from the store at once: one block's worth, which comes as a whole anyway.

@@ -6,7 +6,7 @@
 
 pub mod activity;
 mod handle;
-mod sparse;
+pub mod sparse;
 
 use std::{
     ffi::{CString, OsStr},
@@ -20,8 +20,6 @@ use std::{
 };
 
 use rustix::fs::{self as sys, AtFlags, FileType, Mode, OFlags, Stat};
-
-pub use self::sparse::write_sparsely;
 
 use self::handle::Handle;
 pub use self::handle::InodeName;

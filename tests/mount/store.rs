@@ -12,7 +12,7 @@ use std::{
 
 use resultsfs::{
     cache::{BlockSource, FetchError},
-    catalog::{Commit, Head, Record, RecordBody},
+    catalog::{Commit, Head, Record, RecordBody, Snapshot},
     chunk::{
         ObjectKind,
         block::{Block, BlockBuilder},
@@ -69,6 +69,23 @@ impl FakeStore {
         let manifest = self.take(unit, source, *generation);
         self.publish(self.other, unit, *generation, &manifest);
         *generation = generation.next();
+    }
+
+    /// Another host runs what stands in `source`, on top of what it has committed of the unit.
+    pub fn run_foreign(&self, unit: &UnitId, source: &Path) {
+        let generation = *self.generation.lock().expect("not poisoned");
+        let manifest = self.take(unit, source, generation);
+        self.journal.set_snapshot(Snapshot {
+            host: self.other,
+            host_name: "other".into(),
+            unit: unit.clone(),
+            generation,
+            manifest: self.keep(&manifest),
+            time_ms: 1_000,
+            begun_ms: 1_000,
+            bytes: manifest.bytes(),
+            entries: manifest.entries().len() as u64,
+        });
     }
 
     /// The same layer as another host's layer of each of these units, in one batch.
@@ -142,6 +159,7 @@ impl FakeStore {
             notes: &self.journal.notes(unit),
             committed_as: &|since| self.journal.seq_of(self.journal.host(), unit, since).unwrap_or_default(),
             names: &OwnerNames::default(),
+            live: None,
         });
         described.expect("describes").manifest
     }
@@ -247,6 +265,7 @@ fn record(
         lost: false,
         bytes: manifest.bytes(),
         entries: manifest.entries().len() as u64,
+        adopted_by: None,
     };
     Record { seq: head.seq.next(), prev: head.chain, time_ms: 1_000, body: RecordBody::Commit(commit) }
 }

@@ -141,6 +141,7 @@ impl Lab {
             lost: false,
             bytes: self.told_bytes.unwrap_or(manifest.bytes()),
             entries: manifest.entries().len() as u64,
+            adopted_by: None,
         };
         let seq = self.head.seq.next();
         let record =
