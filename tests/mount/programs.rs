@@ -244,7 +244,6 @@ END"#);
             sh(&count, &[&made, &source]);
         };
         same("-cb");
-        same("-ck");
         sh(r#"test "$(df --output=size,itotal "$1" | tail -1)" = "$(df --output=size,itotal "$2" | tail -1)""#, &[&made, &lab.spool("")]);
         lab.commit(&unit());
         lab.evict(&unit());
