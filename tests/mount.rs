@@ -9,10 +9,14 @@ mod following;
 mod history;
 #[path = "mount/lab.rs"]
 mod lab;
+#[path = "mount/limits.rs"]
+mod limits;
 #[path = "mount/local.rs"]
 mod local;
 #[path = "mount/model.rs"]
 mod model;
+#[path = "mount/programs.rs"]
+mod programs;
 #[path = "mount/store.rs"]
 mod store;
 #[path = "mount/union.rs"]

@@ -191,6 +191,7 @@ impl Fs {
 
     /// Nothing shows at `path`; what the spool has there, hidden by a newer deletion elsewhere, goes.
     pub(super) fn must_be_free(&self, parent: NodeId, name: &[u8], path: &RelPath) -> FsResult<()> {
+        self.must_fit(path)?;
         if self.is_private(parent) || !self.committed.relevant(path) {
             return Ok(());
         }
@@ -341,6 +342,7 @@ impl Fs {
         if self.is_private(parent) {
             return self.remove_private(parent, name, flags, caller);
         }
+        let _claim = self.claim(&[(parent, name)])?;
         let doomed = self.doomed(parent, name)?.ok_or(FsError::Errno(libc::ENOENT))?;
         match (doomed.kind == Kind::Dir, flags.contains(AtFlags::REMOVEDIR)) {
             (true, false) => return Err(FsError::Errno(libc::EISDIR)),
@@ -397,6 +399,7 @@ impl Fs {
         if self.was_renamed(from, to, flags, caller)? {
             return Ok(());
         }
+        let _claim = self.claim(&[from, to])?;
         let source = self.doomed(from.0, from.1)?.ok_or(FsError::Errno(libc::ENOENT))?;
         if !source.is_local && source.kind != Kind::Dir {
             return Err(self.need_copy_up(from)?.into());
@@ -437,6 +440,10 @@ impl Fs {
         self.change(&changed, || {
             let (old_dir, new_dir) = (self.dir_for_change(from.0)?, self.dir_for_change(to.0)?);
             let (old, new) = (OsStr::from_bytes(from.1), OsStr::from_bytes(to.1));
+            self.must_fit_at((old_dir.as_fd(), from.1), &source.path, (target_path, source.kind))?;
+            if let (true, Some(target)) = (flags.contains(RenameFlags::EXCHANGE), &target) {
+                self.must_fit_at((new_dir.as_fd(), to.1), target_path, (&source.path, target.kind))?;
+            }
             let act = || Ok(sys::renameat_with(&old_dir, old, &new_dir, new, flags)?);
             if flags.contains(RenameFlags::EXCHANGE) {
                 self.begin_exchange(caller, (old_dir.as_fd(), old), (new_dir.as_fd(), new))?;

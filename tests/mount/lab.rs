@@ -23,7 +23,7 @@ use tempfile::TempDir;
 use crate::store::FakeStore;
 
 /// No test takes longer, not even on a busy machine.
-const BOUND: Duration = Duration::from_secs(60);
+const BOUND: Duration = Duration::from_secs(180);
 
 /// A live mount; unmounted when dropped.
 pub struct Lab {
@@ -156,7 +156,7 @@ fn watch(device: u32) -> mpsc::Sender<()> {
 /// Runs a shell script and gives what it says; fails if it fails. `$1`… are `args`.
 pub fn sh(script: &str, args: &[&Path]) -> String {
     let mut command = Command::new("timeout");
-    command.args(["50", "bash", "-euo", "pipefail", "-c", script, "test"]).args(args);
+    command.args(["150", "bash", "-euo", "pipefail", "-c", script, "test"]).args(args);
     let output = command.output().expect("runs");
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{script}\n{out}{err}");
