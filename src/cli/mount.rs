@@ -1,7 +1,8 @@
 //! `mount` and `umount`: the daemon in the foreground or behind, and its end.
 //!
-//! In the background, the command starts itself again with `--background-child`, in a session of its own, and waits until that says on
-//! its stdout that the mount answers or why it doesn't. So a script that goes on after `mount` finds the tree.
+//! In the background, the command starts itself again as a supervisor, in a session of its own, and that the daemon, with
+//! `--background-child`; it waits until the daemon says on its stdout that the mount answers or why it doesn't. So a script that goes on after
+//! `mount` finds the tree.
 
 use std::{
     fs::File,
@@ -22,7 +23,10 @@ use super::{
 use crate::{
     config::Config,
     control::{self, ControlError, Request},
-    daemon::{self, DaemonOptions},
+    daemon::{
+        self, DaemonOptions, HeldBy,
+        supervisor::{self, Supervised},
+    },
     fuse::{self, Passthrough},
 };
 
@@ -72,18 +76,22 @@ pub fn mount(cli: &Cli, args: &MountArgs) -> Outcome {
     let options = parse_options(args)?;
     let config = load(cli, args, &options)?;
     let mountpoint = mountpoint(args, &config)?;
+    if args.supervisor {
+        return supervise(args, &config, mountpoint);
+    }
     if let Some(done) = already_served(&config, &mountpoint)? {
         return Ok(done);
     }
     let Options { read_only, passthrough, .. } = options;
-    let options = DaemonOptions { config, mountpoint, read_only, passthrough, adopt: args.adopt };
+    let held_by = held_by(args);
+    let options = DaemonOptions { config, mountpoint, read_only, passthrough, adopt: args.adopt, held_by };
     if args.background_child {
         return background_child(options);
     }
     if args.foreground {
         return daemon::run(options, daemon::notify_systemd).map(|()| 0).map_err(from_daemon);
     }
-    start_in_background(&options)
+    start_in_background(args, &options)
 }
 
 fn from_daemon(error: daemon::DaemonError) -> Failure {
@@ -176,22 +184,21 @@ fn is_elsewhere(config: &Config, serving: &Path) -> Failure {
     ))
 }
 
-fn start_in_background(options: &DaemonOptions) -> Outcome {
+fn held_by(args: &MountArgs) -> HeldBy {
+    match args {
+        MountArgs { background_child: true, unsupervised: false, .. } => HeldBy::Supervisor,
+        MountArgs { fd_store: true, .. } => HeldBy::Systemd,
+        _ => HeldBy::Nobody,
+    }
+}
+
+fn start_in_background(args: &MountArgs, options: &DaemonOptions) -> Outcome {
     let log = open_log(&options.config)?;
-    let exe = std::env::current_exe().map_err(|e| Failure::new(format!("can't find this program: {e}")))?;
-    let mut command = Command::new(exe);
-    command.arg("--config").arg(&options.config.files[0]).args(["mount", "--background-child"]);
-    if options.adopt {
-        command.arg("--adopt");
-    }
-    if options.read_only {
-        command.args(["-o", "ro"]);
-    }
-    if matches!(options.passthrough, Passthrough::Off) {
-        command.args(["-o", "passthrough=off"]);
-    }
-    let mut child = command
-        .arg(&options.mountpoint)
+    let role =
+        if args.unsupervised { &["--background-child", "--unsupervised"][..] } else { &["--supervisor"] };
+    let arguments = daemon_arguments(args, &options.config, &options.mountpoint, role);
+    let mut child = Command::new(this_program()?)
+        .args(arguments)
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -199,6 +206,38 @@ fn start_in_background(options: &DaemonOptions) -> Outcome {
         .spawn()
         .map_err(|e| Failure::new(format!("can't start the daemon: {e}")))?;
     await_ready(&mut child, &options.config)
+}
+
+fn this_program() -> Result<PathBuf, Failure> {
+    std::env::current_exe().map_err(|e| Failure::new(format!("can't find this program: {e}")))
+}
+
+/// The words that start a daemon or its supervisor as this command was told to.
+fn daemon_arguments(
+    args: &MountArgs,
+    config: &Config,
+    mountpoint: &Path,
+    role: &[&str],
+) -> Vec<std::ffi::OsString> {
+    let mut words = vec!["--config".into(), config.files[0].clone().into(), "mount".into()];
+    words.extend(role.iter().map(Into::into));
+    if args.adopt {
+        words.push("--adopt".into());
+    }
+    for option in &args.options {
+        words.extend(["-o".into(), option.into()]);
+    }
+    words.extend(["--".into(), mountpoint.into()]);
+    words
+}
+
+/// The supervisor behind a `mount` in the background. It stays with the words that it was given, so that each daemon reads the
+/// configuration anew.
+fn supervise(args: &MountArgs, config: &Config, mountpoint: PathBuf) -> Outcome {
+    rustix::process::setsid().map_err(|e| Failure::new(format!("setsid: {e}")))?;
+    let arguments = daemon_arguments(args, config, &mountpoint, &["--background-child"]);
+    let supervised = Supervised { program: this_program()?, arguments, mountpoint };
+    supervisor::supervise(supervised).map_err(|e| Failure::new(format!("the supervisor: {e}")))
 }
 
 fn await_ready(child: &mut Child, config: &Config) -> Outcome {
@@ -232,7 +271,9 @@ fn open_log(config: &Config) -> Result<File, Failure> {
 
 /// The daemon behind a `mount` that waits for one line: `ready`, or `failed` with the reason and a line with the hint.
 fn background_child(options: DaemonOptions) -> Outcome {
-    rustix::process::setsid().map_err(|e| Failure::new(format!("setsid: {e}")))?;
+    if options.held_by == HeldBy::Nobody {
+        rustix::process::setsid().map_err(|e| Failure::new(format!("setsid: {e}")))?;
+    }
     let ready = || {
         let mut stdout = std::io::stdout();
         // The parent may have been killed; the mount goes on.

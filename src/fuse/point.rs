@@ -255,6 +255,15 @@ pub fn abort_connection(device: u32) -> io::Result<()> {
     fs_err::write(path, "1")
 }
 
+/// The same for the mount of ours on `path`, if there is one.
+pub fn abort_at(path: &Path) {
+    if let Some(line) = mount_at(path).filter(|line| line.fs_type == FS_TYPE)
+        && let Err(e) = abort_connection(line.minor)
+    {
+        tracing::warn!("can't abort the mount at {}: {e}", path.display());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
