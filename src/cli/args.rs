@@ -105,6 +105,9 @@ pub struct UmountArgs {
     /// Detach at once; files that are open then may fail.
     #[arg(long, short)]
     pub lazy: bool,
+    /// As the ExecStop= of this unit: a restart leaves the mount to the next daemon.
+    #[arg(long, value_name = "UNIT")]
+    pub service: Option<String>,
 }
 
 /// `serve`.

@@ -60,6 +60,7 @@ pub fn status(json: bool, item: &Value) {
         bytes(number(&item["cache"], "max_bytes"))
     );
     println!("data path   {}", text(item, "data_path"));
+    println!("held by     {}, {} take-overs", text(item, "held_by"), number(item, "takeovers"));
     for list in ["unrecognised", "warnings", "errors"] {
         for entry in item[list].as_array().into_iter().flatten() {
             println!("{list:11} {}", entry.as_str().unwrap_or_default());

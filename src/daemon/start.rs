@@ -7,7 +7,7 @@ use tracing::{info, warn};
 
 use super::{
     DaemonError, DaemonOptions, Host, adopt, engine_settings,
-    holder::{Holder, Left},
+    holder::{Holder, Left, Word},
     layout_rules, source, start_link, tmp_dir,
 };
 use crate::{
@@ -123,6 +123,11 @@ fn begin(
     options: &MountOptions,
 ) -> Result<Begun, DaemonError> {
     if let Some(left) = left {
+        if is_unmounted(&left, mountpoint) {
+            // By somebody who didn't wait for the next daemon: there is to be none.
+            holder.say(&Word::Ended);
+            return Err(fuse::MountError::Over(mountpoint.to_owned()).into());
+        }
         match inherit(left, parts, mountpoint) {
             Ok((fs, device, keep)) => {
                 let mounted = fuse::take_over(fs.clone(), device, &keep.origin(), mountpoint, options)?;
@@ -143,6 +148,12 @@ fn begin(
     mount(holder, parts, mountpoint, options)
 }
 
+/// Whether the mount that was left is no more, though its session may still live for who has files open.
+fn is_unmounted(left: &Left, mountpoint: &Path) -> bool {
+    let origin = left.state.try_clone().ok().and_then(|state| Keep::inherit(state).ok()).map(|k| k.origin());
+    origin.is_some_and(|origin| !fuse::is_mounted(mountpoint, origin.device))
+}
+
 type Inherited = (Arc<Fs>, std::os::fd::OwnedFd, Keep);
 
 fn inherit(
@@ -152,8 +163,8 @@ fn inherit(
 ) -> Result<Inherited, String> {
     let keep = Keep::inherit(state).map_err(|e| e.to_string());
     let inherited = keep.and_then(|keep| {
-        if !fuse::is_live(&device, mountpoint, keep.origin().device) {
-            return Err("it was unmounted".to_owned());
+        if !fuse::is_live(&device) {
+            return Err("the kernel has given it up".to_owned());
         }
         Ok((Fs::take_over(parts(Some(keep.clone()))).map_err(|e| e.to_string())?, keep))
     });

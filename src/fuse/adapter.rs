@@ -25,7 +25,9 @@ use fuser::{
 
 use super::{backing::Backings, notice::Notices, pool::Pool};
 use crate::{
-    fs::{Attr, Caller, Entry, Fs, FsError, FsResult, Kind, Lookup, Need, Opened, SetAttr, SetTime},
+    fs::{
+        Attr, Caller, Entry, FIRST_PLACE, Fs, FsError, FsResult, Kind, Lookup, Need, Opened, SetAttr, SetTime,
+    },
     manifest::Timestamp,
 };
 
@@ -35,8 +37,9 @@ const REQUEST_BYTES: u32 = 1 << 20;
 const BACKGROUND: u16 = 512;
 /// How often an operation may find that it needs yet another thing.
 const ATTEMPTS: usize = 64;
-/// `.` and `..` come before a listing's own lines.
-const DOTS: usize = 2;
+/// They come before a listing's own lines, at the places 1 and 2.
+const DOTS: [&str; 2] = [".", ".."];
+const _: () = assert!((DOTS.len() as u64) < FIRST_PLACE);
 
 /// What we ask of the kernel where it has it. Left out on purpose: the locks (kept in the kernel they work between all processes),
 /// killing of setuid bits and extended setxattr (fuser can't tell us), the write-back cache (loses data).
@@ -441,8 +444,7 @@ impl Filesystem for Adapter {
     }
 
     fn readdir(&self, _: &Request, node: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let skip = (offset as usize).saturating_sub(DOTS);
-        for (at, dots) in [".", ".."].iter().enumerate().skip(offset as usize) {
+        for (at, dots) in DOTS.iter().enumerate().skip(offset as usize) {
             if reply.add(node, at as u64 + 1, FileType::Directory, dots) {
                 return reply.ok();
             }
@@ -450,19 +452,19 @@ impl Filesystem for Adapter {
         self.answer(
             move |fs| {
                 let mut items = Vec::new();
-                fs.readdir(fh.0, skip, &mut |item, at| {
-                    items.push((item.clone(), at));
+                fs.readdir((node.0, fh.0), offset, &mut |item| {
+                    items.push(item.clone());
                     items.len() >= 256
                 })?;
                 Ok(items)
             },
             |_, result| match result {
                 Ok(items) => {
-                    for (item, at) in items {
+                    for item in items {
                         let name = OsStr::from_bytes(&item.name);
                         // Any number but 0, which means deleted.
                         let ino = INodeNo(item.ino.max(1));
-                        if reply.add(ino, (at + DOTS + 1) as u64, file_type(item.kind), name) {
+                        if reply.add(ino, item.place, file_type(item.kind), name) {
                             break;
                         }
                     }
@@ -481,18 +483,18 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        for (at, dots) in [".", ".."].iter().enumerate().skip(offset as usize) {
+        for (at, dots) in DOTS.iter().enumerate().skip(offset as usize) {
             let attr = FileAttr { ino: node, kind: FileType::Directory, ..nothing() };
             if reply.add(node, at as u64 + 1, dots, &Duration::ZERO, &attr, Generation(0)) {
                 return reply.ok();
             }
         }
-        let skip = (offset as usize).saturating_sub(DOTS);
-        match attempt(|| fill(&self.shared.fs, fh.0, skip, &mut reply)) {
+        let dir = (node.0, fh.0);
+        match attempt(|| fill(&self.shared.fs, dir, offset, &mut reply)) {
             Ok(()) => reply.ok(),
             Err(FsError::Need(need)) => {
                 let shared = self.shared.clone();
-                self.pool.submit(move || match fill_insisting(&shared, need, fh.0, skip, &mut reply) {
+                self.pool.submit(move || match fill_insisting(&shared, need, dir, offset, &mut reply) {
                     Ok(()) => reply.ok(),
                     Err(e) => reply.error(errno(e)),
                 });
@@ -610,24 +612,24 @@ impl Filesystem for Adapter {
 }
 
 /// Fills a listing's answer; what needs something is told only while the answer is empty.
-fn fill(fs: &Fs, fh: u64, skip: usize, reply: &mut ReplyDirectoryPlus) -> FsResult<()> {
-    fs.readdirplus(fh, skip, &mut |item, at, entry| {
+fn fill(fs: &Fs, dir: (u64, u64), after: u64, reply: &mut ReplyDirectoryPlus) -> FsResult<()> {
+    fs.readdirplus(dir, after, &mut |item, entry| {
         let (name, ttl) = (OsStr::from_bytes(&item.name), entry.attr_ttl.min(entry.entry_ttl));
         let node = INodeNo(entry.attr.node);
-        reply.add(node, (at + DOTS + 1) as u64, name, &ttl, &file_attr(&entry.attr), Generation(0))
+        reply.add(node, item.place, name, &ttl, &file_attr(&entry.attr), Generation(0))
     })
 }
 
 fn fill_insisting(
     shared: &Shared,
     mut need: Need,
-    fh: u64,
-    skip: usize,
+    dir: (u64, u64),
+    after: u64,
     reply: &mut ReplyDirectoryPlus,
 ) -> FsResult<()> {
     for _ in 0..ATTEMPTS {
         attempt(|| shared.fs.fulfil(&need))?;
-        match attempt(|| fill(&shared.fs, fh, skip, reply)) {
+        match attempt(|| fill(&shared.fs, dir, after, reply)) {
             Err(FsError::Need(next)) => need = next,
             result => return result,
         }

@@ -38,7 +38,7 @@ use std::{
 use self::{adapter::Adapter, point::Point, session::Prepared};
 pub use self::{
     notice::Notices,
-    point::{abort_at, abort_connection, clear_dead},
+    point::{abort_at, abort_connection, answers, clear_dead},
 };
 use crate::fs::{Fs, ledger::Origin};
 
@@ -147,9 +147,14 @@ pub fn prepare(fs: Arc<Fs>, mountpoint: &Path, options: &MountOptions) -> Result
     }
 }
 
-/// Whether the session behind `device` lives, and is that of the mount with this number on `mountpoint`.
-pub fn is_live(device: &OwnedFd, mountpoint: &Path, number: u32) -> bool {
-    Point::existing(mountpoint, number).is_some() && session::is_alive(device.as_fd())
+/// Whether the mount with this number is still on `mountpoint`.
+pub fn is_mounted(mountpoint: &Path, number: u32) -> bool {
+    Point::existing(mountpoint, number).is_some()
+}
+
+/// Whether the session behind `device` lives.
+pub fn is_live(device: &OwnedFd) -> bool {
+    session::is_alive(device.as_fd())
 }
 
 /// Goes on with the mount on `mountpoint` that another process has served through `device`, with what `fs` has inherited from it.

@@ -7,4 +7,5 @@ mod harness;
 mod identity;
 mod nasty;
 mod recovery;
+mod takeover;
 mod union;
