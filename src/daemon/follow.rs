@@ -56,6 +56,9 @@ impl Follower {
             Some((store, head)) if store == welcome.store => head,
             _ => self.begin_anew(welcome.store),
         };
+        if let Err(e) = self.host.journal.set_may_delete(welcome.store, welcome.may_delete) {
+            warn!("can't remember whether this host may delete: {e}");
+        }
         self.host.link.as_ref().expect("events come from the link").follow(from);
         self.host.fs.set_params(welcome.params);
         self.host.engine.link_up(welcome.params);

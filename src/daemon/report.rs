@@ -264,6 +264,10 @@ pub fn explain(host: &Host, path: &RelPath) -> Value {
     out.insert("place".into(), json!(place_text(&place)));
     out.insert("in_spool".into(), json!(host.in_spool(path).is_some()));
     explain_shown(host, path, &mut out);
+    let hidden_upto = host.journal.hidden_upto(path);
+    if hidden_upto.0 > 0 {
+        out.insert("deleted_here_upto_seq".into(), json!(hidden_upto.0));
+    }
     if let Some(unit) = place.unit() {
         explain_unit(host, &unit, &mut out);
     }

@@ -61,7 +61,6 @@ pub(super) fn start(
         journal: journal.clone(),
         view: view.clone(),
         cache: cache.clone(),
-        may_delete: false,
         rules: rules.clone(),
         tmp_dir: tmp_dir(&config),
         keep,
@@ -80,7 +79,6 @@ pub(super) fn start(
         touched,
         spool: spool.clone(),
         link: link.clone().map(|link| Arc::new(link) as Arc<dyn Uplink>),
-        union: view.clone(),
         contents: Arc::new(CachedContents::new(cache.clone(), link.clone())),
         clock,
         on_evicted: Box::new({

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use rustix::fs::{self as sys, AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
 
 use super::{
-    Entry, Fh, Fs, FsError, FsResult, Kind, Need, NodeId, SetAttr, SetTime,
+    Entry, Fh, Fs, FsResult, Kind, Need, NodeId, SetAttr, SetTime,
     place::{Local, Shown},
 };
 use crate::{
@@ -116,11 +116,4 @@ fn timespec(time: Option<SetTime>) -> Timespec {
         Some(SetTime::Now) => Timespec { tv_sec: 0, tv_nsec: sys::UTIME_NOW },
         Some(SetTime::To(Timestamp { secs, nanos })) => Timespec { tv_sec: secs, tv_nsec: nanos.into() },
     }
-}
-
-/// What deleting or replacing another host's entry fails with. With the right to do it, it would take a whiteout over entries that
-/// the spool doesn't have, which layers can't carry before they are committed.
-pub(super) fn not_ours(path: &RelPath, may_delete: bool) -> FsError {
-    tracing::info!(%path, may_delete, "refused: another host's entry would be deleted or replaced");
-    FsError::Errno(libc::EPERM)
 }

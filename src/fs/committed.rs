@@ -15,8 +15,8 @@ use super::{
 use crate::{
     cache::Cache,
     chunk::ChunkParams,
-    ids::{Generation, Hash, RelPath, UnitId},
-    journal::{Journal, JournalError},
+    ids::{Generation, Hash, RelPath, Seq, UnitId},
+    journal::{Journal, JournalError, Note},
     layout::{self, LayoutRules, Place},
     manifest::{Body, Manifest},
 };
@@ -38,7 +38,6 @@ pub(super) struct Committed {
     view: Arc<View>,
     cache: Arc<Cache>,
     rules: LayoutRules,
-    may_delete: bool,
     params: RwLock<ChunkParams>,
     owners: Owners,
     /// Paths changed since the daemon's start in units that were committed before, with the generation that the change is in.
@@ -49,19 +48,12 @@ pub(super) struct Committed {
 }
 
 impl Committed {
-    pub(super) fn new(
-        journal: Arc<Journal>,
-        view: Arc<View>,
-        cache: Arc<Cache>,
-        rules: LayoutRules,
-        may_delete: bool,
-    ) -> Self {
+    pub(super) fn new(journal: Arc<Journal>, view: Arc<View>, cache: Arc<Cache>, rules: LayoutRules) -> Self {
         Self {
             journal,
             view,
             cache,
             rules,
-            may_delete,
             params: RwLock::default(),
             owners: Owners::default(),
             marks: Mutex::default(),
@@ -78,8 +70,18 @@ impl Committed {
         *self.params.read().expect("no code panics under this lock")
     }
 
-    pub(super) fn may_delete(&self) -> bool {
-        self.may_delete
+    /// How far the catalog is followed: what is deleted now was there under this number or a lower one.
+    pub(super) fn heard(&self) -> Seq {
+        self.journal.head().map_or(Seq::default(), |(_, head)| head.seq)
+    }
+
+    /// What deleting or replacing another host's entry takes.
+    pub(super) fn check_right_to_delete(&self, path: &RelPath) -> FsResult<()> {
+        if self.journal.may_delete() {
+            return Ok(());
+        }
+        tracing::info!(%path, "refused: another host's entry would be deleted or replaced, and this host has no right `delete`");
+        Err(FsError::Errno(libc::EPERM))
     }
 
     fn place(&self, path: &RelPath, is_dir: bool) -> Place {
@@ -202,9 +204,20 @@ impl Committed {
         path.below(&unit.root).is_some_and(|below| self.journal.is_gone(unit, &below))
     }
 
-    pub(super) fn set_gone(&self, unit: &UnitId, path: &RelPath, is_gone: bool) -> FsResult<()> {
-        let Some(below) = path.below(&unit.root) else { return Ok(()) };
-        self.journal.set_gone(unit, &below, is_gone).map_err(|e| journal_error(unit, &e))
+    pub(super) fn is_own(&self, candidate: &Candidate) -> bool {
+        candidate.host == self.journal.host()
+    }
+
+    /// What is noted of a path of `unit`.
+    pub(super) fn note_of(&self, unit: &UnitId, path: &RelPath) -> Option<Note> {
+        self.journal.note_of(unit, &path.below(&unit.root)?)
+    }
+
+    /// Notes it of paths of `unit`, durably; each is from the top of the tree.
+    pub(super) fn note(&self, unit: &UnitId, notes: &[(RelPath, Option<Note>)]) -> FsResult<()> {
+        let below = |(path, note): &(RelPath, Option<Note>)| Some((path.below(&unit.root)?, *note));
+        let notes: Vec<_> = notes.iter().filter_map(below).collect();
+        self.journal.note(unit, &notes).map_err(|e| journal_error(unit, &e))
     }
 
     /// Local user and group of an entry: by name where the name is known here.

@@ -26,7 +26,7 @@ use super::{
     committed::Candidate,
     place::{Shown, Winner, kind_of},
 };
-use crate::{ids::RelPath, manifest::Body, spool::proc_path};
+use crate::{ids::RelPath, journal::Note, manifest::Body, spool::proc_path};
 
 /// Bytes read from the cache at a time.
 const COPY_BYTES: usize = 1 << 20;
@@ -69,6 +69,7 @@ impl Fs {
         self.change(&changed, || {
             let dir = self.dir_for_change(parent)?;
             let before = sys::fstat(&*dir)?;
+            self.note_copied(&path, &candidate)?;
             self.bring(&path, dir.as_fd(), &name, &candidate, keep)?;
             set_times(dir.as_fd(), None, Some(SetTime::To(mtime(&before))))?;
             let (inode, stat) = self.spool.identify(dir.as_fd(), &name)?;
@@ -79,6 +80,16 @@ impl Fs {
             let others = others.iter().filter(|other| **other != path);
             others.into_iter().try_for_each(|other| self.bring_name(other, file.as_fd(), &candidate))
         })
+    }
+
+    /// What is copied from another host's entry is based on that. Of an own one its manifest says so.
+    fn note_copied(&self, path: &RelPath, candidate: &Candidate) -> FsResult<()> {
+        match self.unit_of(path, false) {
+            Some(unit) if !self.committed.is_own(candidate) => {
+                self.committed.note(&unit, &[(path.clone(), Some(Note::Based(candidate.seq)))])
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Another name of a file that was just brought: what is written to one must be read from the other.
@@ -118,6 +129,7 @@ impl Fs {
         }
         let dir = self.dir_for_change(parent)?;
         let before = sys::fstat(&*dir)?;
+        self.note_copied(path, candidate)?;
         let source = proc_path(file);
         sys::linkat(sys::CWD, source.as_c_str(), &dir, OsStr::from_bytes(name), AtFlags::SYMLINK_FOLLOW)?;
         set_times(dir.as_fd(), None, Some(SetTime::To(mtime(&before))))

@@ -168,7 +168,6 @@ impl Fs {
                 let _ = sys::unlinkat(&dir, OsStr::from_bytes(name), sys::AtFlags::empty());
             }
             let (inode, stat) = made?;
-            self.appeared(&path, Kind::File)?;
             let mut entry = self.local_entry(parent, name, (&inode, &stat), None)?;
             let opened = self.resumed_open(caller).unwrap_or_else(|| {
                 let (unit, data) = (self.unit_of(&path, false), Data::Local(Arc::new(fd)));

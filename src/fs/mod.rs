@@ -23,7 +23,8 @@
 //! Invariants:
 //! - A change is journaled before it happens, and counted as an operation in its units, so that nothing is freed meanwhile.
 //! - A node keeps its id until the kernel forgets it.
-//! - What a foreign layer shows is never deleted or replaced; it may be changed by an own copy on top.
+//! - What a foreign layer shows is deleted or replaced only with the store's leave, noted in the journal before; it may be changed by an own copy
+//!   on top.
 //! - No lock is held across I/O on the spool, save the short ones that the kernel's own order makes necessary.
 
 mod attr;
@@ -110,8 +111,6 @@ pub struct FsParts {
     pub view: Arc<View>,
     pub cache: Arc<Cache>,
     pub rules: LayoutRules,
-    /// The store lets this host delete what others committed.
-    pub may_delete: bool,
     /// A directory on the spool's file system for files that are being copied up, and for those that are open and have no name.
     pub tmp_dir: PathBuf,
     /// Where to note what a successor must know, if somebody keeps that.
@@ -149,11 +148,11 @@ impl Fs {
     }
 
     fn build(parts: FsParts, nodes: Nodes, requests: Requests, inherited: Inherited, first_fh: Fh) -> Self {
-        let FsParts { spool, activity, journal, view, cache, rules, may_delete, tmp_dir, keep: _ } = parts;
+        let FsParts { spool, activity, journal, view, cache, rules, tmp_dir, keep: _ } = parts;
         copyup::clear_leftovers(&tmp_dir);
         Self {
             nodes,
-            committed: Committed::new(journal, view, cache, rules, may_delete),
+            committed: Committed::new(journal, view, cache, rules),
             spool,
             activity,
             kept_dirs: Mutex::default(),

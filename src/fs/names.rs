@@ -10,17 +10,20 @@ use std::{
     time::Duration,
 };
 
-use rustix::fs::{self as sys, AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Stat, Uid};
+use rustix::{
+    fs::{self as sys, AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Stat, Uid},
+    io as sysio,
+};
 
 use super::{
     ABSENT_TTL, Caller, Entry, Fs, FsError, FsResult, Kind, Need, NodeId,
-    change::not_ours,
     committed::Resolved,
     place::{Shown, Winner, is_whiteout},
 };
 use crate::{
-    ids::{RelPath, UnitId},
-    spool::{Inode, proc_path},
+    ids::{RelPath, Seq, UnitId},
+    journal::Note,
+    spool::{Inode, Spool, proc_path},
 };
 
 /// What a look-up finds.
@@ -37,9 +40,11 @@ pub enum Lookup {
 pub(super) struct Doomed {
     path: RelPath,
     kind: Kind,
-    /// The unit whose partial layer goes on showing the path unless it is recorded as gone.
-    committed_in: Option<UnitId>,
     is_local: bool,
+    /// Under which number anything was committed there; 0 = nothing is.
+    shown: Seq,
+    /// What keeps it from showing there again, and in which unit's notes.
+    note: Option<(UnitId, Note)>,
 }
 
 impl Fs {
@@ -145,7 +150,6 @@ impl Fs {
                 let _ = sys::unlinkat(&dir, OsStr::from_bytes(name), flags);
             }
             let (inode, stat) = made?;
-            self.appeared(&path, kind)?;
             self.local_entry(parent, name, (&inode, &stat), None)
         })
     }
@@ -191,10 +195,40 @@ impl Fs {
             Winner::Nobody => {}
             _ => return Err(FsError::Errno(libc::EEXIST)),
         }
-        if let (Some(dir), Some((_, stat))) = (self.dir_fd(parent)?, local)
-            && Kind::of_mode(stat.st_mode) != Kind::Dir
-        {
-            sys::unlinkat(&dir, OsStr::from_bytes(name), AtFlags::empty())?;
+        let (Some(dir), Some((_, stat))) = (self.dir_fd(parent)?, local) else { return Ok(()) };
+        if Kind::of_mode(stat.st_mode) == Kind::Dir {
+            return self.clear_hidden_dir(parent, name, path);
+        }
+        // What comes there comes after the deletion that hides it, even if it is the same again.
+        let deletion = self.committed.resolve(path, true)?.and_then(|resolved| resolved.foreign);
+        if let (Some(deletion), Some(unit)) = (deletion, self.unit_of(path, false)) {
+            self.committed.note(&unit, &[(path.clone(), Some(Note::Based(deletion.seq)))])?;
+        }
+        Ok(sys::unlinkat(&dir, OsStr::from_bytes(name), AtFlags::empty())?)
+    }
+
+    /// Removes a directory of the spool in which nothing shows: what is left in it is hidden by newer deletions elsewhere.
+    fn clear_hidden_dir(&self, parent: NodeId, name: &[u8], path: &RelPath) -> FsResult<()> {
+        let Some(above) = self.dir_fd(parent)? else { return Ok(()) };
+        let how = OFlags::PATH | OFlags::NOFOLLOW | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = sys::openat(&above, OsStr::from_bytes(name), how, Mode::empty())?;
+        self.clear_hidden(dir.as_fd(), path)?;
+        Ok(sys::unlinkat(&above, OsStr::from_bytes(name), AtFlags::REMOVEDIR)?)
+    }
+
+    fn clear_hidden(&self, dir: BorrowedFd<'_>, path: &RelPath) -> FsResult<()> {
+        for line in Spool::list(dir)? {
+            let path = path.join(&line.name).map_err(|_| FsError::Errno(libc::EIO))?;
+            let (inode, stat) = self.spool.identify(dir, &line.name)?;
+            if !matches!(self.winner_of(&path, Some(&(inode.clone(), stat)))?, Winner::Nobody) {
+                return Err(FsError::Errno(libc::ENOTEMPTY));
+            }
+            let mut flags = AtFlags::empty();
+            if Kind::of_mode(stat.st_mode) == Kind::Dir {
+                self.clear_hidden(self.spool.reach(&inode)?.as_fd(), &path)?;
+                flags = AtFlags::REMOVEDIR;
+            }
+            sys::unlinkat(dir, OsStr::from_bytes(&line.name), flags)?;
         }
         Ok(())
     }
@@ -207,43 +241,53 @@ impl Fs {
         }
     }
 
-    /// A path that was deleted from a partial layer is there again.
-    pub(super) fn appeared(&self, path: &RelPath, kind: Kind) -> FsResult<()> {
-        match self.unit_of(path, kind == Kind::Dir) {
-            Some(unit) if self.committed.is_gone(&unit, path) => self.committed.set_gone(&unit, path, false),
-            _ => Ok(()),
-        }
-    }
-
-    /// What is at a name that is to go; refused if another host's entry shows there or would come to show.
+    /// What is at a name that is to go; refused if another host's entry shows there or would come to show, and this host may not
+    /// delete it.
     pub(super) fn doomed(&self, parent: NodeId, name: &[u8]) -> FsResult<Option<Doomed>> {
         let path = self.path_in(parent, name)?;
         let local = self.in_spool(parent, name)?;
         let stat_kind = local.as_ref().map(|(_, stat)| Kind::of_mode(stat.st_mode));
+        let is_local = local.is_some();
         if !self.committed.relevant(&path) {
-            return Ok(stat_kind.map(|kind| Doomed { path, kind, committed_in: None, is_local: true }));
+            return Ok(stat_kind.map(|kind| Doomed {
+                path,
+                kind,
+                is_local,
+                shown: Seq::default(),
+                note: None,
+            }));
         }
+        // Before anything is looked at: what is committed later isn't deleted.
+        let heard = self.committed.heard();
         let kind = match (self.winner_of(&path, local.as_ref())?, stat_kind) {
             (Winner::Spool { .. }, Some(kind)) => kind,
             (Winner::Remote(candidate), _) => super::place::kind_of(&candidate),
             _ => return Ok(None),
         };
         let Resolved { own, foreign } = self.committed.resolve(&path, true)?.unwrap_or_default();
-        if foreign.is_some_and(|c| !is_whiteout(&c)) {
-            return Err(not_ours(&path, self.committed.may_delete()));
-        }
-        let committed_in = own
-            .filter(|c| !is_whiteout(c) && self.committed.is_partial(&c.unit))
-            .map(|c| c.unit)
-            .filter(|unit| !self.committed.is_gone(unit, &path));
-        Ok(Some(Doomed { path, kind, committed_in, is_local: local.is_some() }))
+        let [own, foreign] = [own, foreign].map(|c| c.filter(|c| !is_whiteout(c)));
+        let shown = [&own, &foreign].into_iter().flatten().map(|c| c.seq).max().unwrap_or_default();
+        let note = match (&own, &foreign) {
+            (_, Some(_)) => {
+                self.committed.check_right_to_delete(&path)?;
+                let unit = self.unit_of(&path, kind == Kind::Dir).ok_or(FsError::Errno(libc::EPERM))?;
+                Some((unit, Note::Hidden(heard.max(shown))))
+            }
+            (Some(own), None) if self.committed.is_partial(&own.unit) => Some((own.unit.clone(), Note::Gone)),
+            _ => None,
+        };
+        Ok(Some(Doomed { path, kind, is_local, shown, note }))
     }
 
-    /// Does what takes the name away, with the committed entry recorded as gone before.
+    /// Does what takes the name away, with what keeps committed entries from showing there noted before.
     fn take_away(&self, doomed: &Doomed, act: impl FnOnce() -> FsResult<()>) -> FsResult<()> {
-        let Some(unit) = &doomed.committed_in else { return act() };
-        self.committed.set_gone(unit, &doomed.path, true)?;
-        act().or_else(|e| self.committed.set_gone(unit, &doomed.path, false).and(Err(e)))
+        let Some((unit, note)) = &doomed.note else { return act() };
+        let before = self.committed.note_of(unit, &doomed.path);
+        if *note == Note::Gone && before.is_some_and(Note::is_deleted) {
+            return act();
+        }
+        self.committed.note(unit, &[(doomed.path.clone(), Some(*note))])?;
+        act().or_else(|e| self.committed.note(unit, &[(doomed.path.clone(), before)]).and(Err(e)))
     }
 
     /// Removes a name that isn't a directory's.
@@ -278,10 +322,11 @@ impl Fs {
             self.orphans.about_to_lose(self, parent, name)?;
             self.requests.begin(caller.request);
             self.take_away(&doomed, || {
-                if let (true, Some(dir)) = (doomed.is_local, self.dir_fd(parent)?) {
-                    sys::unlinkat(&dir, OsStr::from_bytes(name), flags)?;
+                let (true, Some(dir)) = (doomed.is_local, self.dir_fd(parent)?) else { return Ok(()) };
+                match sys::unlinkat(&dir, OsStr::from_bytes(name), flags) {
+                    Err(sysio::Errno::NOTEMPTY) => self.clear_hidden_dir(parent, name, &doomed.path),
+                    removed => Ok(removed?),
                 }
-                Ok(())
             })?;
             self.forget_name(parent, name);
             Ok(())
@@ -357,15 +402,26 @@ impl Fs {
                 act()?;
                 self.nodes.lock().exchange(from, to);
             } else {
+                self.note_replaced(target_path, is_dir, target.as_ref())?;
                 self.orphans.about_to_lose(self, to.0, to.1)?;
                 self.requests.begin(caller.request);
                 self.take_away(source, act)?;
                 self.nodes.lock().rename(from, to);
             }
-            self.appeared(target_path, source.kind)?;
             self.rehome_handles();
             Ok(())
         })
+    }
+
+    /// What is put in place of something committed is based on that.
+    fn note_replaced(&self, path: &RelPath, is_dir: bool, target: Option<&Doomed>) -> FsResult<()> {
+        let Some(target) = target.filter(|target| !is_dir && target.shown > Seq::default()) else {
+            return Ok(());
+        };
+        match self.unit_of(path, is_dir) {
+            Some(unit) => self.committed.note(&unit, &[(path.clone(), Some(Note::Based(target.shown)))]),
+            None => Ok(()),
+        }
     }
 
     fn need_copy_up(&self, (parent, name): (NodeId, &[u8])) -> FsResult<Need> {
@@ -393,7 +449,6 @@ impl Fs {
                 self.requests.begin(caller.request);
                 sys::linkat(sys::CWD, source.as_c_str(), &dir, name_os, AtFlags::SYMLINK_FOLLOW)?;
             }
-            self.appeared(&path, Kind::File)?;
             let (inode, stat) = self.spool.identify(dir.as_fd(), name)?;
             self.local_entry(parent, name, (&inode, &stat), None)
         })

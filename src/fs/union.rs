@@ -8,8 +8,9 @@
 //!
 //! 1. At one path the highest sequence number wins. Directories merge: among them it decides only whose
 //!    attributes show.
-//! 2. A file, link or whiteout (a *non-directory*) hides everything below its path that has no higher
-//!    sequence number.
+//! 2. A file or link (a *non-directory*) hides everything below its path that has no higher sequence number. A
+//!    whiteout hides everything at and below its path that was in the catalog when it was made: what has no higher
+//!    number than the one that it is based on. It never wins; it only hides.
 //! 3. A directory is as new as the newest thing that shows below it; a non-directory that is older than that is
 //!    *stale* and doesn't count at its own path. So file against directory: the newer wins as a whole, and
 //!    nothing shows without its parents.
@@ -17,7 +18,10 @@
 //!    oldest commit's time.
 //!
 //! Own and foreign entries are told apart, since the host may have deleted or changed its own after the
-//! commit; whoever asks takes the one with the higher sequence number, unless the own one no longer counts.
+//! commit; whoever asks takes the one with the higher sequence number, unless the own one no longer counts. Where
+//! nothing shows, the whiteout that hides it stands for that.
+//!
+//! Deletions of this host that aren't committed yet hide as their whiteouts will: whoever asks says up to which number.
 
 use std::sync::Arc;
 
@@ -54,8 +58,9 @@ pub struct Candidate {
     pub synthetic: bool,
 }
 
-/// What the committed layers say of a path: the best own entry, and the best of all other hosts'. A whiteout
-/// is an entry, too: who finds one on top treats the path as not there.
+/// What the committed layers say of a path: the best own entry, and the best of all other hosts'. An own one that
+/// is hidden comes with the foreign one or the whiteout that is newer: who finds a whiteout on top treats the path as not
+/// there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Resolved {
     pub own: Option<Candidate>,
@@ -135,6 +140,8 @@ struct Slot {
     /// Best directory and best non-directory, by side.
     dirs: [Option<Ref>; 2],
     others: [Option<Ref>; 2],
+    /// The whiteout that hides most, by side.
+    whiteouts: [Option<Whiteout>; 2],
     /// What is lower is hidden by a non-directory above the path.
     floor: Seq,
     /// What shows below the path.
@@ -156,23 +163,47 @@ struct Ref {
     seq: Seq,
 }
 
+/// A whiteout, and up to which number it hides.
+#[derive(Clone, Copy, Debug)]
+struct Whiteout {
+    entry: Ref,
+    hides: Seq,
+}
+
 impl Slot {
     fn new(named_by: Place, depth: usize, floor: Seq) -> Self {
-        let (dirs, others) = ([None; 2], [None; 2]);
-        Self { named_by, depth: depth as u32, dirs, others, floor, below: Alive::default(), end: 0 }
+        let (dirs, others, whiteouts) = ([None; 2], [None; 2], [None; 2]);
+        let depth = depth as u32;
+        Self { named_by, depth, dirs, others, whiteouts, floor, below: Alive::default(), end: 0 }
     }
 
-    /// What is lower is hidden below the path.
+    /// What has no higher number is hidden at the path.
+    fn cut(&self, hidden_upto: Seq) -> Seq {
+        self.whiteouts.iter().flatten().map(|w| w.hides).fold(self.floor.max(hidden_upto), Seq::max)
+    }
+
+    /// What has no higher number is hidden below the path.
     fn bar(&self) -> Seq {
-        self.others.iter().flatten().map(|r| r.seq).fold(self.floor, Seq::max)
+        self.others.iter().flatten().map(|r| r.seq).fold(self.cut(Seq::default()), Seq::max)
+    }
+
+    /// The highest number of what shows below.
+    fn newest_below(&self, hidden_upto: Seq) -> Seq {
+        if self.below.max() > hidden_upto { self.below.max() } else { Seq::default() }
     }
 
     /// Rules 1 to 3 at the path itself.
-    fn pick(&self, side: Side) -> Option<Ref> {
-        let other = self.others[side as usize].filter(|r| r.seq > self.floor && r.seq >= self.below.max());
-        let dir =
-            self.dirs[side as usize].filter(|r| r.seq > self.floor || self.below.max() > Seq::default());
+    fn pick(&self, side: Side, hidden_upto: Seq) -> Option<Ref> {
+        let (cut, below) = (self.cut(hidden_upto), self.newest_below(hidden_upto));
+        let other = self.others[side as usize].filter(|r| r.seq > cut && r.seq >= below);
+        let dir = self.dirs[side as usize].filter(|r| r.seq > cut || below > Seq::default());
         [other, dir].into_iter().flatten().max_by_key(|r| r.seq)
+    }
+
+    /// The best entry of a side, whatever hides it.
+    fn raw(&self, side: Side) -> Option<Ref> {
+        let both = [self.others[side as usize], self.dirs[side as usize]];
+        both.into_iter().flatten().max_by_key(|r| r.seq)
     }
 }
 
@@ -232,18 +263,41 @@ impl Index {
     /// Whether these layers alone say what a path is: a directory that nothing contests.
     pub fn is_plain_dir(&self, slot: SlotId) -> bool {
         let slot = self.slot(slot);
-        slot.others.iter().all(Option::is_none) && slot.dirs.iter().flatten().any(|r| r.seq > slot.floor)
+        slot.others.iter().all(Option::is_none)
+            && slot.whiteouts.iter().all(Option::is_none)
+            && slot.dirs.iter().flatten().any(|r| r.seq > slot.floor)
     }
 
-    /// What shows at a path.
-    pub fn resolve(&self, slot: SlotId) -> Resolved {
+    /// What shows at a path where this host has deleted what has no higher number than `hidden_upto`.
+    pub fn resolve(&self, slot: SlotId, hidden_upto: Seq) -> Resolved {
         let slot = self.slot(slot);
-        let [own, foreign] = SIDES.map(|side| match slot.pick(side) {
-            Some(found) => Some(self.candidate(found)),
-            None if slot.below.of(side) > Seq::default() => self.synthetic(side),
-            None => None,
-        });
+        let [own, foreign] = SIDES.map(|side| slot.pick(side, hidden_upto));
+        if own.or(foreign).is_none() && slot.newest_below(hidden_upto) == Seq::default() {
+            return self.nothing(slot, hidden_upto);
+        }
+        let hidden_own = || slot.raw(Side::Own).filter(|raw| foreign.is_some_and(|f| f.seq > raw.seq));
+        let [own, foreign] = [(Side::Own, own.or_else(hidden_own)), (Side::Foreign, foreign)].map(
+            |(side, found)| match found {
+                Some(found) => Some(self.candidate(found)),
+                None if slot.below.of(side) > hidden_upto => self.synthetic(side),
+                None => None,
+            },
+        );
         Resolved { own, foreign }
+    }
+
+    /// Where nothing shows: the own entry that is hidden, and what hides it.
+    fn nothing(&self, slot: &Slot, hidden_upto: Seq) -> Resolved {
+        let [own_whiteout, foreign] = slot.whiteouts.map(|w| w.filter(|w| w.entry.seq > slot.floor));
+        let raw = slot.raw(Side::Own).filter(|raw| raw.seq > hidden_upto);
+        let raw = raw.filter(|raw| own_whiteout.is_none_or(|w| w.hides < raw.seq));
+        // Never without what is newer: nothing here may show.
+        let raw = raw.filter(|raw| raw.seq > slot.floor || foreign.is_some_and(|w| w.entry.seq > raw.seq));
+        let own = raw.or(own_whiteout.map(|w| w.entry));
+        Resolved {
+            own: own.map(|found| self.candidate(found)),
+            foreign: foreign.map(|w| self.candidate(w.entry)),
+        }
     }
 
     fn synthetic(&self, side: Side) -> Option<Candidate> {
@@ -385,10 +439,22 @@ impl<'a> Builder<'a> {
         let seq = layer.head.seq_of(entry.since).unwrap_or_else(|| layer.head.seq());
         let side = if layer.head.host == self.own { Side::Own } else { Side::Foreign };
         let slot = self.top();
-        let best = if entry.body == Body::Dir { &mut slot.dirs } else { &mut slot.others };
-        let best = &mut best[side as usize];
+        let found = Ref { place, seq };
+        let best = match entry.body {
+            Body::Dir => &mut slot.dirs[side as usize],
+            Body::Whiteout => {
+                // Nothing that comes after it, whatever it says of itself.
+                let hides = entry.base.min(seq);
+                let most = &mut slot.whiteouts[side as usize];
+                if most.is_none_or(|most| (most.hides, most.entry.seq) < (hides, seq)) {
+                    *most = Some(Whiteout { entry: found, hides });
+                }
+                return;
+            }
+            _ => &mut slot.others[side as usize],
+        };
         if best.is_none_or(|b| b.seq < seq) {
-            *best = Some(Ref { place, seq });
+            *best = Some(found);
         }
     }
 
@@ -411,15 +477,15 @@ impl<'a> Builder<'a> {
     fn shows(&self, slot: &Slot) -> Alive {
         let winner = SIDES
             .into_iter()
-            .filter_map(|side| slot.pick(side).map(|r| (side, r)))
+            .filter_map(|side| slot.pick(side, Seq::default()).map(|r| (side, r)))
             .max_by_key(|(_, r)| r.seq);
         let mut shows = slot.below;
         let Some((side, found)) = winner else { return shows };
         match entry_at(self.layers, found.place).body {
-            Body::Whiteout => Alive::default(),
             Body::Dir => {
+                let cut = slot.cut(Seq::default());
                 for side in SIDES {
-                    let dir = slot.dirs[side as usize].filter(|r| r.seq > slot.floor);
+                    let dir = slot.dirs[side as usize].filter(|r| r.seq > cut);
                     shows.raise(side, dir.map_or(Seq::default(), |r| r.seq));
                 }
                 shows

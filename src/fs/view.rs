@@ -104,9 +104,13 @@ impl View {
     pub fn lookup(&self, path: &RelPath) -> Result<Resolved, Need> {
         let chain = self.chain(path);
         let index = self.merged(&chain)?;
-        let (slot, bar) = (index.find(path), index.bar(path));
-        let resolved = slot.map_or(Resolved::default(), |slot| index.resolve(slot));
-        let is_plain_dir = slot.is_some_and(|slot| index.is_plain_dir(slot));
+        let hidden_upto = self.journal.hidden_upto(path);
+        let (slot, bar) = (index.find(path), index.bar(path).max(hidden_upto));
+        let resolve = |index: &Index, slot: Option<_>| {
+            slot.map(|slot| index.resolve(slot, hidden_upto)).unwrap_or_default()
+        };
+        let resolved = resolve(&index, slot);
+        let is_plain_dir = hidden_upto == Seq::default() && slot.is_some_and(|slot| index.is_plain_dir(slot));
         let is_uncontested = bar == Seq::default() && (is_plain_dir || slot.is_none());
         let resolved = if is_uncontested { self.complete(resolved, path) } else { resolved };
         if is_plain_dir || is_uncontested && !resolved.is_empty() {
@@ -117,7 +121,7 @@ impl View {
             return Ok(resolved);
         }
         let index = self.merged(&[chain, deeper].concat())?;
-        Ok(index.find(path).map_or(Resolved::default(), |slot| index.resolve(slot)))
+        Ok(resolve(&index, index.find(path)))
     }
 
     /// Adds evidence of what others have in a directory: the own one may be gone from the spool meanwhile.
@@ -137,7 +141,9 @@ impl View {
         let mut listing = BTreeMap::new();
         if let Some(slot) = index.find(dir) {
             for (name, child) in index.children(slot).filter(|(name, _)| !roots.contains(*name)) {
-                listing.insert(name.to_vec(), index.resolve(child));
+                let hidden_upto =
+                    dir.join(name).map_or(Seq::default(), |path| self.journal.hidden_upto(&path));
+                listing.insert(name.to_vec(), index.resolve(child, hidden_upto));
             }
         }
         let mut need = Need::default();
@@ -154,8 +160,8 @@ impl View {
 
     /// A directory entry at or below which units lie.
     fn list_root(&self, parent: &Index, path: &RelPath) -> Result<Resolved, Need> {
-        let evidence =
-            if parent.bar(path) == Seq::default() { self.evidence(path) } else { Resolved::default() };
+        let is_contested = parent.bar(path).max(self.journal.hidden_upto(path)) > Seq::default();
+        let evidence = if is_contested { Resolved::default() } else { self.evidence(path) };
         if evidence.is_empty() { self.lookup(path) } else { Ok(evidence) }
     }
 

@@ -1,17 +1,18 @@
 //! All records in memory, so that looks never wait for the disk.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     ops::Bound,
 };
 
 use super::{
-    GONE,
+    NOTES,
     db::{Db, META, UNITS, dir_key, gone_of_key, unit_key, unit_of_key},
     error::JournalError,
+    note::Note,
     record::{State, UnitRecord},
 };
-use crate::ids::{Hash, RelPath, StoreUuid, UnitId};
+use crate::ids::{Hash, RelPath, Seq, StoreUuid, UnitId};
 
 /// How many units have a record, by state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -34,16 +35,20 @@ impl Counts {
 pub(super) struct Change {
     pub unit: UnitId,
     pub record: Option<UnitRecord>,
-    /// Whether its deleted paths are forgotten.
-    pub clears_gone: bool,
+    /// Whether its paths' notes are forgotten.
+    pub clears_notes: bool,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Memory {
     pub records: HashMap<UnitId, UnitRecord>,
-    pub gone: HashMap<UnitId, BTreeSet<RelPath>>,
+    pub notes: HashMap<UnitId, BTreeMap<RelPath, Note>>,
     pub counts: Counts,
     pub store: Option<StoreUuid>,
+    /// Whether that store lets this host delete others' entries, once it has said so.
+    pub may_delete: Option<(StoreUuid, bool)>,
+    /// Paths from the top of the tree that deletions of others' entries are noted of.
+    hidden: HashMap<RelPath, Vec<(UnitId, Seq)>>,
     /// The same units in the order of the tree.
     by_place: BTreeMap<Box<[u8]>, UnitId>,
     /// How many records name a manifest.
@@ -57,6 +62,9 @@ impl Memory {
         if let Some(store) = db.get(META, b"store")? {
             memory.store = Some(minicbor::decode(&store).map_err(|e| db.damaged(e))?);
         }
+        if let Some(rights) = db.get(META, b"may-delete")? {
+            memory.may_delete = Some(minicbor::decode(&rights).map_err(|e| db.damaged(e))?);
+        }
         db.scan(UNITS, |key, value| {
             let record: UnitRecord = minicbor::decode(value).map_err(|e| e.to_string())?;
             if unit_of_key(key).as_ref() != Some(&record.unit) {
@@ -65,9 +73,10 @@ impl Memory {
             memory.insert(record);
             Ok(())
         })?;
-        db.scan(GONE, |key, _| {
-            let (unit, path) = gone_of_key(key).ok_or("a deleted path's key is none")?;
-            memory.gone.entry(unit).or_default().insert(path);
+        db.scan(NOTES, |key, value| {
+            let (unit, path) = gone_of_key(key).ok_or("a noted path's key is none")?;
+            let note = Note::parse(value).ok_or("a path's note is none")?;
+            memory.set_note(&unit, &path, Some(note));
             Ok(())
         })?;
         Ok(memory)
@@ -109,13 +118,55 @@ impl Memory {
 
     /// Makes a change that is durable.
     pub fn apply(&mut self, change: Change) {
-        if change.clears_gone {
-            self.gone.remove(&change.unit);
+        if change.clears_notes {
+            self.clear_notes(&change.unit);
         }
         self.remove(&change.unit);
         if let Some(record) = change.record {
             self.insert(record);
         }
+    }
+
+    /// Forgets all notes of a unit's paths.
+    pub fn clear_notes(&mut self, unit: &UnitId) {
+        for (path, note) in self.notes.remove(unit).unwrap_or_default() {
+            self.unhide(unit, &path, note);
+        }
+    }
+
+    /// The note of a path below the unit's root.
+    pub fn set_note(&mut self, unit: &UnitId, path: &RelPath, note: Option<Note>) {
+        let notes = self.notes.entry(unit.clone()).or_default();
+        let old = match note {
+            Some(note) => notes.insert(path.clone(), note),
+            None => notes.remove(path),
+        };
+        if notes.is_empty() {
+            self.notes.remove(unit);
+        }
+        old.into_iter().for_each(|old| self.unhide(unit, path, old));
+        if let (Some(Note::Hidden(upto)), Ok(full)) = (note, unit.root.append(path)) {
+            self.hidden.entry(full).or_default().push((unit.clone(), upto));
+        }
+    }
+
+    fn unhide(&mut self, unit: &UnitId, path: &RelPath, old: Note) {
+        let (Note::Hidden(_), Ok(full)) = (old, unit.root.append(path)) else { return };
+        if let Some(hiders) = self.hidden.get_mut(&full) {
+            hiders.retain(|(hider, _)| hider != unit);
+            if hiders.is_empty() {
+                self.hidden.remove(&full);
+            }
+        }
+    }
+
+    /// The number up to which deletions that aren't committed yet hide what is at and below a path of the tree.
+    pub fn hidden_upto(&self, path: &RelPath) -> Seq {
+        if self.hidden.is_empty() {
+            return Seq::default();
+        }
+        let above = (0..=path.depth()).filter_map(|depth| self.hidden.get(&path.first(depth)));
+        above.flatten().map(|(_, upto)| *upto).max().unwrap_or_default()
     }
 
     fn insert(&mut self, record: UnitRecord) {

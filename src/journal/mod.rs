@@ -9,7 +9,7 @@
 //! | file | holds | if it is lost |
 //! |---|---|---|
 //! | `host` | the host's UUID | comes back from the journal; without that, the host is a new one and its old layers are another's |
-//! | `journal.redb` | records, deleted paths of partial layers, manifests of own layers | records of committed layers come back from the replica, partial; the rest is found in the spool |
+//! | `journal.redb` | records, notes of paths, manifests of own layers | records of committed layers come back from the replica, partial; the rest is found in the spool |
 //! | `replica.redb` | layers of all hosts, other hosts' manifests | comes back from the store |
 //!
 //! Invariants: memory is changed after the transaction that says the same has become durable, under one writer's lock, so
@@ -23,6 +23,7 @@ mod error;
 mod identity;
 mod manifests;
 mod memory;
+mod note;
 mod record;
 mod replica;
 #[cfg(test)]
@@ -30,7 +31,7 @@ mod tests;
 mod transitions;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     ops::ControlFlow,
     path::Path,
@@ -52,11 +53,12 @@ use replica::Replica;
 
 pub use error::{JournalError, ReplicaError};
 pub use memory::Counts;
+pub use note::Note;
 pub use record::{Committed, CompleteHow, State, UnitRecord};
 pub use replica::LayerHead;
 
-/// Deleted paths of partial layers; the values are empty.
-const GONE: Bytes = TableDefinition::new("gone");
+/// Notes of paths between two commits. The name is that of its first kind of note.
+const NOTES: Bytes = TableDefinition::new("gone");
 
 /// Memory for the database's pages: records are in memory anyhow.
 const CACHE_BYTES: usize = 8 << 20;
@@ -81,7 +83,7 @@ impl Journal {
     /// Opens the journal in `state_dir`, and creates what isn't there.
     pub fn open(state_dir: &Path, clock: Arc<dyn Clock>) -> Result<Arc<Self>, JournalError> {
         let lock = identity::lock(state_dir)?;
-        let db = Db::open(&state_dir.join("journal.redb"), CACHE_BYTES, &[META, UNITS, GONE, MANIFESTS])?;
+        let db = Db::open(&state_dir.join("journal.redb"), CACHE_BYTES, &[META, UNITS, NOTES, MANIFESTS])?;
         let (host, was_created) = find_host(state_dir, &db)?;
         let memory = RwLock::new(Memory::load(&db)?);
         let replica = Replica::open(&state_dir.join("replica.redb"))?;
@@ -89,6 +91,7 @@ impl Journal {
         let (writer, decoded) = Default::default();
         let journal = Self { host, was_created, clock, memory, writer, decoded, db, replica, _lock: lock };
         journal.catch_up_with_replica()?;
+        journal.forget_settled_notes(journal.noted_units())?;
         Ok(Arc::new(journal))
     }
 
@@ -132,14 +135,41 @@ impl Journal {
         self.memory().counts
     }
 
-    /// Paths below the unit's root that were deleted from a partial layer since its last commit.
+    /// What was noted of paths below the unit's root since its last commit.
+    pub fn notes(&self, unit: &UnitId) -> BTreeMap<RelPath, Note> {
+        self.memory().notes.get(unit).cloned().unwrap_or_default()
+    }
+
+    /// The note of this very path.
+    pub fn note_of(&self, unit: &UnitId, path: &RelPath) -> Option<Note> {
+        self.memory().notes.get(unit)?.get(path).copied()
+    }
+
+    /// Paths below the unit's root that were deleted, from a partial layer or over others' entries, since its last commit.
     pub fn gone(&self, unit: &UnitId) -> Vec<RelPath> {
-        self.memory().gone.get(unit).map_or_else(Vec::new, |paths| paths.iter().cloned().collect())
+        let notes = self.notes(unit);
+        notes.into_iter().filter(|(_, note)| note.is_deleted()).map(|(path, _)| path).collect()
     }
 
     /// Whether this very path is among them.
     pub fn is_gone(&self, unit: &UnitId, path: &RelPath) -> bool {
-        self.memory().gone.get(unit).is_some_and(|paths| paths.contains(path))
+        self.note_of(unit, path).is_some_and(Note::is_deleted)
+    }
+
+    /// The number up to which this host's deletions that aren't committed yet hide others' entries at and below a path of the tree; 0 =
+    /// nothing is hidden.
+    pub fn hidden_upto(&self, path: &RelPath) -> Seq {
+        self.memory().hidden_upto(path)
+    }
+
+    /// Whether this host may delete or replace what others committed: as its store has said last, and no until then.
+    pub fn may_delete(&self) -> bool {
+        let memory = self.memory();
+        memory.may_delete.is_some_and(|(store, may)| may && memory.store == Some(store))
+    }
+
+    fn noted_units(&self) -> Vec<UnitId> {
+        self.memory().notes.keys().cloned().collect()
     }
 
     /// Whether the job dir `job` is one unit as a whole: by this host's records, else as other hosts committed it.
@@ -235,9 +265,24 @@ impl Journal {
             .collect();
         self.replica.follow(store, records, !own.is_empty())?;
         if !own.is_empty() {
-            self.adopt(own)?;
+            self.adopt(own.clone())?;
             self.replica.adopted()?;
+            self.forget_settled_notes(own)?;
         }
+        Ok(())
+    }
+
+    /// What `store` says of this host's right to delete; remembered durably, so that it holds while the store is away.
+    pub fn set_may_delete(&self, store: StoreUuid, may: bool) -> Result<(), JournalError> {
+        let _writer = self.writer();
+        if self.memory().may_delete == Some((store, may)) {
+            return Ok(());
+        }
+        self.db.write(Durability::Immediate, |txn| {
+            txn.open_table(META)?.insert(&b"may-delete"[..], &db::encode(&(store, may))[..])?;
+            Ok(())
+        })?;
+        self.memory_mut().may_delete = Some((store, may));
         Ok(())
     }
 

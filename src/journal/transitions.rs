@@ -5,11 +5,12 @@ use std::ops::ControlFlow;
 use redb::{Durability, ReadableTable as _};
 
 use super::{
-    GONE, Journal,
+    Journal, NOTES,
     db::{MANIFESTS, META, UNITS, encode, gone_key, gone_prefix, unit_key},
     error::JournalError,
     manifests,
     memory::Change,
+    note::Note,
     record::{Committed, CompleteHow, State, UnitRecord},
     replica::LayerHead,
 };
@@ -88,9 +89,27 @@ impl Journal {
         if after == before {
             return Ok(());
         }
-        // What was deleted before the manifest was made isn't in it; what was deleted since has opened the next generation.
-        let clears_gone = after.state == State::Committed && before.state != State::Committed;
-        self.write(vec![Change { clears_gone, ..changed(after) }], None)
+        // What was deleted before the manifest was made isn't in it; what was deleted since has opened the next generation. Until the
+        // replica has the commit, too, the notes are what keeps deleted paths from showing.
+        let is_followed =
+            self.replica.layer_of(self.host, unit).is_some_and(|layer| layer.generation >= generation);
+        let clears_notes = after.state == State::Committed && is_followed;
+        self.write(vec![Change { clears_notes, ..changed(after) }], None)
+    }
+
+    /// Forgets the notes of those of `units` whose last commit says the same and is in the replica.
+    pub(super) fn forget_settled_notes(&self, units: Vec<UnitId>) -> Result<(), JournalError> {
+        let _writer = self.writer();
+        let settled = |unit: &UnitId| {
+            let memory = self.memory();
+            let record = memory.records.get(unit).filter(|_| memory.notes.contains_key(unit))?;
+            matches!(record.state, State::Committed | State::Evicted).then(|| record.clone())
+        };
+        let records = units.iter().filter_map(settled).filter(|record| self.is_followed(&record.unit));
+        let mut changes: Vec<Change> =
+            records.map(|record| Change { clears_notes: true, ..changed(record) }).collect();
+        changes.dedup_by(|a, b| a.unit == b.unit);
+        if changes.is_empty() { Ok(()) } else { self.write(changes, None) }
     }
 
     /// The store doesn't have the unit's commit any more: it must be sent again. Not for a partial layer, whose bytes aren't here.
@@ -119,49 +138,47 @@ impl Journal {
         if record.state != State::Running || record.committed.is_some() {
             return Err(illegal(unit, "forget", Some(record.state)));
         }
-        self.write(vec![Change { unit: unit.clone(), record: None, clears_gone: true }], None)
+        self.write(vec![Change { unit: unit.clone(), record: None, clears_notes: true }], None)
     }
 
     /// Notes that `path`, below the unit's root, was deleted, or is there again. In a layer that isn't partial there is nothing
     /// to note: what isn't in its spool isn't there.
     pub fn set_gone(&self, unit: &UnitId, path: &RelPath, is_gone: bool) -> Result<(), JournalError> {
-        self.set_all_gone(unit, std::slice::from_ref(path), is_gone)
+        if !self.get(unit).is_some_and(|record| record.partial) {
+            return Ok(());
+        }
+        self.note(unit, &[(path.clone(), is_gone.then_some(Note::Gone))])
     }
 
-    /// The same of many paths, in one transaction.
-    pub fn set_all_gone(&self, unit: &UnitId, paths: &[RelPath], is_gone: bool) -> Result<(), JournalError> {
+    /// Notes of paths below the unit's root, in one transaction. A unit that has nothing but a note gets its record by that.
+    pub fn note(&self, unit: &UnitId, notes: &[(RelPath, Option<Note>)]) -> Result<(), JournalError> {
         let _writer = self.writer();
-        if !self.memory().records.get(unit).is_some_and(|record| record.partial) {
+        let is_new = |(path, note): &&(RelPath, Option<Note>)| self.note_of(unit, path) != *note;
+        let notes: Vec<_> = notes.iter().filter(is_new).collect();
+        if notes.is_empty() {
             return Ok(());
         }
-        let paths: Vec<&RelPath> = paths.iter().filter(|path| self.is_gone(unit, path) != is_gone).collect();
-        if paths.is_empty() {
-            return Ok(());
-        }
+        let record = match self.get(unit) {
+            Some(_) => None,
+            None => Some(self.first_record(unit, self.clock.now_ms())),
+        };
         self.db.write(Durability::Immediate, |txn| {
-            let mut gone = txn.open_table(GONE)?;
-            for path in &paths {
+            let mut table = txn.open_table(NOTES)?;
+            for (path, note) in &notes {
                 let key = gone_key(unit, path);
-                if is_gone {
-                    gone.insert(&key[..], &[][..])?
-                } else {
-                    gone.remove(&key[..])?
+                match note {
+                    Some(note) => table.insert(&key[..], &note.encode()[..])?,
+                    None => table.remove(&key[..])?,
                 };
+            }
+            if let Some(record) = &record {
+                txn.open_table(UNITS)?.insert(&unit_key(unit)[..], &encode(record)[..])?;
             }
             Ok(())
         })?;
         let mut memory = self.memory_mut();
-        let known = memory.gone.entry(unit.clone()).or_default();
-        for path in paths {
-            if is_gone {
-                known.insert(path.clone())
-            } else {
-                known.remove(path)
-            };
-        }
-        if known.is_empty() {
-            memory.gone.remove(unit);
-        }
+        record.into_iter().for_each(|record| memory.apply(changed(record)));
+        notes.into_iter().for_each(|(path, note)| memory.set_note(unit, path, *note));
         Ok(())
     }
 
@@ -246,13 +263,13 @@ impl Journal {
         &self,
         unit: &UnitId,
         wanted: &'static str,
-        clears_gone: bool,
+        clears_notes: bool,
         next: impl FnOnce(&UnitRecord) -> Option<UnitRecord>,
     ) -> Result<(), JournalError> {
         let _writer = self.writer();
         let record = self.require(unit, wanted)?;
         let next = next(&record).ok_or_else(|| illegal(unit, wanted, Some(record.state)))?;
-        self.write(vec![Change { clears_gone, ..changed(next) }], None)
+        self.write(vec![Change { clears_notes, ..changed(next) }], None)
     }
 
     fn require(&self, unit: &UnitId, wanted: &'static str) -> Result<UnitRecord, JournalError> {
@@ -294,15 +311,15 @@ impl Journal {
                 manifests.remove(&hash.0[..])?;
             }
             let mut units = txn.open_table(UNITS)?;
-            let mut gone = txn.open_table(GONE)?;
+            let mut notes = txn.open_table(NOTES)?;
             for change in &changes {
                 let key = unit_key(&change.unit);
                 match &change.record {
                     Some(record) => units.insert(&key[..], &encode(record)[..])?,
                     None => units.remove(&key[..])?,
                 };
-                if change.clears_gone {
-                    clear_gone(&mut gone, &change.unit)?;
+                if change.clears_notes {
+                    clear_notes(&mut notes, &change.unit)?;
                 }
             }
             Ok(())
@@ -313,10 +330,10 @@ impl Journal {
     }
 }
 
-fn clear_gone(gone: &mut redb::Table<'_, &[u8], &[u8]>, unit: &UnitId) -> Result<(), redb::Error> {
+fn clear_notes(notes: &mut redb::Table<'_, &[u8], &[u8]>, unit: &UnitId) -> Result<(), redb::Error> {
     let prefix = gone_prefix(unit);
     let mut keys = Vec::new();
-    for row in gone.range::<&[u8]>(&prefix[..]..)? {
+    for row in notes.range::<&[u8]>(&prefix[..]..)? {
         let key = row?.0.value().to_vec();
         if !key.starts_with(&prefix) {
             break;
@@ -324,13 +341,13 @@ fn clear_gone(gone: &mut redb::Table<'_, &[u8], &[u8]>, unit: &UnitId) -> Result
         keys.push(key);
     }
     for key in keys {
-        gone.remove(&key[..])?;
+        notes.remove(&key[..])?;
     }
     Ok(())
 }
 
 fn changed(record: UnitRecord) -> Change {
-    Change { unit: record.unit.clone(), record: Some(record), clears_gone: false }
+    Change { unit: record.unit.clone(), record: Some(record), clears_notes: false }
 }
 
 /// The record of an own layer that is known from the catalog alone.

@@ -3,18 +3,14 @@
 use std::sync::Arc;
 
 use super::{
-    engine::Union,
     recall::{Contents, FetchFailure},
-    seal::Before,
     uplink::{Answer, Uplink, UplinkError},
 };
 use crate::{
     cache::Cache,
     catalog::Record,
     chunk::{ChunkParams, ObjectKind},
-    fs::view::{Candidate, View},
-    ids::{Hash, RelPath, Seq},
-    manifest::Body,
+    ids::Hash,
     wire::{
         CommitRequest,
         link::{Link, LinkError},
@@ -46,22 +42,6 @@ impl Uplink for Link {
 
     fn commit(&self, request: CommitRequest) -> Answer<'_, Record> {
         Box::pin(async move { Ok(Link::commit(self, request).await?) })
-    }
-}
-
-/// What the view shows, as far as its manifests are here: sealing doesn't wait for the network.
-impl Union for View {
-    fn before(&self, path: &RelPath) -> Before {
-        if !self.relevant(path) {
-            return Before::default();
-        }
-        let Ok(resolved) = self.lookup(path) else { return Before::default() };
-        let seq_of = |candidate: &Option<Candidate>| candidate.as_ref().map_or(Seq(0), |c| c.seq);
-        let shows = |c: &Candidate| c.entry.body != Body::Whiteout && !c.synthetic;
-        Before {
-            base: seq_of(&resolved.own).max(seq_of(&resolved.foreign)),
-            foreign: resolved.foreign.as_ref().is_some_and(shows),
-        }
     }
 }
 

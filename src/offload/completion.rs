@@ -130,8 +130,8 @@ fn sort_out(shared: &Shared, seen: Observation, rules: &LayoutRules, round: &mut
     }
 }
 
-/// A unit whose directory isn't in the spool: forgotten if it never reached the store, otherwise complete as it is, which tells the store
-/// that its content was deleted (or, of a partial layer, what of it was).
+/// A unit whose directory isn't in the spool: forgotten if it never reached the store and deletes nothing of others, otherwise complete as it
+/// is, which tells the store what was deleted.
 fn gone(
     shared: &Shared,
     unit: &UnitId,
@@ -140,7 +140,7 @@ fn gone(
     round: &mut Round,
 ) -> Option<Verdict> {
     let record = shared.journal.get(unit);
-    if record.is_some_and(|record| record.committed.is_some()) {
+    if record.is_some_and(|record| record.committed.is_some()) || !shared.journal.gone(unit).is_empty() {
         let quiet = activity.changed.map_or(Duration::MAX, |at| at.elapsed());
         let missing = Duration::from_millis(rules.settle_ms).saturating_sub(quiet);
         if missing.is_zero() {

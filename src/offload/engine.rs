@@ -24,7 +24,6 @@ use super::{
     names::OwnerNames,
     recall::{Contents, RecallError, Recaller},
     scheduler,
-    seal::Before,
     status::{Rate, Status, UnitError},
     tree::SpoolTree,
     uplink::Uplink,
@@ -38,12 +37,6 @@ use crate::{
     layout::{LayoutRules, Reason},
     spool::{Spool, activity::Activity},
 };
-
-/// What the union of committed layers shows; the engine asks it for the base of a change.
-pub trait Union: Send + Sync {
-    /// At `path` from the top of the tree, as far as it is known without the network.
-    fn before(&self, path: &RelPath) -> Before;
-}
 
 /// Called when a layer's files have left the spool or come back, while the unit is still frozen, so that whoever knows inodes forgets
 /// them. It must not wait for the kernel, which may be waiting for the thaw.
@@ -73,7 +66,6 @@ pub struct EngineParts {
     pub spool: Arc<Spool>,
     /// None: layers are completed, and nothing is sent.
     pub link: Option<Arc<dyn Uplink>>,
-    pub union: Arc<dyn Union>,
     pub contents: Arc<dyn Contents>,
     pub clock: Arc<dyn Clock>,
     pub on_evicted: OnEvicted,
@@ -92,7 +84,6 @@ pub struct Shared {
     pub journal: Arc<Journal>,
     pub activity: Arc<Activity>,
     pub tree: Arc<SpoolTree>,
-    pub union: Arc<dyn Union>,
     pub contents: Arc<dyn Contents>,
     pub clock: Arc<dyn Clock>,
     pub rules: LayoutRules,
@@ -167,7 +158,6 @@ impl Engine {
             journal: parts.journal,
             activity: parts.activity,
             tree: Arc::new(tree),
-            union: parts.union,
             contents: parts.contents,
             clock: parts.clock,
             rules: parts.settings.rules.clone(),
@@ -300,9 +290,9 @@ impl Engine {
         units.retain(is_unit);
         let known: HashSet<UnitId> = units.iter().cloned().collect();
         let is_running = |unit: &UnitId| {
-            journal.get(unit).is_none_or(|r| r.state == State::Running)
-                && tree.stat(&unit.root).is_ok_and(|found| found.is_some())
-                && is_unit(unit)
+            let record = journal.get(unit);
+            let is_there = || record.is_some() || tree.stat(&unit.root).is_ok_and(|found| found.is_some());
+            record.as_ref().is_none_or(|r| r.state == State::Running) && is_there() && is_unit(unit)
         };
         let changed = self.shared.activity.changed_units();
         units.extend(changed.into_iter().filter(|unit| !known.contains(unit) && is_running(unit)));

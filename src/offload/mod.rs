@@ -38,10 +38,9 @@ pub mod upload;
 pub mod window;
 
 pub use adapters::CachedContents;
-pub use engine::{CommandError, Engine, EngineError, EngineParts, OnEvicted, Settings, Union};
+pub use engine::{CommandError, Engine, EngineError, EngineParts, OnEvicted, Settings};
 pub use evict::EvictionRules;
 pub use recall::{Contents, FetchFailure};
-pub use seal::Before;
 pub use status::Status;
 pub use tree::SpoolTree;
 pub use uplink::{Answer, Uplink, UplinkError};

@@ -98,10 +98,13 @@ impl Recaller<'_> {
         let gone: BTreeSet<RelPath> = self.journal.gone(unit).into_iter().collect();
         let apart = self.spool.apart().map_err(|e| at(&unit.root, e))?;
         let scratch = Scratch::new(self.tmp_dir).map_err(|e| at(&unit.root, e))?;
+        let has_root = manifest.get(&RelPath::ROOT).is_some_and(|root| root.body == Body::Dir);
         let copy = Copy { manifest: &manifest, gone: &gone, contents: self.contents, dir: &scratch.tree() };
         let bytes = copy.build()?;
         apart.sync().map_err(|e| at(&unit.root, e))?;
-        self.move_in(&record, &scratch.tree(), &apart, on_evicted)?;
+        // A layer that only deletes has nothing to bring back, and no place for it.
+        let built = scratch.tree();
+        self.move_in(&record, has_root.then_some(&*built), &apart, on_evicted)?;
         Ok(bytes)
     }
 
@@ -122,7 +125,7 @@ impl Recaller<'_> {
     fn move_in(
         &self,
         record: &UnitRecord,
-        built: &Path,
+        built: Option<&Path>,
         apart: &SpoolTree,
         on_evicted: &OnEvicted,
     ) -> Result<(), RecallError> {
@@ -133,7 +136,9 @@ impl Recaller<'_> {
         if (now.state, now.generation, now.committed) != (record.state, record.generation, record.committed) {
             return Err(busy());
         }
-        self.put(unit, built).map_err(|e| at(&unit.root, e))?;
+        if let Some(built) = built {
+            self.put(unit, built).map_err(|e| at(&unit.root, e))?;
+        }
         apart.sync().map_err(|e| at(&unit.root, e))?;
         self.journal.recalled(unit)?;
         on_evicted(unit);
@@ -259,6 +264,9 @@ impl Copy<'_> {
 
     /// Makes one entry; says how many file bytes came for it.
     fn make(&self, entry: &Entry, owners: &mut Owners) -> Result<u64, RecallError> {
+        if entry.body == Body::Whiteout {
+            return Ok(0);
+        }
         self.check_above(&entry.path)?;
         let place = entry.path.under(self.dir);
         let fail = |e| at(&entry.path, e);
@@ -268,7 +276,7 @@ impl Copy<'_> {
         let mut bytes = 0;
         match &entry.body {
             Body::Dir => fs::create_dir_all(&place).map_err(fail)?,
-            Body::Whiteout => return Ok(0),
+            Body::Whiteout => {}
             Body::Link { to } if self.is_gone(to) => {
                 let (size, content) = self.manifest.file_of(entry).expect("a manifest's links lead to files");
                 bytes = self.make_file(&entry.path, size, &content)?;

@@ -8,7 +8,7 @@
 //! Where an entry is as it was in the layer's last commit, it keeps the generation since which it is so.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs::Metadata,
     io::{self, Read},
     os::unix::{ffi::OsStrExt, fs::FileTypeExt, fs::MetadataExt},
@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     ids::{Generation, Hash, PathError, RelPath, Scope, Seq, UnitId},
+    journal::Note,
     manifest::{Body, Entry, Manifest, ManifestError, Name, Omitted, OmittedKind},
 };
 
@@ -39,20 +40,11 @@ pub struct Subject<'a> {
     pub previous: Option<&'a Manifest>,
     /// Paths that aren't in the spool are as `previous` says.
     pub partial: bool,
-    /// Paths below the unit's root that were deleted.
-    pub gone: &'a BTreeSet<RelPath>,
-    /// What a path below the unit's root showed before this layer changed it.
-    pub before: &'a dyn Fn(&RelPath) -> Before,
+    /// What was noted of paths below the unit's root: deletions, and what changes are based on.
+    pub notes: &'a BTreeMap<RelPath, Note>,
+    /// The sequence number of what has been as it is in this layer since a generation that was committed.
+    pub committed_as: &'a dyn Fn(Generation) -> Seq,
     pub names: &'a OwnerNames,
-}
-
-/// What the union shows at a path, as far as it was committed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Before {
-    /// Sequence number of the entry that shows; 0 = nothing, or not known.
-    pub base: Seq,
-    /// Another host's entry would show if this layer had nothing there: a deletion needs a whiteout.
-    pub foreign: bool,
 }
 
 /// Why there is no manifest.
@@ -234,20 +226,25 @@ impl<'a> Draft<'a> {
         Ok((before, size, hasher.finalize().into()))
     }
 
-    /// Takes an entry of the spool; its dates are the previous commit's if it is the same.
+    /// Takes an entry of the spool; its dates are the previous commit's if it is the same, and if nothing else had taken its place before
+    /// it was put there again.
     fn push(&mut self, mut entry: Entry, file: Option<(u64, Hash)>) {
-        let previous = self.subject.previous;
-        let same = previous.and_then(|m| {
-            let old = m.get(&entry.path).filter(|old| old.attrs == entry.attrs)?;
+        let old = self.subject.previous.and_then(|m| Some((m, m.get(&entry.path)?)));
+        let committed = old.map_or(Seq(0), |(_, old)| (self.subject.committed_as)(old.since));
+        let based_on = match self.subject.notes.get(&entry.path) {
+            Some(Note::Based(seq) | Note::Hidden(seq)) => *seq,
+            Some(Note::Gone) | None => Seq(0),
+        };
+        let same = old.filter(|(m, old)| {
             let same_body = match file {
                 Some(file) => m.file_of(old) == Some(file),
                 None => old.body == entry.body,
             };
-            same_body.then_some(old)
+            same_body && old.attrs == entry.attrs && (entry.body == Body::Dir || based_on <= committed)
         });
         (entry.since, entry.base) = match same {
-            Some(old) => (old.since, old.base),
-            None => (self.subject.generation, (self.subject.before)(&entry.path).base),
+            Some((_, old)) => (old.since, old.base),
+            None => (self.subject.generation, based_on.max(committed)),
         };
         self.entries.push(entry);
     }
@@ -259,8 +256,11 @@ impl<'a> Draft<'a> {
         let mut moved: HashMap<&RelPath, RelPath> = HashMap::new();
         let mut kept = Vec::new();
         for old in previous.entries() {
-            let wanted = self.subject.partial || old.body == Body::Whiteout;
-            if !wanted || !is_kept(&old.path) {
+            let is_wanted = match old.body {
+                Body::Whiteout => !here.contains_key(&old.path) && self.hidden(&old.path) <= old.base,
+                _ => self.subject.partial && is_kept(&old.path),
+            };
+            if !is_wanted {
                 continue;
             }
             let mut entry = old.clone();
@@ -291,7 +291,7 @@ impl<'a> Draft<'a> {
         let mut is_self = true;
         while let Some(dir) = at {
             let replaced = !is_self && here.get(&dir).is_some_and(|found| !found.is_dir());
-            if replaced || self.subject.gone.contains(&dir) {
+            if replaced || self.subject.notes.get(&dir).is_some_and(|note| note.is_deleted()) {
                 return true;
             }
             at = dir.parent();
@@ -300,17 +300,28 @@ impl<'a> Draft<'a> {
         false
     }
 
-    /// Where a deleted path would let another host's entry show again, it is hidden.
+    /// Up to which number others' entries at this very path were deleted since the last commit.
+    fn hidden(&self, path: &RelPath) -> Seq {
+        match self.subject.notes.get(path) {
+            Some(Note::Hidden(upto)) => *upto,
+            _ => Seq(0),
+        }
+    }
+
+    /// Others' entries that were deleted are hidden, unless there is something in their place or the previous commit hides them already.
     fn add_whiteouts(&mut self, here: &HashMap<&RelPath, &Metadata>) {
-        for path in self.subject.gone.iter().filter(|path| !here.contains_key(path)) {
-            let before = (self.subject.before)(path);
-            if !before.foreign {
-                continue;
+        let (previous, since) = (self.subject.previous, self.subject.generation);
+        let is_hidden = |path: &RelPath, base: Seq| {
+            let old = previous.and_then(|m| m.get(path));
+            old.is_some_and(|old| old.body == Body::Whiteout && old.base >= base)
+        };
+        for (path, note) in self.subject.notes.iter().filter(|(path, _)| !here.contains_key(path)) {
+            let Note::Hidden(base) = *note else { continue };
+            if !is_hidden(path, base) {
+                let attrs = crate::manifest::Attrs { mode: 0, uid: 0, gid: 0, mtime: Default::default() };
+                let body = Body::Whiteout;
+                self.entries.push(Entry { path: path.clone(), attrs, body, since, base });
             }
-            let attrs = crate::manifest::Attrs { mode: 0, uid: 0, gid: 0, mtime: Default::default() };
-            let since = self.subject.generation;
-            let body = Body::Whiteout;
-            self.entries.push(Entry { path: path.clone(), attrs, body, since, base: before.base });
         }
     }
 
@@ -381,11 +392,19 @@ mod tests {
             generation: Generation(number),
             previous,
             partial: gone.is_some(),
-            gone: &gone.unwrap_or_default().iter().map(|p| path(p)).collect(),
-            before: &|p| Before { base: Seq(70 + u64::from(number)), foreign: p.name() == Some(b"foreign") },
+            notes: &gone.unwrap_or_default().iter().map(|p| (path(p), note(p))).collect(),
+            committed_as: &|since| Seq(70 + u64::from(since.0)),
             names: &OwnerNames::default(),
         };
         describe(&subject).map(|d| d.manifest)
+    }
+
+    fn note(at: &str) -> Note {
+        match at {
+            "foreign" => Note::Hidden(Seq(60)),
+            "copied" => Note::Based(Seq(90)),
+            _ => Note::Gone,
+        }
     }
 
     fn unit() -> UnitId {
@@ -437,7 +456,7 @@ mod tests {
         assert_eq!(m.omitted(), [Omitted { path: path("socket"), kind: OmittedKind::Socket }]);
         let uid = std::fs::metadata(&top).expect("stat").uid();
         assert_eq!(m.user(uid).is_some(), OwnerNames::default().user(uid).is_some());
-        assert!(m.entries().iter().all(|e| e.since == Generation(1) && e.base == Seq(71)));
+        assert!(m.entries().iter().all(|e| e.since == Generation(1) && e.base == Seq(0)));
         assert_eq!(Manifest::decode(&m.encode()).expect("decodes"), m);
     }
 
@@ -470,11 +489,11 @@ mod tests {
         std::fs::remove_file(top.join("link")).expect("rm");
         let second = describe_as(&spool, &unit(), 2, Some(&first));
         let dates = |p| second.get(&path(p)).map(|e| (e.since.0, e.base.0));
-        assert_eq!(dates("same"), Some((1, 71)));
-        assert_eq!(dates("other"), Some((2, 72)));
+        assert_eq!(dates("same"), Some((1, 0)));
+        assert_eq!(dates("other"), Some((2, 71)));
         // Its body is a file now and was a link, which nobody can see.
         assert_eq!(body(&second, b"link2"), &Body::File { size: 1, content: Hash::of(b"2") });
-        assert_eq!(dates("link2"), Some((1, 71)));
+        assert_eq!(dates("link2"), Some((1, 0)));
         assert_eq!(dates("link"), None);
         assert_eq!(describe_as(&spool, &unit(), 3, Some(&second)), second);
     }
@@ -504,10 +523,24 @@ mod tests {
         assert_eq!(body(&m, b"foreign"), &Body::Whiteout);
         assert_eq!(m.get(&path("e/x")).map(|e| e.since), Some(Generation(1)));
         assert_eq!(m.get(&path("d")).map(|e| e.since), Some(Generation(2)));
-        // The whiteout stays, though nobody says again that the path is gone.
+        assert_eq!(m.get(&path("foreign")).map(|e| (e.since.0, e.base)), Some((2, Seq(60))));
+        // The whiteout stays as it was, though nobody says again that the path is gone, or says the same again.
+        let again = describe_part(&spool, &unit(), 3, Some(&m), Some(&["foreign"])).expect("describes");
+        assert_eq!(again.get(&path("foreign")), m.get(&path("foreign")));
         let m = describe_part(&spool, &unit(), 3, Some(&m), None).expect("describes");
         assert_eq!(body(&m, b"foreign"), &Body::Whiteout);
         assert_eq!(m.get(&path("e/x")), None);
+    }
+
+    /// Where another host's entry had taken an own one's place, the same again is a change, based on what it replaces.
+    #[test]
+    fn what_was_put_back_over_a_newer_entry_has_changed() {
+        let spool = Spool::new();
+        spool.file("1-me/host1/copied", b"as it was");
+        let first = describe_as(&spool, &unit(), 1, None);
+        let second = describe_part(&spool, &unit(), 2, Some(&first), Some(&["copied"])).expect("describes");
+        let dates = |m: &Manifest, at| m.get(&path(at)).map(|e| (e.since.0, e.base.0));
+        assert_eq!((dates(&second, "copied"), dates(&second, "")), (Some((2, 90)), dates(&first, "")));
     }
 
     /// A path that leads through a symbolic link is not read, wherever the link came from.

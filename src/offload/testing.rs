@@ -1,7 +1,7 @@
 //! What the engine's tests share: a spool in a temporary directory, and a store in memory.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard},
 };
@@ -9,14 +9,14 @@ use std::{
 use super::{
     names::OwnerNames,
     recall::{Contents, FetchFailure},
-    seal::{self, Before, Subject},
+    seal::{self, Subject},
     tree::SpoolTree,
     uplink::{Answer, Uplink, UplinkError},
 };
 use crate::{
     catalog::{Commit, Head, Record, RecordBody},
     chunk::{ObjectKind, Recipe, block::Block},
-    ids::{Generation, Hash, HostUuid, RelPath, StoreUuid, UnitId},
+    ids::{Generation, Hash, HostUuid, RelPath, Seq, StoreUuid, UnitId},
     manifest::Manifest,
     spool,
     wire::CommitRequest,
@@ -67,8 +67,8 @@ pub fn describe(spool: &Spool, unit: &UnitId) -> Manifest {
         generation: Generation::FIRST,
         previous: None,
         partial: false,
-        gone: &BTreeSet::new(),
-        before: &|_| Before::default(),
+        notes: &BTreeMap::new(),
+        committed_as: &|_| Seq(0),
         names: &OwnerNames::default(),
     };
     seal::describe(&subject).expect("describes").manifest

@@ -12,29 +12,20 @@ use std::{
 };
 
 use super::{
-    CommandError, Engine, EngineParts, Settings, Union,
+    CommandError, Engine, EngineParts, Settings,
     evict::{EvictError, EvictionRules},
-    seal::Before,
     testing::{MemoryStore, STORE, Spool as TestSpool, describe, path},
 };
 use crate::{
     chunk::ChunkParams,
     clock::SystemClock,
-    ids::{Generation, Hash, RelPath, UnitId},
+    ids::{Generation, Hash, UnitId},
     journal::{Journal, State},
     layout::LayoutRules,
     spool::{Spool, activity::Activity},
 };
 
 const SOON: Duration = Duration::from_secs(20);
-
-struct NoUnion;
-
-impl Union for NoUnion {
-    fn before(&self, _path: &RelPath) -> Before {
-        Before::default()
-    }
-}
 
 /// A host.
 struct Lab {
@@ -78,7 +69,6 @@ impl Lab {
             activity: activity.clone(),
             touched,
             link: has_link.then(|| self.store.clone() as _),
-            union: Arc::new(NoUnion),
             contents: self.store.clone(),
             clock: Arc::new(SystemClock),
             on_evicted: Box::new(move |_| {

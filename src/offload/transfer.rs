@@ -1,17 +1,16 @@
 //! A transfer: one unit from `Complete` to `Committed`, as far as it goes now.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::sync::Arc;
 
 use super::{
     engine::Shared,
-    seal::{self, Before, Described, SealError, Subject},
+    seal::{self, Described, SealError, Subject},
     uplink::UplinkError,
     upload::{self, Layer, UploadError, Uploader},
 };
 use crate::{
-    ids::{Generation, RelPath, Seq, UnitId},
+    ids::{Generation, UnitId},
     journal::{JournalError, State, UnitRecord},
-    manifest::Manifest,
 };
 
 /// How a transfer ended.
@@ -90,27 +89,20 @@ fn describe(shared: &Shared, record: &UnitRecord) -> Result<Described, TransferE
     if record.partial && previous.is_none() {
         return Err(TransferError::NoManifest);
     }
-    let gone: BTreeSet<RelPath> = shared.journal.gone(unit).into_iter().collect();
-    let before = |path: &RelPath| before(shared, unit, previous.as_deref(), path);
+    let notes = shared.journal.notes(unit);
+    let host = shared.journal.host();
+    let committed_as = |since: Generation| shared.journal.seq_of(host, unit, since).unwrap_or_default();
     let subject = Subject {
         tree: &shared.tree,
         unit,
         generation: record.generation,
         previous: previous.as_deref(),
         partial: record.partial,
-        gone: &gone,
-        before: &before,
+        notes: &notes,
+        committed_as: &committed_as,
         names: &shared.names,
     };
     Ok(seal::describe(&subject)?)
-}
-
-/// What the path showed before: the newest committed entry, this host's or another's.
-fn before(shared: &Shared, unit: &UnitId, previous: Option<&Manifest>, path: &RelPath) -> Before {
-    let own = previous.and_then(|manifest| manifest.get(path)).map(|entry| entry.since);
-    let own = own.and_then(|since: Generation| shared.journal.seq_of(shared.journal.host(), unit, since));
-    let union = unit.root.append(path).map(|path| shared.union.before(&path)).unwrap_or_default();
-    Before { base: union.base.max(own.unwrap_or(Seq(0))), ..union }
 }
 
 /// Sends a sealed layer and journals the store's answer.

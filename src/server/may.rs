@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     chunk::{ObjectKind, block::Block},
-    ids::Hash,
+    ids::{Hash, Seq},
     manifest::{Body, Manifest},
     wire::rights::Rights,
 };
@@ -28,16 +28,21 @@ pub(super) fn check(
             commit.unit
         ));
     }
-    if !rights.delete && has_whiteout(store, &commit.manifest)? {
-        return no(format!(
-            "{} deletes other hosts' entries, and this host has no right `delete`",
+    match newest_deletion(store, &commit.manifest)? {
+        Some(_) if !rights.delete => {
+            no(format!("{} deletes other hosts' entries, and this host has no right `delete`", commit.unit))
+        }
+        // It would hide what is still to come.
+        Some(base) if base > store.head().seq => no(format!(
+            "{} deletes what was there at {base}, and the catalog hasn't come so far",
             commit.unit
-        ));
+        )),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
-fn has_whiteout(store: &dyn StoreApi, hash: &Hash) -> Result<bool, StoreFault> {
+/// The highest number that a whiteout is based on, if there is one.
+fn newest_deletion(store: &dyn StoreApi, hash: &Hash) -> Result<Option<Seq>, StoreFault> {
     let unacceptable = |why: String| StoreFault::Unacceptable(why);
     let encoded = store
         .fetch(ObjectKind::Manifest, hash)?
@@ -47,5 +52,6 @@ fn has_whiteout(store: &dyn StoreApi, hash: &Hash) -> Result<bool, StoreFault> {
         .get(ObjectKind::Manifest, hash)
         .ok_or_else(|| StoreFault::Broken(format!("the block for manifest {hash} doesn't hold it")))?;
     let manifest = Manifest::decode(bytes).map_err(|e| unacceptable(e.to_string()))?;
-    Ok(manifest.entries().iter().any(|entry| matches!(entry.body, Body::Whiteout)))
+    let whiteouts = manifest.entries().iter().filter(|entry| entry.body == Body::Whiteout);
+    Ok(whiteouts.map(|entry| entry.base).max())
 }

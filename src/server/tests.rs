@@ -460,6 +460,12 @@ async fn rights_are_checked_at_the_commit() {
     let mut admin = lab.host("web");
     assert!(admin.up().await.may_delete);
     admin.add("1-me/host1", &whiteout).await.expect("has the right");
+    // Nobody hides what is still to come.
+    let entry = whiteout.get(&"gone".parse().expect("a path")).expect("is in it").clone();
+    let later =
+        Manifest::new(vec![crate::manifest::Entry { base: Seq(99), ..entry }], vec![], vec![], vec![]);
+    let error = admin.add("4-me/h", &later.expect("a good manifest")).await.expect_err("beyond the head");
+    assert!(error.to_string().contains("hasn't come so far"), "{error}");
 }
 
 /// A host that says what it likes.

@@ -99,6 +99,19 @@ impl Lab {
         Machine { name: name.to_owned(), config, mount, state }
     }
 
+    /// A host whose key may delete what others committed.
+    pub fn machine_with_delete(&self, name: &str) -> Machine {
+        let script = self.path().join("serve-with-delete");
+        let lab = self.path().display();
+        let text = format!(
+            "#!/bin/sh\nexec {EXE} --config {lab}/results/global_config.ini \"$@\" --allow add,overlay,delete\n"
+        );
+        fs::write(&script, text).expect("a script");
+        fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .expect("may be run");
+        self.machine_with(name, &format!("remote_command: {}", script.display()))
+    }
+
     pub fn start_serve(&mut self) {
         let log =
             fs::File::options().create(true).append(true).open(self.path().join("serve.log")).expect("a log");

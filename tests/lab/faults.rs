@@ -46,7 +46,7 @@ fn jobs_in(lab: &Lab, count: u32) -> (PathBuf, Vec<PathBuf>) {
 }
 
 /// Mounts again after the daemon was killed that nobody supervised; the dead mount is cleared on the way.
-fn mount_again(lab: &mut Lab, drone: &Machine) {
+pub fn mount_again(lab: &mut Lab, drone: &Machine) {
     wait_for("the daemon to be gone", Duration::from_secs(10), || {
         std::os::unix::net::UnixStream::connect(drone.state.join("control.sock")).is_err()
     });

@@ -6,6 +6,7 @@ mod faults;
 mod harness;
 mod identity;
 mod nasty;
+mod overlay;
 mod recovery;
 mod takeover;
 mod union;

@@ -54,7 +54,8 @@ fn writers(lab: &Lab, machine: &Machine, count: usize) -> (PathBuf, Vec<Child>) 
         command.arg(&script).arg(place).arg(&stop).stdin(Stdio::null());
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("python3 runs")
     };
-    (stop, (0..count).map(start).collect())
+    let writers = (0..count).map(start).collect();
+    (stop, writers)
 }
 
 /// Ends the writers; none may have seen anything that isn't as on a local disk.

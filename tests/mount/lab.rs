@@ -58,7 +58,6 @@ impl Lab {
             view: Arc::new(View::new(journal.clone(), cache.clone())),
             journal: journal.clone(),
             cache,
-            may_delete: false,
             rules: LayoutRules::default(),
             tmp_dir: dir.path().join("tmp"),
             keep: None,
@@ -88,9 +87,15 @@ impl Lab {
         self.told(self.fs.remote_changed(std::slice::from_ref(unit)));
     }
 
+    /// Another host commits the deletion of these paths, and this host hears of it.
+    pub fn foreign_deletes(&self, unit: &UnitId, paths: &[&str]) {
+        self.store.commit_deletions(unit, paths);
+        self.told(self.fs.remote_changed(std::slice::from_ref(unit)));
+    }
+
     /// This host's layer of `unit` is committed as it shows.
     pub fn commit(&self, unit: &UnitId) {
-        self.store.commit_own(unit, &self.at(unit.root.as_path()));
+        self.store.commit_own(unit, self.fs.spool());
         self.told(self.fs.remote_changed(std::slice::from_ref(unit)));
     }
 

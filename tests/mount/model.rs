@@ -1,5 +1,5 @@
-//! Random operations against an ordinary directory as the reference, with commits and evictions between them: whatever is where, the
-//! tree is the same.
+//! Random operations against an ordinary directory as the reference, with commits and evictions between them, and with another host that
+//! takes over all that shows and adds to it: whatever is where and whosever it is, the tree is the same.
 
 use std::{
     fs::{self, OpenOptions},
@@ -15,7 +15,7 @@ use resultsfs::{
     journal::State,
 };
 
-use crate::lab::Lab;
+use crate::lab::{Lab, sh};
 
 /// One step. Names are few, so that steps meet.
 #[derive(Debug, Clone)]
@@ -30,6 +30,8 @@ enum Step {
     Chmod(String, u32),
     Commit,
     Evict,
+    /// Another host commits all that shows, with one file more.
+    Foreign(String),
 }
 
 fn name() -> impl Strategy<Value = String> {
@@ -48,6 +50,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (name(), 0o600..0o1000u32).prop_map(|(n, mode)| Step::Chmod(n, mode)),
         2 => Just(Step::Commit),
         2 => Just(Step::Evict),
+        2 => name().prop_map(Step::Foreign),
     ]
 }
 
@@ -77,7 +80,7 @@ fn act(root: &Path, step: &Step) -> Outcome {
             Ok(_) => fs::set_permissions(at(name), fs::Permissions::from_mode(*mode)),
             Err(e) => Err(e),
         },
-        Step::Commit | Step::Evict => Ok(()),
+        Step::Commit | Step::Evict | Step::Foreign(_) => Ok(()),
     };
     result.map_err(|e| e.raw_os_error().expect("a number"))
 }
@@ -101,12 +104,24 @@ fn snapshot(root: &Path) -> Vec<(PathBuf, u32, Vec<u8>)> {
     found
 }
 
+fn foreign(lab: &Lab, unit: &UnitId, reference: &Path, name: &str) {
+    let new = reference.join(name);
+    if fs::symlink_metadata(&new).is_err() {
+        // Its parent may not be a directory, or not there.
+        let _ = fs::write(&new, "theirs");
+    }
+    let theirs = lab.dir.path().join("theirs");
+    sh(r#"rm -rf "$2"; cp -a "$1" "$2""#, &[reference, &theirs]);
+    lab.foreign(unit, &theirs);
+}
+
 fn check(passthrough: Passthrough, steps: &[Step]) -> Result<(), TestCaseError> {
     let lab = Lab::new(passthrough);
     let unit = UnitId::tree(RelPath::parse("1-me/host1").expect("a path"));
     let (ours, reference) = (lab.at("1-me/host1"), lab.dir.path().join("reference"));
     fs::create_dir_all(&ours).expect("made");
     fs::create_dir(&reference).expect("made");
+    lab.store.allow_delete(true);
     for step in steps {
         let expected = act(&reference, step);
         let outcome = act(&ours, step);
@@ -122,6 +137,9 @@ fn check(passthrough: Passthrough, steps: &[Step]) -> Result<(), TestCaseError> 
             // mv(1) would be refused for the same reason as the reference's.
             (Step::Rename(..), Err(libc::EXDEV)) => {}
             (_, outcome) => prop_assert_eq!(outcome, expected, "{:?}", step),
+        }
+        if let Step::Foreign(name) = step {
+            foreign(&lab, &unit, &reference, name);
         }
         let state = || lab.journal.get(&unit).map(|record| record.state);
         if matches!(step, Step::Commit | Step::Evict) && matches!(state(), None | Some(State::Running)) {

@@ -13,10 +13,19 @@ use std::{
 use resultsfs::{
     cache::{BlockSource, FetchError},
     catalog::{Commit, Head, Record, RecordBody},
-    chunk::{ObjectKind, block::BlockBuilder},
+    chunk::{
+        ObjectKind,
+        block::{Block, BlockBuilder},
+    },
     ids::{Generation, Hash, HostUuid, RelPath, Scope, Seq, StoreUuid, UnitId},
-    journal::{CompleteHow, Journal},
+    journal::{CompleteHow, Journal, UnitRecord},
     manifest::{Attrs, Body, Entry, Manifest, Name, Timestamp},
+    offload::{
+        SpoolTree,
+        names::OwnerNames,
+        seal::{self, Subject},
+    },
+    spool::Spool,
 };
 
 pub struct FakeStore {
@@ -50,6 +59,11 @@ impl FakeStore {
         self.is_away.store(is_away, Ordering::Relaxed);
     }
 
+    /// Whether the store lets this host delete what others committed.
+    pub fn allow_delete(&self, may: bool) {
+        self.journal.set_may_delete(self.uuid, may).expect("remembered");
+    }
+
     pub fn commit_foreign(&self, unit: &UnitId, source: &Path) {
         let mut generation = self.generation.lock().expect("not poisoned");
         let manifest = self.take(unit, source, *generation);
@@ -57,14 +71,68 @@ impl FakeStore {
         *generation = generation.next();
     }
 
-    pub fn commit_own(&self, unit: &UnitId, source: &Path) {
+    /// What the engine does: describes the spool, and keeps the contents.
+    pub fn commit_own(&self, unit: &UnitId, spool: &Arc<Spool>) {
         let how = CompleteHow { lost: false, by_hand: false };
         self.journal.complete(&[(unit.clone(), how)]).expect("complete");
-        let generation = self.journal.get(unit).expect("a record").generation;
-        let manifest = self.take(unit, source, generation);
+        let record = self.journal.get(unit).expect("a record");
+        let generation = record.generation;
+        let manifest = self.describe(&record, spool);
+        for (path, (size, content)) in files(&manifest) {
+            let Ok(bytes) = std::fs::read(unit.root.append(&path).expect("short").under(spool.path())) else {
+                continue;
+            };
+            assert!(size < resultsfs::limits::SPLIT_BYTES, "tests keep to single chunks");
+            self.put(ObjectKind::Chunk, content, &bytes);
+        }
         self.journal.seal(unit, generation, &manifest).expect("sealed");
         let record = self.publish(self.journal.host(), unit, generation, &manifest);
         self.journal.committed(unit, generation, &record).expect("committed");
+    }
+
+    /// Another host commits the deletion of these paths.
+    pub fn commit_deletions(&self, unit: &UnitId, paths: &[&str]) {
+        let mut generation = self.generation.lock().expect("not poisoned");
+        let (base, since) = (self.head.lock().expect("not poisoned").seq, *generation);
+        let attrs = Attrs { mode: 0, uid: 0, gid: 0, mtime: Timestamp::default() };
+        let whiteout = |at: &&str| {
+            let path = RelPath::parse(*at).expect("a path");
+            Entry { path, attrs, body: Body::Whiteout, since, base }
+        };
+        let entries = paths.iter().map(whiteout).collect();
+        let manifest = Manifest::new(entries, Vec::new(), Vec::new(), Vec::new()).expect("a manifest");
+        self.publish(self.other, unit, since, &manifest);
+        *generation = generation.next();
+    }
+
+    /// What this host's newest layer of `unit` deletes.
+    pub fn own_whiteouts(&self, unit: &UnitId) -> Vec<String> {
+        let committed = self.journal.get(unit).and_then(|r| r.committed).expect("committed");
+        let manifest = self.manifest(&committed.manifest);
+        let whiteouts = manifest.entries().iter().filter(|e| e.body == Body::Whiteout);
+        whiteouts.map(|e| e.path.to_string()).collect()
+    }
+
+    fn describe(&self, record: &UnitRecord, spool: &Arc<Spool>) -> Manifest {
+        let unit = &record.unit;
+        let previous = record.committed.map(|c| self.manifest(&c.manifest));
+        let described = seal::describe(&Subject {
+            tree: &SpoolTree::new(spool.clone()),
+            unit,
+            generation: record.generation,
+            previous: previous.as_ref(),
+            partial: record.partial,
+            notes: &self.journal.notes(unit),
+            committed_as: &|since| self.journal.seq_of(self.journal.host(), unit, since).unwrap_or_default(),
+            names: &OwnerNames::default(),
+        });
+        described.expect("describes").manifest
+    }
+
+    fn manifest(&self, hash: &Hash) -> Manifest {
+        let blocks = self.blocks.lock().expect("not poisoned");
+        let block = Block::open(&blocks[&(ObjectKind::Manifest, *hash)]).expect("a good block");
+        Manifest::decode(block.get(ObjectKind::Manifest, hash).expect("in it")).expect("a manifest")
     }
 
     fn publish(&self, host: HostUuid, unit: &UnitId, generation: Generation, manifest: &Manifest) -> Record {
@@ -135,6 +203,11 @@ impl FakeStore {
         link(&mut entries, source);
         Manifest::new(entries, Vec::new(), users, Vec::new()).expect("a manifest")
     }
+}
+
+fn files(manifest: &Manifest) -> Vec<(RelPath, (u64, Hash))> {
+    let files = manifest.entries().iter();
+    files.filter_map(|e| Some((e.path.clone(), manifest.file_of(e)?))).collect()
 }
 
 /// Other names of a file become links to its first.

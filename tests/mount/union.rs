@@ -131,6 +131,79 @@ all_ways! {
         assert_eq!(fs::read_to_string(at("debug/client.DEBUG")).expect("read").lines().count(), 2000);
     }
 
+    /// With the store's leave what others committed can be deleted: it is gone here at once, and for everybody with the next commit.
+    fn what_others_have_is_deleted_with_leave(lab) {
+        let source = results(&lab, "theirs");
+        let unit = tree("7-me/host2");
+        lab.foreign(&unit, &source);
+        lab.store.allow_delete(true);
+        let at = |path: &str| lab.at(Path::new("7-me/host2").join(path));
+        fs::remove_file(at("status.log")).expect("removed");
+        assert!(!at("status.log").exists());
+        assert_eq!(errno(fs::remove_dir(at("debug"))), libc::ENOTEMPTY);
+        // An own copy on top goes with what is below it.
+        append(&at("empty"), "x");
+        fs::remove_file(at("empty")).expect("removed");
+        assert!(!at("empty").exists());
+        fs::write(at("mine"), "new").expect("written");
+        fs::rename(at("mine"), at("debug/client.DEBUG")).expect("replaced");
+        assert_eq!(fs::read_to_string(at("debug/client.DEBUG")).expect("read"), "new");
+        fs::rename(at("hard"), at("moved")).expect("renamed");
+        assert_eq!((at("hard").exists(), fs::read_to_string(at("moved")).expect("read")), (false, "START ----\n".into()));
+        sh(r#"cd "$1"; rm -rf sysinfo; test ! -e sysinfo; mkdir sysinfo; test -z "$(ls sysinfo)"; touch sysinfo/new"#, &[&at("")]);
+        let expected = describe(&at(""));
+        lab.commit(&unit);
+        assert_same_tree(&at(""), &expected);
+        let whiteouts: Vec<_> = lab.store.own_whiteouts(&unit);
+        assert_eq!(whiteouts, ["empty", "hard", "status.log", "sysinfo/deep", "sysinfo/deep/f"]);
+        assert!(lab.journal.gone(&unit).is_empty(), "the commit says it");
+        lab.evict(&unit);
+        assert_same_tree(&at(""), &expected);
+        // What the other host writes later shows.
+        sh(r#"rm -rf "$1/debug" "$1/hard"; echo later > "$1/status.log""#, &[&source]);
+        lab.foreign(&unit, &source);
+        assert_eq!(fs::read_to_string(at("status.log")).expect("read"), "later\n");
+    }
+
+    /// A whole job of another host goes as one, and what comes to it later shows with its way.
+    fn a_whole_job_of_another_host_is_deleted(lab) {
+        let source = results(&lab, "theirs");
+        let (unit, loose) = (tree("7-me/host2"), UnitId::loose(RelPath::parse("7-me").expect("a path")));
+        lab.foreign(&unit, &source);
+        lab.store.allow_delete(true);
+        sh(r#"rm -rf "$1""#, &[&lab.at("7-me")]);
+        assert_eq!((lab.at("7-me").exists(), fs::read_dir(lab.at("")).expect("lists").count()), (false, 0));
+        assert!(!lab.spool("7-me").exists());
+        lab.commit(&unit);
+        lab.commit(&loose);
+        assert_eq!((lab.at("7-me").exists(), fs::read_dir(lab.at("")).expect("lists").count()), (false, 0));
+        fs::create_dir_all(lab.at("7-me/host2")).expect("the name is free");
+        assert_eq!(fs::read_dir(lab.at("7-me/host2")).expect("lists").count(), 0);
+        fs::remove_dir(lab.at("7-me/host2")).expect("removed");
+        fs::remove_dir(lab.at("7-me")).expect("removed");
+        assert!(!lab.at("7-me").exists());
+        lab.foreign(&tree("7-me/host3"), &source);
+        assert_eq!(sh(r#"ls "$1""#, &[&lab.at("7-me")]), "host3\n");
+    }
+
+    /// Another host's deletion of what is in this host's spool hides it, and doesn't stand in the way of what comes there anew.
+    fn a_foreign_deletion_hides_the_own_file(lab) {
+        let unit = tree("7-me/host1");
+        sh(r#"mkdir -p "$1/d"; echo 1 > "$1/f"; echo 2 > "$1/d/g"; touch -d @7 "$1/f""#, &[&lab.at("7-me/host1")]);
+        lab.commit(&unit);
+        let at = |path: &str| lab.at(Path::new("7-me/host1").join(path));
+        lab.foreign_deletes(&unit, &["d", "d/g", "f"]);
+        assert_eq!(fs::read_dir(at("")).expect("lists").count(), 0);
+        assert!(lab.spool("7-me/host1/f").exists());
+        fs::create_dir(at("d")).expect("made");
+        assert_eq!(fs::read_dir(at("d")).expect("lists").count(), 0);
+        sh(r#"echo 1 > "$1/f"; touch -d @7 "$1/f"; rmdir "$1/d""#, &[&at("")]);
+        let expected = describe(&at(""));
+        lab.commit(&unit);
+        assert_same_tree(&at(""), &expected);
+        assert_eq!(fs::read_to_string(at("f")).expect("the same again is new"), "1\n");
+    }
+
     /// P1 and P2's other side: what was evicted reads as before, and the disk is free.
     fn an_evicted_unit_is_the_same_tree(lab) {
         let unit = tree("7-me/host1");
@@ -206,7 +279,7 @@ all_ways! {
         fs::create_dir(at("debug")).expect("made again");
         assert_eq!(fs::read_dir(at("debug")).expect("lists").count(), 0, "what was deleted stays so");
         fs::write(at("debug/client.DEBUG"), "again").expect("written");
-        assert_eq!(lab.journal.gone(&unit).len(), 0);
+        assert_eq!(fs::read_to_string(at("debug/client.DEBUG")).expect("read"), "again");
         fs::rename(at("status.log"), at("renamed")).expect("renamed");
         assert!(!at("status.log").exists());
         assert_eq!(fs::read_to_string(at("renamed")).expect("read"), "START ----\n");

@@ -49,6 +49,8 @@ struct Lab {
     layers: BTreeMap<(usize, UnitId), LayerState>,
     /// What a commit's record says of its bytes; `None` = the truth.
     told_bytes: Option<u64>,
+    /// How many of the catalog's last records a host that deletes hasn't heard of.
+    unheard: u64,
 }
 
 /// A layer as its host has it.
@@ -86,7 +88,7 @@ impl Lab {
         let view = new_view(&dir, &journal, &source, "cache");
         let hosts = vec![journal.host(), HostUuid::random(), HostUuid::random()];
         let (head, layers) = (Head::genesis(store), BTreeMap::new());
-        Self { dir, journal, view, source, store, head, hosts, layers, told_bytes: None }
+        Self { dir, journal, view, source, store, head, hosts, layers, told_bytes: None, unheard: 0 }
     }
 
     /// Host number `host` commits the next generation of its layer with these changes; no body = no longer
@@ -104,13 +106,17 @@ impl Lab {
         changes: &[(&str, Option<Body>)],
         overtaken: u32,
     ) -> Seq {
+        let heard = Seq(self.head.seq.0.saturating_sub(self.unheard));
         let state = self.layers.entry((host, unit.clone())).or_default();
         let first = Generation(state.generation + 1);
         state.generation += 1 + overtaken;
         for (i, (at, body)) in changes.iter().enumerate() {
             let since = if i == 0 { first } else { Generation(state.generation) };
             match body {
-                Some(body) => state.entries.insert(path(at), entry(path(at), body.clone(), since)),
+                Some(body) => {
+                    let entry = Entry { base: heard, ..entry(path(at), body.clone(), since) };
+                    state.entries.insert(path(at), entry)
+                }
                 None => state.entries.remove(&path(at)),
             };
         }
@@ -232,6 +238,38 @@ fn a_whiteout_does_not_hide_what_comes_after_it() {
     lab.commit(1, &unit, &[("core", file("new"))]);
     assert_eq!(lab.names("1-me/h"), ["core", "keyval"]);
     assert_eq!(lab.body("1-me/h/core"), file("new"));
+    // Nor what came before it, if whoever made it hadn't heard of that.
+    lab.commit(1, &unit, &[("keyval", file("k, a late line"))]);
+    lab.unheard = 1;
+    lab.commit(2, &unit, &[("keyval", WHITEOUT), ("", WHITEOUT)]);
+    assert_eq!(lab.body("1-me/h/keyval"), file("k, a late line"));
+    assert_eq!(lab.names("1-me/h"), ["keyval"]);
+}
+
+/// What this host has deleted is hidden at once, as its whiteouts will hide it once they are committed; what comes after shows.
+#[test]
+fn a_deletion_that_is_not_committed_yet_hides_the_same() {
+    let mut lab = Lab::new();
+    let unit = tree("1-me/h");
+    lab.commit(1, &unit, &[("", DIR), ("d", DIR), ("d/x", file("x")), ("y", file("y"))]);
+    let note = |lab: &Lab, at: &str| {
+        let hidden = Some(crate::journal::Note::Hidden(lab.head.seq));
+        lab.journal.note(&unit, &[(path(at), hidden)]).expect("noted");
+    };
+    note(&lab, "d/x");
+    assert_eq!((lab.names("1-me/h"), lab.names("1-me/h/d").len()), (vec!["d".into(), "y".into()], 0));
+    note(&lab, "d");
+    assert_eq!((lab.names("1-me/h"), lab.body("1-me/h/d")), (vec!["y".into()], None));
+    note(&lab, "y");
+    note(&lab, "");
+    assert_eq!((lab.names("1-me").len(), lab.body("1-me/h")), (0, None));
+    assert_eq!(lab.body("1-me"), Some(Body::Dir), "nobody has deleted that");
+    let upto = crate::journal::Note::Hidden(lab.head.seq);
+    lab.journal.note(&loose("1-me"), &[(path(""), Some(upto))]).expect("noted");
+    assert_eq!((lab.names(""), lab.body("1-me")), (vec![], None));
+    lab.commit(2, &unit, &[("", DIR), ("d", DIR), ("d/z", file("z"))]);
+    assert_eq!((lab.names("1-me/h"), lab.names("1-me/h/d")), (vec!["d".into()], vec!["z".into()]));
+    assert_eq!((lab.names(""), lab.body("1-me/h/d/x")), (vec!["1-me".into()], None));
 }
 
 /// File against directory: the newer wins as a whole.

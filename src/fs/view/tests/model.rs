@@ -24,6 +24,7 @@ struct Step {
     unit: UnitId,
     changes: Vec<(&'static str, Change)>,
     overtaken: u32,
+    unheard: u64,
 }
 
 fn units() -> Vec<UnitId> {
@@ -41,35 +42,42 @@ fn step() -> impl Strategy<Value = Step> {
     use Change::*;
     let change = prop_oneof![3 => Just(Dir), 4 => Just(File), 1 => Just(Symlink), 2 => Just(Whiteout), 1 => Just(Vanish)];
     let changes = vec((select(&BELOW[..]), change), 1..5);
-    (0..3usize, select(units()), changes, 0..3u32).prop_map(|(host, unit, changes, overtaken)| {
-        let may_be = |(at, change): &(&str, Change)| match unit.scope {
-            Scope::Tree => true,
-            Scope::Loose if at.is_empty() => !matches!(change, File | Symlink),
-            Scope::Loose => !at.contains('/') && !matches!(change, Dir),
-        };
-        let changes = changes.into_iter().filter(may_be).collect();
-        Step { host, unit, changes, overtaken }
-    })
+    (0..3usize, select(units()), changes, 0..3u32, 0..3u64).prop_map(
+        |(host, unit, changes, overtaken, unheard)| {
+            let may_be = |(at, change): &(&str, Change)| match unit.scope {
+                Scope::Tree => true,
+                Scope::Loose if at.is_empty() => !matches!(change, File | Symlink),
+                Scope::Loose => !at.contains('/') && !matches!(change, Dir),
+            };
+            let changes = changes.into_iter().filter(may_be).collect();
+            Step { host, unit, changes, overtaken, unheard }
+        },
+    )
 }
 
-/// The last change of each path in each layer.
+/// The last change of each path in each layer: its number, how much of the catalog its host had heard of, and what it is.
 #[derive(Default)]
 struct Model {
-    changes: BTreeMap<(RelPath, usize, UnitId), (Seq, Body)>,
+    changes: BTreeMap<(RelPath, usize, UnitId), (Seq, Seq, Body)>,
 }
 
 /// What shows: number and body, `None` in place of the number if synthetic.
 type Shown = Option<(Option<Seq>, Body)>;
 
 impl Model {
-    fn at<'a>(&'a self, path: &'a RelPath) -> impl Iterator<Item = &'a (Seq, Body)> {
+    fn at<'a>(&'a self, path: &'a RelPath) -> impl Iterator<Item = &'a (Seq, Seq, Body)> {
         self.changes.iter().filter(move |((p, ..), _)| p == path).map(|(_, change)| change)
     }
 
-    /// Hidden by a newer non-directory above.
+    /// Hidden by a newer non-directory above, or by a whiteout at or above the path that knew of it.
     fn is_hidden(&self, path: &RelPath, seq: Seq) -> bool {
-        let above = (0..path.depth()).map(|depth| path.first(depth));
-        above.into_iter().any(|p| self.at(&p).any(|(s, body)| *body != Body::Dir && *s >= seq))
+        (0..=path.depth()).map(|depth| path.first(depth)).any(|p| {
+            self.at(&p).any(|(s, heard, body)| match body {
+                Body::Dir => false,
+                Body::Whiteout => *heard >= seq,
+                _ => p != *path && *s >= seq,
+            })
+        })
     }
 
     /// The number of the newest thing that shows below.
@@ -84,8 +92,8 @@ impl Model {
         match self.shown(path)? {
             (_, Body::Dir) => self
                 .at(path)
-                .filter(|(s, b)| *b == Body::Dir && !self.is_hidden(path, *s))
-                .map(|(s, _)| *s)
+                .filter(|(s, _, b)| *b == Body::Dir && !self.is_hidden(path, *s))
+                .map(|(s, ..)| *s)
                 .max(),
             (seq, _) => seq,
         }
@@ -93,13 +101,13 @@ impl Model {
 
     fn shown(&self, path: &RelPath) -> Shown {
         let newest = self.newest_below(path);
-        let counts = |(seq, body): &&(Seq, Body)| match body {
+        let counts = |(seq, _, body): &&(Seq, Seq, Body)| match body {
+            Body::Whiteout => false,
             Body::Dir => newest > Seq(0) || !self.is_hidden(path, *seq),
             _ => *seq >= newest && !self.is_hidden(path, *seq),
         };
-        match self.at(path).filter(counts).max_by_key(|(seq, _)| *seq) {
-            Some((_, Body::Whiteout)) => None,
-            Some((seq, body)) => Some((Some(*seq), body.clone())),
+        match self.at(path).filter(counts).max_by_key(|(seq, ..)| *seq) {
+            Some((seq, _, body)) => Some((Some(*seq), body.clone())),
             None => (newest > Seq(0)).then_some((None, Body::Dir)),
         }
     }
@@ -132,11 +140,13 @@ fn apply(lab: &mut Lab, model: &mut Model, step: &Step) {
             (*at, body)
         })
         .collect();
+    lab.unheard = step.unheard;
+    let heard = Seq(lab.head.seq.0.saturating_sub(step.unheard));
     let seq = lab.commit_after(step.host, &step.unit, &changes, step.overtaken);
     for (at, body) in changes {
         let key = (step.unit.root.append(&path(at)).expect("short"), step.host, step.unit.clone());
         match body {
-            Some(body) => _ = model.changes.insert(key, (seq, body)),
+            Some(body) => _ = model.changes.insert(key, (seq, heard, body)),
             None => _ = model.changes.remove(&key),
         }
     }
