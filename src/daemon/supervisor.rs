@@ -7,6 +7,7 @@
 use std::{
     ffi::OsString,
     io,
+    os::unix::process::ExitStatusExt,
     os::{
         fd::{AsFd, OwnedFd},
         unix::ffi::OsStringExt,
@@ -89,7 +90,7 @@ impl Supervisor {
             let status = tokio::select! {
                 status = life.child.wait() => status?,
                 message = next_message(&life.socket) => {
-                    self.heard(&mut life, message?);
+                    self.heard(&mut life, message);
                     continue;
                 }
                 _ = term.recv() => { life.pass_on(Signal::TERM); continue }
@@ -169,7 +170,9 @@ impl Supervisor {
     fn may_go_on(&mut self, life: &Life, status: ExitStatus) -> bool {
         let lived = u32::try_from(life.begun.elapsed().as_secs()).unwrap_or(u32::MAX);
         self.points = self.points.saturating_sub(lived);
-        self.points += if life.was_ready { FAILED_LIFE } else { FAILED_START };
+        // Killed from outside, it may be as good as any.
+        let was_killed = status.signal() == Some(Signal::KILL.as_raw());
+        self.points += if life.was_ready || was_killed { FAILED_LIFE } else { FAILED_START };
         warn!("the daemon has ended ({status}); the next one takes the mount over");
         self.points < PATIENCE
     }
@@ -200,15 +203,16 @@ impl Life {
 }
 
 /// The next message; never, once the daemon is gone.
-async fn next_message(socket: &AsyncFd<OwnedFd>) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
-    loop {
-        let mut ready = socket.readable().await?;
+async fn next_message(socket: &AsyncFd<OwnedFd>) -> (Vec<u8>, Vec<OwnedFd>) {
+    while let Ok(mut ready) = socket.readable().await {
         match ready.try_io(|socket| receive(socket.get_ref().as_fd(), RecvFlags::DONTWAIT)) {
-            Ok(Ok((bytes, _))) if bytes.is_empty() => return std::future::pending().await,
-            Ok(result) => return result,
+            Ok(Ok(message)) if !message.0.is_empty() => return message,
+            // It has ended, perhaps without having read what it was sent.
+            Ok(_) => break,
             Err(_would_block) => {}
         }
     }
+    std::future::pending().await
 }
 
 fn exit_code(status: ExitStatus) -> u8 {

@@ -119,8 +119,11 @@ fn evicted_files_are_read_across_kills() {
     let log = drone.mount.join("1-debug_user/host1/status.log");
     let content = fs::read(&log).expect("remote");
     let mut held = fs::File::open(&log).expect("remote");
+    let seq = drone.seq();
     for _ in 0..4 {
         kill_daemon(&drone);
+        // The replica of the catalog isn't durable; the next daemon has it from the store.
+        wait_for("the catalog", Duration::from_secs(20), || drone.seq() >= seq);
         assert_same("the evicted job", &expected, &picture(&drone.mount));
     }
     let mut through_held = Vec::new();

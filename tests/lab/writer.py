@@ -1,7 +1,7 @@
 """One process at work in a results tree: writer.py DIR STOP
 
 In DIR it appends numbered lines, syncs and checks them, and makes, links, renames, exchanges and removes names, each of which must succeed
-exactly once. It works until STOP, a file outside of the mount, is there; then prints how many rounds it made. Whatever isn't as on a local
+exactly once. It works for three rounds and until STOP, a file outside of the mount, is there; then prints how many rounds it made. Whatever isn't as on a local
 disk ends it with a traceback.
 """
 
@@ -97,7 +97,7 @@ def main(place, stop):
     log = os.open("log", os.O_CREAT | os.O_APPEND | os.O_RDWR, 0o644)
     log_number = os.fstat(log).st_ino
     round, expected = 0, ""
-    while not os.path.exists(stop):
+    while round < 3 or not os.path.exists(stop):
         line = f"{round} of {place}\n"
         same("written", os.write(log, line.encode()), len(line))
         os.fsync(log)
