@@ -54,6 +54,11 @@ pub enum Request {
     HandOver {
         program: RawPath,
     },
+    /// Of the store's daemon: makes a dead host's snapshots commits; with `dry_run` only says which.
+    Adopt {
+        host: String,
+        dry_run: bool,
+    },
     /// Unmount and end.
     Umount {
         lazy: bool,

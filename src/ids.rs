@@ -152,9 +152,27 @@ uuid_type!(
 pub struct Seq(#[n(0)] pub u64);
 
 impl Seq {
+    /// From here on numbers are no catalog's: they stand for what a running unit has changed and nobody has committed.
+    const LIVE_FROM: u64 = 1 << 62;
+
     /// The number after this one.
     pub fn next(self) -> Self {
         Self(self.0 + 1)
+    }
+
+    /// The number of what is in a snapshot only: above every commit's, and among each other in the order of `begun_ms`.
+    pub fn live(begun_ms: u64) -> Self {
+        Self(Self::LIVE_FROM + begun_ms.min(Self::LIVE_FROM - 1))
+    }
+
+    /// Whether it is such a number.
+    pub fn is_live(self) -> bool {
+        self.0 >= Self::LIVE_FROM
+    }
+
+    /// As a base of a change, or for people: 0, not known, instead of a number that no catalog has.
+    pub fn committed(self) -> Self {
+        if self.is_live() { Self(0) } else { self }
     }
 }
 

@@ -55,7 +55,16 @@ pub const RECORDS_PER_PUSH: usize = 1024;
 /// Block bytes a drone may have on the way and not yet taken in by the store.
 pub const UPLOAD_CREDIT_BYTES: u64 = 16 << 20;
 
-/// Questions (Offer, Missing, Commit) that a host may have open: a few layers at once, several questions each.
+/// Running units of one host that may have a snapshot: a drone runs some hundred jobs at most.
+pub const SNAPSHOTS_PER_HOST: usize = 4096;
+/// Snapshots of all hosts together, some 300 bytes of memory each.
+pub const SNAPSHOTS: usize = 64 << 10;
+/// Snapshots in one message: with paths of [`PATH_BYTES`] 2.3 MiB.
+pub const SNAPSHOTS_PER_PUSH: usize = 512;
+/// Emptied slots that the store remembers, so that a follower needn't begin anew.
+pub const SNAPSHOTS_GONE: usize = 8192;
+
+/// Questions (Offer, Missing, Commit, Publish) that a host may have open: a few layers at once, several questions each.
 pub const QUESTIONS_OPEN: usize = 256;
 /// Fetches that a host may have open: as many readers wait at once.
 pub const FETCHES_OPEN: usize = 64;

@@ -121,6 +121,59 @@ impl Cache {
         }
     }
 
+    /// A file's recipe, if it is on this host, and `None` in it for a file that is one chunk and has none.
+    pub(super) fn local_layout(
+        &self,
+        content: &Hash,
+        size: u64,
+        params: &ChunkParams,
+    ) -> Option<Option<Arc<Layout>>> {
+        if params.content_kind(size) != ObjectKind::Recipe {
+            return Some(None);
+        }
+        File { cache: self, content, size, params, remote: false }.layout().ok().map(Some)
+    }
+
+    /// Whether the content `start` is the beginning of `whole`, each with its size. Chunks that both have needn't be looked at, so that of
+    /// a log that grows only the last one is.
+    pub fn begins_with(
+        &self,
+        whole: (Hash, u64),
+        start: (Hash, u64),
+        params: &ChunkParams,
+    ) -> Result<bool, FetchError> {
+        if start.1 > whole.1 {
+            return Ok(false);
+        }
+        let mut at = self.common_chunks(whole, start, params)?;
+        while at < start.1 {
+            let len = usize::try_from(start.1 - at).unwrap_or(usize::MAX).min(BLOCK_BYTES as usize);
+            let here = self.read(&start.0, start.1, params, at, len)?;
+            if here.is_empty() || here != self.read(&whole.0, whole.1, params, at, len)? {
+                return Ok(false);
+            }
+            at += here.len() as u64;
+        }
+        Ok(true)
+    }
+
+    /// Bytes at the beginning of two contents that are in the same chunks.
+    fn common_chunks(
+        &self,
+        (a, a_size): (Hash, u64),
+        (b, b_size): (Hash, u64),
+        params: &ChunkParams,
+    ) -> Result<u64, FetchError> {
+        if [a_size, b_size].iter().any(|size| params.content_kind(*size) != ObjectKind::Recipe) {
+            return Ok(0);
+        }
+        let a = File { cache: self, content: &a, size: a_size, params, remote: true }.layout()?;
+        let b = File { cache: self, content: &b, size: b_size, params, remote: true }.layout()?;
+        let (a, b) = (a.covering(0..a_size), b.covering(0..b_size));
+        let same = a.iter().zip(b).take_while(|(a, b)| a.hash == b.hash && a.end == b.end);
+        Ok(same.last().map_or(0, |(a, _)| a.end))
+    }
+
     /// As [`Cache::read`], if all that it takes is on this host.
     pub fn read_local(
         &self,

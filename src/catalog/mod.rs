@@ -3,7 +3,11 @@
 //! Only the format; the file is [`crate::store`]'s, the host's replica [`crate::journal`]'s. Each record carries
 //! the chain's hash before it, so that two parties who agree on one number and one hash agree on all that came before.
 
+mod snapshot;
+
 use minicbor::{Decode, Encode};
+
+pub use snapshot::{Snapshot, SnapshotChange, SnapshotChanges};
 
 use crate::ids::{Generation, Hash, HostUuid, Seq, UnitId};
 
@@ -55,6 +59,9 @@ pub struct Commit {
     /// Entries in its manifest.
     #[n(7)]
     pub entries: u64,
+    /// Who made a dead host's last snapshot this commit: nobody if the host committed it itself.
+    #[n(8)]
+    pub adopted_by: Option<String>,
 }
 
 /// Where a catalog stands: its last record's number and the chain's hash after it.

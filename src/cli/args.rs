@@ -47,6 +47,8 @@ pub enum Command {
     Evict(PathsArgs),
     /// Bring evicted units back to local disk.
     Recall(PathsArgs),
+    /// On the results host: close a dead host's running units at their last snapshot.
+    Adopt(AdoptArgs),
     /// Check that nothing is missing: journal, spool and store.
     Verify(VerifyArgs),
     /// Show the settings that are in effect, where each came from, and what is wrong.
@@ -56,6 +58,9 @@ pub enum Command {
     /// Write generated job results into a directory (for tests and benchmarks).
     #[command(hide = true)]
     Generate(GenerateArgs),
+    /// Commit generated jobs to a store that nobody has open, without their files (for tests and benchmarks).
+    #[command(hide = true)]
+    GenerateHistory(HistoryArgs),
 }
 
 /// `mount [SOURCE] MOUNTPOINT`.
@@ -170,6 +175,16 @@ pub struct OffloadArgs {
     pub timeout: u64,
 }
 
+/// `adopt`.
+#[derive(Debug, Args)]
+pub struct AdoptArgs {
+    /// The dead host's name, or its UUID.
+    pub host: String,
+    /// Only say what would be done.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
 /// `verify`.
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
@@ -235,4 +250,18 @@ pub struct GenerateArgs {
     /// Size of the jobs, 1.0 = about 16 MB each.
     #[arg(long, default_value_t = 1.0)]
     pub scale: f64,
+}
+
+/// `generate-history`.
+#[derive(Debug, Args)]
+pub struct HistoryArgs {
+    /// The store's directory, existing or new.
+    pub store: PathBuf,
+    #[arg(long, default_value_t = 1000)]
+    pub jobs: u32,
+    /// Number of the first job.
+    #[arg(long, default_value_t = 1)]
+    pub first: u32,
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
 }

@@ -21,7 +21,7 @@ use std::{
 use clap::Parser;
 
 use self::{
-    args::{Cli, Command, DemoArgs, GenerateArgs},
+    args::{Cli, Command, DemoArgs, GenerateArgs, HistoryArgs},
     failure::{Failure, Outcome},
 };
 use crate::{
@@ -63,10 +63,12 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Complete(args) => remote::complete(&cli, &args.paths),
         Command::Evict(args) => remote::evict(&cli, &args.paths),
         Command::Recall(args) => remote::recall(&cli, &args.paths),
+        Command::Adopt(args) => remote::adopt(&cli, args),
         Command::Verify(args) => verify::verify(&cli, args),
         Command::Config(args) => show_config(&cli, args.explain),
         Command::Demo(args) => run_demo(&cli, args),
         Command::Generate(args) => generate(args),
+        Command::GenerateHistory(args) => generate_history(args),
     }
 }
 
@@ -136,6 +138,12 @@ fn run_demo(cli: &Cli, args: &DemoArgs) -> Outcome {
         quiet: cli.quiet,
     };
     demo::run(&options).map_err(|e| Failure::new(format!("{e:#}")))
+}
+
+fn generate_history(args: &HistoryArgs) -> Outcome {
+    demo::history::fill(&args.store, args.seed, args.first..args.first + args.jobs)
+        .map_err(|e| Failure::new(format!("can't fill {}: {e}", args.store.display())))?;
+    Ok(0)
 }
 
 fn generate(args: &GenerateArgs) -> Outcome {

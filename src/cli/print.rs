@@ -59,6 +59,12 @@ pub fn status(json: bool, item: &Value) {
         bytes(number(&item["cache"], "bytes")),
         bytes(number(&item["cache"], "max_bytes"))
     );
+    let live = &item["live"];
+    println!(
+        "live        {} running units are shown to others, {} of others are seen here",
+        number(live, "published"),
+        number(live, "remote")
+    );
     println!("data path   {}", text(item, "data_path"));
     println!("held by     {}, {} take-overs", text(item, "held_by"), number(item, "takeovers"));
     for list in ["unrecognised", "warnings", "errors"] {
@@ -123,6 +129,24 @@ fn print_value(depth: usize, key: &str, value: &Value, is_time: bool) {
         }
         other => println!("{pad}{key}: {other}"),
     }
+}
+
+/// A line of `adopt`'s plan, or what became of it.
+pub fn adoption(json: bool, item: &Value) {
+    if json_line(json, item) {
+        return;
+    }
+    println!(
+        "{:10} {:>4} {:>12}  {}  ({} in {} entries, as of {} s ago){}",
+        text(item, "result"),
+        number(item, "generation"),
+        text(item, "host"),
+        text(item, "unit"),
+        bytes(number(item, "bytes")),
+        number(item, "entries"),
+        number(item, "age_s"),
+        note(item)
+    );
 }
 
 /// What a command did, unit by unit. Text is talk: stderr.

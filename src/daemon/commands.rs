@@ -153,7 +153,7 @@ impl Commands {
             Request::Evict { paths } => self.evict(&paths, output).await,
             Request::Recall { paths } => self.recall(&paths, output).await,
             Request::Verify { paths, read_data } => self.verify(&paths, read_data, output).await,
-            Request::VerifyStore { .. } => {
+            Request::VerifyStore { .. } | Request::Adopt { .. } => {
                 Ok(Err(Refusal::new("this is the mount's daemon, not the store's")))
             }
             Request::HandOver { program } => Ok(self.hand_over(&program)),

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use super::Host;
+use super::{Host, live::LiveFollower};
 use crate::{
     catalog::{Head, Record},
     fuse::Notices,
@@ -16,7 +16,8 @@ use crate::{
 
 /// Takes the connection's events until it ends.
 pub async fn follow(host: Arc<Host>, notices: Notices, mut events: mpsc::UnboundedReceiver<LinkEvent>) {
-    let mut follower = Follower { host, notices, store: None, target: None };
+    let live = LiveFollower::new(host.clone(), notices.clone());
+    let mut follower = Follower { host, notices, live, store: None, target: None };
     while let Some(event) = events.recv().await {
         follower.take(event);
     }
@@ -25,6 +26,7 @@ pub async fn follow(host: Arc<Host>, notices: Notices, mut events: mpsc::Unbound
 struct Follower {
     host: Arc<Host>,
     notices: Notices,
+    live: LiveFollower,
     store: Option<StoreUuid>,
     /// The head that the store had when this session began: at that point the replica is complete enough to compare.
     target: Option<Head>,
@@ -36,6 +38,7 @@ impl Follower {
             LinkEvent::Up(welcome) => self.up(&welcome),
             LinkEvent::Records(records) => self.records(&records),
             LinkEvent::Resync(head) => self.resync(head),
+            LinkEvent::Snapshots(part) => self.live.take(part),
             LinkEvent::Down { reason, .. } => {
                 info!("no connection to the store: {reason}");
                 self.host.engine.link_down();
@@ -60,6 +63,7 @@ impl Follower {
             warn!("can't remember whether this host may delete: {e}");
         }
         self.host.link.as_ref().expect("events come from the link").follow(from);
+        self.live.begin();
         self.host.fs.set_params(welcome.params);
         self.host.engine.link_up(welcome.params);
         self.compare_when_complete();
@@ -87,17 +91,35 @@ impl Follower {
 
     fn records(&mut self, records: &[Record]) {
         let Some(store) = self.store else { return };
+        let adopted = self.begin_adopted(records);
         if let Err(e) = self.host.journal.follow(store, records) {
             warn!("records don't follow the replica ({e}); it begins anew");
             let from = self.begin_anew(store);
             self.host.link.as_ref().expect("events come from the link").follow(from);
             return;
         }
+        self.host.engine.overtaken(&adopted);
         let own = self.host.journal.host();
         let foreign: BTreeSet<UnitId> =
             records.iter().map(Record::commit).filter(|c| c.host != own).map(|c| c.unit.clone()).collect();
         self.show(foreign.into_iter().collect());
         self.compare_when_complete();
+    }
+
+    /// Own units of which somebody made a snapshot a commit while this host was away. Those that are in the spool go on from there.
+    fn begin_adopted(&self, records: &[Record]) -> Vec<UnitId> {
+        let Host { journal, spool, .. } = &*self.host;
+        let own = records.iter().map(Record::commit).filter(|commit| commit.host == journal.host());
+        let adopted: Vec<UnitId> = own.filter(|c| c.adopted_by.is_some()).map(|c| c.unit.clone()).collect();
+        for unit in adopted.iter().filter(|unit| unit.root.under(spool.path()).symlink_metadata().is_ok()) {
+            warn!(
+                "{unit} was adopted at its last snapshot while this host was away; it goes on as the next generation"
+            );
+            if let Err(e) = journal.begin(unit) {
+                warn!("{unit}: {e}");
+            }
+        }
+        adopted
     }
 
     /// Lets the kernel forget what it has cached of these units, and fetches manifests ahead where there is a local layer.

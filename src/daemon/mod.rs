@@ -12,6 +12,7 @@ mod adopt;
 mod commands;
 mod follow;
 mod holder;
+mod live;
 mod report;
 mod seams;
 mod start;
@@ -224,6 +225,7 @@ fn engine_settings(config: &Config, rules: &LayoutRules) -> Settings {
             high_percent: config.spool_high_percent,
             low_percent: config.spool_low_percent,
         },
+        live: (config.live_seconds > 0).then(|| Duration::from_secs(config.live_seconds)),
         max_transfers: usize::try_from(config.max_transfer_processes).unwrap_or(usize::MAX),
         compression_level: config.compression_level,
         bandwidth_bytes_per_s: config.bandwidth_mib_per_s << 20,

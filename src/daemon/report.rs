@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::{HeldBy, Host};
 use crate::{
+    clock::{Clock, SystemClock},
     fs::{ledger::Keep, union::Candidate},
     fuse::Mounted,
     ids::{RelPath, UnitId},
@@ -56,7 +57,7 @@ impl Host {
     /// Whether there is anything of a unit, here or in the catalog.
     fn is_known(&self, unit: &UnitId) -> bool {
         self.journal.get(unit).is_some()
-            || !self.journal.layers(unit).is_empty()
+            || !self.journal.shown_layers(unit).is_empty()
             || self.in_spool(&unit.root).is_some()
     }
 
@@ -109,6 +110,7 @@ pub fn status(host: &Host, mounted: &Mounted) -> Value {
         "spool": spool(host),
         "cache": cache(host),
         "catalog": {"seq": host.journal.head().map_or(0, |(_, head)| head.seq.0)},
+        "live": live(host),
         "open_handles": host.activity.open_handles(),
         "unrecognised": texts(unrecognised(host)),
         "warnings": texts(host.config.warnings.iter().map(ToString::to_string).collect()),
@@ -145,6 +147,28 @@ fn connection(host: &Host) -> Value {
     })
 }
 
+/// Running units: own ones that others can see, and others' that this host can see.
+fn live(host: &Host) -> Value {
+    let snapshots = host.journal.snapshots();
+    let oldest = snapshots.iter().map(|snapshot| snapshot.time_ms).min();
+    json!({
+        "every_s": host.config.live_seconds,
+        "published": host.engine.published(),
+        "remote": snapshots.len(),
+        "oldest_age_s": oldest.map(age_s),
+    })
+}
+
+/// Whole seconds since `time_ms`, by this host's clock; the store's may go a little before.
+fn age_s(time_ms: u64) -> u64 {
+    SystemClock.now_ms().saturating_sub(time_ms) / 1000
+}
+
+/// Since when what is seen of a running unit is as it is.
+fn live_json(time_ms: u64) -> Value {
+    json!({"time_ms": time_ms, "age_s": age_s(time_ms)})
+}
+
 fn spool(host: &Host) -> Value {
     let usage = host.spool.usage().ok();
     let (total, free) = usage.map_or((0, 0), |u| (u.f_blocks * u.f_frsize, u.f_bavail * u.f_frsize));
@@ -178,10 +202,12 @@ pub fn jobs(host: &Host, pattern: Option<&str>) -> Vec<Value> {
     own.sort();
     let mut lines: Vec<Value> = own.iter().map(|unit| own_line(host, unit)).collect();
     let mut remote = host.journal.replica_units();
+    remote.extend(host.journal.snapshots().into_iter().map(|snapshot| snapshot.unit));
     remote.retain(&wanted);
     remote.sort();
+    remote.dedup();
     for unit in remote {
-        let layers = host.journal.layers(&unit);
+        let layers = host.journal.shown_layers(&unit);
         lines.extend(layers.iter().filter(|l| l.host != host.journal.host()).map(|l| remote_line(&unit, l)));
     }
     lines
@@ -203,6 +229,7 @@ fn own_line(host: &Host, unit: &UnitId) -> Value {
         "lost": record.as_ref().is_some_and(|r| r.lost),
         "bytes": layer.as_ref().map(|l| l.bytes),
         "entries": layer.as_ref().map(|l| l.entries),
+        "live": host.engine.published_ms(unit).filter(|_| state == State::Running).map(live_json),
         "note": host.why(unit),
     })
 }
@@ -212,7 +239,9 @@ fn layer_json(layer: &LayerHead) -> Value {
         "host": layer.host_name,
         "host_uuid": layer.host.to_string(),
         "generation": layer.generation.0,
-        "seq": layer.seq().0,
+        "seq": layer.committed_seq().map(|seq| seq.0),
+        "live": layer.is_live().then(|| live_json(layer.time_ms)),
+        "adopted_by": layer.adopted_by,
         "manifest": layer.manifest.to_string(),
         "time_ms": layer.time_ms,
         "bytes": layer.bytes,
@@ -227,9 +256,11 @@ fn remote_line(unit: &UnitId, layer: &LayerHead) -> Value {
         "kind": "unit",
         "unit": unit.to_string(),
         "host": layer.host_name,
-        "state": "remote",
+        "state": if layer.is_live() { "live" } else { "remote" },
         "generation": layer.generation.0,
-        "seq": layer.seq().0,
+        "seq": layer.committed_seq().map(|seq| seq.0),
+        "live": layer.is_live().then(|| live_json(layer.time_ms)),
+        "note": layer.is_live().then(|| format!("running there; as of {} s ago", age_s(layer.time_ms))),
         "lost": layer.lost,
         "bytes": layer.bytes,
         "entries": layer.entries,
@@ -316,7 +347,8 @@ fn candidate_json(candidate: &Candidate) -> Value {
     };
     json!({
         "is": body,
-        "seq": candidate.seq.0,
+        "seq": (!candidate.seq.is_live()).then_some(candidate.seq.0),
+        "live": candidate.seq.is_live(),
         "since_generation": candidate.entry.since.0,
         "host_uuid": candidate.host.to_string(),
         "manifest": candidate.manifest.to_string(),
@@ -332,11 +364,12 @@ fn explain_unit(host: &Host, unit: &UnitId, out: &mut Map<String, Value>) {
     let record = host.journal.get(unit);
     let is_own = record.is_some() || host.engine.running().contains(unit);
     let state = record.as_ref().map_or(State::Running, |r| r.state);
-    out.insert("state".into(), json!(if is_own { state.name() } else { "remote" }));
+    let elsewhere = || if host.journal.runs_elsewhere(unit) { "live" } else { "remote" };
+    out.insert("state".into(), json!(if is_own { state.name() } else { elsewhere() }));
     if let Some(record) = &record {
         explain_record(host, record, out);
     }
-    let layers: Vec<Value> = host.journal.layers(unit).iter().map(layer_json).collect();
+    let layers: Vec<Value> = host.journal.shown_layers(unit).iter().map(layer_json).collect();
     out.insert("layers".into(), json!(layers));
     let fresh = || {
         (is_own && state == State::Running).then(|| {

@@ -2,11 +2,12 @@
 //!
 //! `run` tells the story, top down: jobs are played through both drones' mounts, offloaded, compared in all three mounts and with the
 //! same play in a plain directory, sent again under other ids, evicted, read back, verified. `lab` starts and ends the processes, `ssh` is the
-//! way between them, `plan` says what is played where. `generate`, `play` and `digest` stand alone: tests and benchmarks use them too.
+//! way between them, `plan` says what is played where. `generate`, `history`, `play` and `digest` stand alone: tests and benchmarks use them too.
 
 pub mod digest;
 mod fleet;
 pub mod generate;
+pub mod history;
 mod lab;
 mod plan;
 pub mod play;

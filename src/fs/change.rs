@@ -1,11 +1,12 @@
 //! Changes: the journal's part in every one, and attributes.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use rustix::fs::{self as sys, AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
 
 use super::{
     Entry, Fh, Fs, FsResult, Kind, Need, NodeId, SetAttr, SetTime,
+    kept::Inside,
     place::{Local, Shown},
 };
 use crate::{
@@ -25,11 +26,44 @@ impl Fs {
         units.sort();
         units.dedup();
         let _operations = self.enter(&units)?;
-        units.iter().try_for_each(|unit| self.committed.touch(unit))?;
+        units.iter().try_for_each(|unit| self.committed.touch(unit).map(drop))?;
         paths.iter().for_each(|(path, is_dir)| self.committed.mark(path, *is_dir));
         let result = act()?;
         units.iter().for_each(|unit| self.activity.changed(unit));
         Ok(result)
+    }
+
+    /// [`Fs::change`] of paths that are all in directory `dir`, or itself.
+    pub(super) fn change_in<T>(
+        &self,
+        dir: NodeId,
+        paths: &[Changed<'_>],
+        act: impl FnOnce() -> FsResult<T>,
+    ) -> FsResult<T> {
+        let Some(Inside::All(unit)) = self.facts(dir).map(|facts| facts.inside.clone()) else {
+            return self.change(paths, act);
+        };
+        let Some(unit) = unit else { return act() };
+        let _operation = self.enter(std::slice::from_ref(&unit))?;
+        if self.committed.touch(&unit)? {
+            paths.iter().for_each(|(path, is_dir)| self.committed.mark(path, *is_dir));
+        }
+        let result = act()?;
+        self.activity.changed(&unit);
+        Ok(result)
+    }
+
+    /// [`Fs::change`] of a node that isn't a directory, at all its names.
+    pub(super) fn change_node<T>(&self, node: NodeId, act: impl FnOnce() -> FsResult<T>) -> FsResult<T> {
+        let (paths, parent) = {
+            let nodes = self.nodes.lock();
+            (nodes.paths(node), nodes.only_parent(node))
+        };
+        let changed: Vec<_> = paths.iter().map(|path| (path, false)).collect();
+        match parent {
+            Some(parent) => self.change_in(parent, &changed, act),
+            None => self.change(&changed, act),
+        }
     }
 
     /// Keeps these units from being freed while the guards live.
@@ -42,19 +76,49 @@ impl Fs {
 
     /// Sets attributes. With a size, `fh` is the handle of ftruncate(2), if it is one.
     pub fn setattr(&self, node: NodeId, set: SetAttr, fh: Option<Fh>) -> FsResult<Entry> {
+        if let Some(entry) = self.setattr_plain(node, &set, fh)? {
+            return Ok(entry);
+        }
         let local = match self.shown(node)? {
             Shown::Local(local) => local,
             Shown::Remote(_) => return Err(Need::CopyUp { node, keep: set.size.unwrap_or(u64::MAX) }.into()),
         };
-        let is_dir = Kind::of_mode(local.stat.st_mode) == Kind::Dir;
-        let paths = self.nodes.lock().paths(node);
-        let changed: Vec<_> = paths.iter().map(|path| (path, is_dir)).collect();
-        self.change(&changed, || {
+        let act = || {
             self.settle_attrs(&local)?;
             let handle = fh.and_then(|fh| self.writable_file(fh));
             apply(local.fd.as_fd(), handle.as_ref().map(|fd| fd.as_fd()), &set)
-        })?;
+        };
+        if Kind::of_mode(local.stat.st_mode) == Kind::Dir {
+            let paths = self.nodes.lock().paths(node);
+            let changed: Vec<_> = paths.iter().map(|path| (path, true)).collect();
+            self.change_in(node, &changed, act)?;
+        } else {
+            self.change_node(node, act)?;
+        }
         self.getattr(node)
+    }
+
+    /// The same of a file that nobody else can have anything of, through a handle that is open on it if there is one; `None` if it isn't
+    /// such a file.
+    fn setattr_plain(&self, node: NodeId, set: &SetAttr, fh: Option<Fh>) -> FsResult<Option<Entry>> {
+        let brief = self.brief(node)?;
+        let (Some((parent, _)), Some(inode)) = (&brief.place, &brief.local) else { return Ok(None) };
+        if brief.kind == Kind::Dir || !self.is_private(*parent) {
+            return Ok(None);
+        }
+        let open = brief.handle.and_then(|fh| self.local_file(fh));
+        let stat = self.change_node(node, || {
+            let file = match open {
+                Some(file) => Some(file),
+                None => self.reach(inode, true)?.map(|(file, _)| file),
+            };
+            // Inside the operation nobody frees the unit; whoever did it before has said so before.
+            let Some(file) = file.filter(|_| self.is_private(*parent)) else { return Ok(None) };
+            let writable = fh.and_then(|fh| self.writable_file(fh));
+            apply(file.as_fd(), writable.as_ref().map(|fd| fd.as_fd()), set)?;
+            Ok(Some(sys::fstat(&file)?))
+        })?;
+        stat.map(|stat| Ok(self.entry(self.local_attr(node, &stat, None)?, brief.is_written))).transpose()
     }
 
     /// A directory that shows with another host's attributes gets them for its own, before one of them is changed.
@@ -69,7 +133,7 @@ impl Fs {
     }
 }
 
-/// Sets attributes of what `identity`, an `O_PATH` descriptor, names. Owner before mode, since chown(2) clears setuid bits.
+/// Sets attributes of what `identity`, an `O_PATH` descriptor or an open file, names. Owner before mode, since chown(2) clears setuid bits.
 pub(super) fn apply(
     identity: BorrowedFd<'_>,
     writable: Option<BorrowedFd<'_>>,
@@ -80,7 +144,7 @@ pub(super) fn apply(
         sys::chownat(identity, "", uid, gid, AtFlags::EMPTY_PATH)?;
     }
     if let Some(perm) = set.perm {
-        sys::chmod(proc_path(identity).as_c_str(), Mode::from_raw_mode(perm))?;
+        change_mode(identity, perm)?;
     }
     if let Some(size) = set.size {
         truncate(identity, writable, size)?;
@@ -89,6 +153,19 @@ pub(super) fn apply(
         set_times(identity, set.atime, set.mtime)?;
     }
     Ok(())
+}
+
+/// fchmodat2(2) takes an `O_PATH` descriptor; kernels before 6.6 haven't got it.
+fn change_mode(identity: BorrowedFd<'_>, perm: u32) -> FsResult<()> {
+    let empty = c"".as_ptr();
+    // SAFETY: the descriptor is open, `empty` is a C string, and both outlive the call.
+    let result =
+        unsafe { libc::syscall(libc::SYS_fchmodat2, identity.as_raw_fd(), empty, perm, libc::AT_EMPTY_PATH) };
+    match (result, std::io::Error::last_os_error()) {
+        (0, _) => Ok(()),
+        (_, e) if e.raw_os_error() != Some(libc::ENOSYS) => Err(e.into()),
+        _ => Ok(sys::chmod(proc_path(identity).as_c_str(), Mode::from_raw_mode(perm))?),
+    }
 }
 
 fn truncate(identity: BorrowedFd<'_>, writable: Option<BorrowedFd<'_>>, size: u64) -> FsResult<()> {

@@ -1,19 +1,19 @@
 //! The seam to what is committed: the journal's records, the view of all layers, the cache of their bytes.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     sync::{Arc, Mutex, RwLock},
     time::{Duration, Instant},
 };
 
-pub(super) use super::view::{Candidate, Resolved};
+pub(super) use super::view::{Candidate, Listing, Resolved};
 use super::{
     FsError, FsResult, Need,
     owners::Owners,
     view::{self, View},
 };
 use crate::{
-    cache::Cache,
+    cache::{Cache, lru::Lru},
     chunk::ChunkParams,
     ids::{Generation, Hash, RelPath, Seq, UnitId},
     journal::{Journal, JournalError, Note},
@@ -29,8 +29,13 @@ const FAILURES: usize = 4096;
 /// Marks kept; beyond it those of what is committed meanwhile are dropped.
 const MARKS: usize = 64 << 10;
 
+/// Pairs of contents whose relation is remembered.
+const CONTINUED: u64 = 4096;
 /// Manifests whose links are remembered.
 const LINKS: usize = 1024;
+
+/// What a comparison told, and when.
+type Compared = (Option<bool>, Instant);
 
 /// See the module's head.
 pub(super) struct Committed {
@@ -43,6 +48,8 @@ pub(super) struct Committed {
     /// Paths changed since the daemon's start in units that were committed before, with the generation that the change is in.
     marks: Mutex<HashMap<RelPath, (UnitId, Generation)>>,
     failures: Mutex<HashMap<Hash, (Instant, String)>>,
+    /// Whether a content is the beginning of another; `None`: it couldn't be told then.
+    continued: Mutex<Lru<(Hash, Hash), Compared>>,
     /// By manifest: the other names of files. Most have none, and the maps are empty.
     links: Mutex<HashMap<Hash, HashMap<RelPath, Vec<RelPath>>>>,
 }
@@ -58,6 +65,7 @@ impl Committed {
             owners: Owners::default(),
             marks: Mutex::default(),
             failures: Mutex::default(),
+            continued: Mutex::new(Lru::new(CONTINUED)),
             links: Mutex::default(),
         }
     }
@@ -84,7 +92,12 @@ impl Committed {
         Err(FsError::Errno(libc::EPERM))
     }
 
-    fn place(&self, path: &RelPath, is_dir: bool) -> Place {
+    /// See [`Journal::epoch`].
+    pub(super) fn epoch(&self) -> u64 {
+        self.journal.epoch()
+    }
+
+    pub(super) fn place(&self, path: &RelPath, is_dir: bool) -> Place {
         let (whole, adopted) =
             (|job: &RelPath| self.journal.whole_job(job), |top: &RelPath| self.journal.adopted(top));
         layout::place(path, is_dir, &self.rules, &whole, &adopted)
@@ -94,9 +107,10 @@ impl Committed {
         self.place(path, is_dir).unit()
     }
 
-    /// The unit is about to be changed.
-    pub(super) fn touch(&self, unit: &UnitId) -> FsResult<()> {
-        self.journal.touch(unit).map(drop).map_err(|e| journal_error(unit, &e))
+    /// The unit is about to be changed. Whether paths that are must be marked: some of it was committed.
+    pub(super) fn touch(&self, unit: &UnitId) -> FsResult<bool> {
+        let generation = self.journal.touch(unit).map_err(|e| journal_error(unit, &e))?;
+        Ok(generation > Generation::FIRST)
     }
 
     /// The path is about to be changed, after its unit was touched. Of units never committed nothing need be noted.
@@ -143,7 +157,7 @@ impl Committed {
     }
 
     /// All that is committed directly in `dir`.
-    pub(super) fn list(&self, dir: &RelPath) -> FsResult<BTreeMap<Vec<u8>, Resolved>> {
+    pub(super) fn list(&self, dir: &RelPath) -> FsResult<Listing> {
         let need = match self.view.list(dir) {
             Ok(listing) => return Ok(listing),
             Err(need) => need,
@@ -194,6 +208,11 @@ impl Committed {
                 .any(|record| record.partial && (own.synthetic || record.unit.root != *path)),
             _ => false,
         }
+    }
+
+    /// Whether an own layer at or below `path` shows what the spool doesn't have.
+    pub(super) fn is_partial_below(&self, path: &RelPath) -> bool {
+        self.journal.units_below(path).iter().any(|record| record.partial)
     }
 
     pub(super) fn is_partial(&self, unit: &UnitId) -> bool {
@@ -265,6 +284,36 @@ impl Committed {
         tell(known.map_or(&[][..], Vec::as_slice))
     }
 
+    /// Whether the file that was `old` has only grown into `new`. `None`: that can't be told now.
+    pub(super) fn is_continued(
+        &self,
+        path: &RelPath,
+        old: Option<(u64, Hash)>,
+        new: Option<(u64, Hash)>,
+    ) -> FsResult<Option<bool>> {
+        let (Some(old), Some(new)) = (old, new) else { return Ok(Some(false)) };
+        if old == new || old.0 == 0 {
+            return Ok(Some(true));
+        }
+        if new.0 <= old.0 {
+            return Ok(Some(false));
+        }
+        let mut known = self.continued.lock().expect("no code panics under this lock");
+        match known.get(&(old.1, new.1)) {
+            Some((Some(told), _)) => Ok(Some(*told)),
+            Some((None, when)) if when.elapsed() < RETRY => Ok(None),
+            _ => {
+                Err(Need::Comparison { path: path.clone(), old: (old.1, old.0), new: (new.1, new.0) }.into())
+            }
+        }
+    }
+
+    fn compare(&self, old: (Hash, u64), new: (Hash, u64)) {
+        let told = self.cache.begins_with(new, old, &self.params()).ok();
+        let mut known = self.continued.lock().expect("no code panics under this lock");
+        known.insert((old.0, new.0), (told, Instant::now()), 1);
+    }
+
     /// Bytes of a file that are all here.
     pub(super) fn read_local(
         &self,
@@ -273,6 +322,11 @@ impl Committed {
         len: usize,
     ) -> Option<Vec<u8>> {
         self.cache.read_local(&content, size, &self.params(), offset, len)
+    }
+
+    /// Where data or a hole begins from `offset` on, see [`Cache::seek`]; `None` if that isn't known here.
+    pub(super) fn seek(&self, (size, content): (u64, Hash), offset: u64, hole: bool) -> Option<u64> {
+        self.cache.seek(&content, size, &self.params(), offset, hole)
     }
 
     /// Bytes of a file; waits for the network.
@@ -300,8 +354,9 @@ impl Committed {
             Need::Bytes { path, content, size, offset, len } => {
                 self.read(path, (*size, *content), *offset, *len)?;
             }
+            Need::Comparison { old, new, .. } => self.compare(*old, *new),
             Need::Names { users, groups } => self.owners.learn(users, groups),
-            Need::CopyUp { .. } | Need::Thaw(_) => {}
+            Need::CopyUp { .. } | Need::Thaw(_) | Need::Turn(_) => {}
         }
         Ok(())
     }

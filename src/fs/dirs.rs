@@ -3,17 +3,20 @@
 //! So a listing that is taken once more, by another process even, goes on where the first one was, whatever has come or gone meanwhile.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     os::fd::AsFd,
-    sync::{Arc, Mutex},
-    time::Duration,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use super::{
     Entry, Fh, Fs, FsError, FsResult, Kind, Need, NodeId,
-    committed::{Candidate, Resolved},
+    committed::{Listing, Resolved},
     names::Lookup,
     place::{Winner, kind_of},
+    view::Evident,
 };
 use crate::{ids::RelPath, spool::Spool};
 
@@ -26,16 +29,29 @@ pub struct DirItem {
     pub ino: u64,
     /// Its place in the listing: reading goes on behind it. At least [`FIRST_PLACE`].
     pub place: u64,
-    /// Of a directory above units: what it looks like until somebody asks, which may take manifests that aren't here.
-    provisional: Option<Box<Candidate>>,
+    /// A directory at or above units' roots that shows without a look at any manifest.
+    is_evident: bool,
 }
+
+/// In a directory with more lines, those that are evident are told by name only: the top has hundreds of thousands of these, and their
+/// attributes are in as many manifests.
+const LOOKED_UP_MAX: usize = 256;
 
 /// Smaller numbers are for `.` and `..`.
 pub const FIRST_PLACE: u64 = 4;
 
 /// One open directory.
 pub(super) struct OpenDir {
+    node: NodeId,
     listing: Mutex<Option<Arc<Vec<DirItem>>>>,
+    /// Something in the directory was changed by others since the listing was begun.
+    is_outdated: AtomicBool,
+}
+
+impl OpenDir {
+    fn new(node: NodeId) -> Self {
+        Self { node, listing: Mutex::new(None), is_outdated: AtomicBool::new(false) }
+    }
 }
 
 impl Fs {
@@ -45,7 +61,7 @@ impl Fs {
             return Err(FsError::Errno(libc::ENOTDIR));
         }
         let fh = self.next_fh();
-        let dir = OpenDir { listing: Mutex::new(None) };
+        let dir = OpenDir::new(node);
         self.dirs.write().expect("no code panics under this lock").insert(fh, Arc::new(dir));
         Ok(fh)
     }
@@ -55,9 +71,19 @@ impl Fs {
         self.dirs.write().expect("no code panics under this lock").remove(&fh);
     }
 
-    /// Whether nobody else can add to this directory: then the kernel may keep its listing.
-    pub fn is_private(&self, node: NodeId) -> bool {
-        self.path_of(node).is_some_and(|path| !self.committed.relevant(&path))
+    /// Whether what was told of an open directory isn't so any more.
+    pub fn is_outdated(&self, fh: Fh) -> bool {
+        let dirs = self.dirs.read().expect("no code panics under this lock");
+        dirs.get(&fh).is_some_and(|dir| dir.is_outdated.load(Ordering::Acquire))
+    }
+
+    /// Others have changed something in these directories.
+    pub(super) fn outdate(&self, changed: &HashSet<NodeId>) {
+        for dir in self.dirs.read().expect("no code panics under this lock").values() {
+            if changed.contains(&dir.node) {
+                dir.is_outdated.store(true, Ordering::Release);
+            }
+        }
     }
 
     /// Tells `sink` the lines behind the place `after` until it says that it is full.
@@ -76,32 +102,36 @@ impl Fs {
         Ok(())
     }
 
-    /// The same with each line looked up; a line that the sink has no room for is forgotten again. [`super::FsError::Need`] is
-    /// answered only while nothing was told.
+    /// The same with each line looked up, but for what shows without a manifest that isn't here, or is much; a line that the sink has no room for
+    /// is forgotten again. [`super::FsError::Need`] is answered only while nothing was told.
     pub fn readdirplus(
         &self,
         (node, fh): (NodeId, Fh),
         after: u64,
-        sink: &mut dyn FnMut(&DirItem, &Entry) -> bool,
+        sink: &mut dyn FnMut(&DirItem, Option<&Entry>) -> bool,
     ) -> FsResult<()> {
         let listing = self.listing(node, fh, after < FIRST_PLACE)?;
         let mut is_told = false;
+        let is_long = listing.len() > LOOKED_UP_MAX;
         for item in behind(&listing, after) {
-            let entry = match self.lookup(node, &item.name) {
-                Ok(Lookup::Found(entry)) => entry,
-                Ok(Lookup::Absent { .. }) => continue,
-                Err(FsError::Need(Need::Manifests { .. }) | FsError::Unavailable { .. })
-                    if item.provisional.is_some() =>
+            let looked_up =
+                if item.is_evident && is_long { None } else { Some(self.lookup(node, &item.name)) };
+            let entry = match looked_up {
+                Some(Ok(Lookup::Found(entry))) => entry,
+                Some(Ok(Lookup::Absent { .. })) => continue,
+                Some(Err(FsError::Need(Need::Manifests { .. }) | FsError::Unavailable { .. })) | None
+                    if item.is_evident =>
                 {
-                    match self.provisional_entry(node, item)? {
-                        Some(entry) => entry,
-                        None => continue,
+                    if sink(item, None) {
+                        break;
                     }
+                    is_told = true;
+                    continue;
                 }
-                Err(_) if is_told => break,
-                Err(e) => return Err(e),
+                Some(Err(e)) if !is_told => return Err(e),
+                Some(Err(_)) | None => break,
             };
-            if sink(item, &entry) {
+            if sink(item, Some(&entry)) {
                 self.forget(entry.attr.node, 1);
                 break;
             }
@@ -110,24 +140,19 @@ impl Fs {
         Ok(())
     }
 
-    /// A listing of the top must not fetch every job's manifest: attributes that don't hold are asked for when they are wanted.
-    fn provisional_entry(&self, dir: NodeId, item: &DirItem) -> FsResult<Option<Entry>> {
-        let Some(candidate) = &item.provisional else { return Ok(None) };
-        let entry = self.remote_entry(dir, &item.name, candidate)?;
-        Ok(Some(Entry { attr_ttl: Duration::ZERO, ..entry }))
-    }
-
     fn listing(&self, node: NodeId, fh: Fh, anew: bool) -> FsResult<Arc<Vec<DirItem>>> {
         let known = self.dirs.read().expect("no code panics under this lock").get(&fh).cloned();
         // A handle that another process has given.
         let dir = known.unwrap_or_else(|| {
             let mut dirs = self.dirs.write().expect("no code panics under this lock");
-            dirs.entry(fh).or_insert_with(|| Arc::new(OpenDir { listing: Mutex::new(None) })).clone()
+            dirs.entry(fh).or_insert_with(|| Arc::new(OpenDir::new(node))).clone()
         });
         let known = dir.listing.lock().expect("no code panics under this lock").clone();
         if let (Some(listing), false) = (known, anew) {
             return Ok(listing);
         }
+        // Before it is read: what changes from here on may be missing in it.
+        dir.is_outdated.store(false, Ordering::Release);
         let mut items = self.list(node)?;
         put_in_order(&mut items);
         let listing = Arc::new(items);
@@ -137,7 +162,7 @@ impl Fs {
 
     /// All that shows in a directory.
     fn list(&self, node: NodeId) -> FsResult<Vec<DirItem>> {
-        let dir = self.dir_fd(node)?;
+        let dir = self.live_dir_fd(node)?;
         let local = match &dir {
             Some(dir) => Spool::list(dir.as_fd())?,
             None => Vec::new(),
@@ -149,25 +174,33 @@ impl Fs {
                 kind: Kind::of(line.kind),
                 ino: line.ino,
                 place: 0,
-                provisional: None,
+                is_evident: false,
             })
             .collect();
-        let path = match self.path_of(node) {
-            Some(path) if self.committed.relevant(&path) => path,
+        let path = match self.facts(node) {
+            Some(facts) if !facts.is_private => facts.path.clone(),
             // Without a name it was removed, and is empty.
             _ => return Ok(items),
         };
-        let mut committed = self.committed.list(&path)?;
-        let mut shown = Vec::with_capacity(items.len() + committed.len());
+        let Listing { mut entries, evident } = self.committed.list(&path)?;
+        let in_spool: HashSet<Vec<u8>> = items.iter().map(|item| item.name.clone()).collect();
+        let mut shown = Vec::with_capacity(items.len() + entries.len() + evident.len());
         for item in items.drain(..) {
-            let Some(resolved) = committed.remove(&item.name) else {
-                shown.push(item);
-                continue;
-            };
-            shown.extend(self.shown_item(node, &path, item, resolved)?);
+            match entries.remove(&item.name) {
+                Some(resolved) => shown.extend(self.shown_item(node, &path, item, resolved)?),
+                None => shown.push(item),
+            }
         }
-        shown.extend(self.only_committed(&path, committed)?);
+        shown.extend(self.only_committed(&path, entries)?);
+        let evident = evident.into_iter().filter(|evident| !in_spool.contains(&evident.name));
+        shown.extend(evident.filter_map(|evident| self.by_name_only(&path, evident)));
         Ok(shown)
+    }
+
+    /// A directory that only committed layers speak for; own ones don't if the spool should have what they have.
+    fn by_name_only(&self, dir: &RelPath, Evident { name, is_foreign }: Evident) -> Option<DirItem> {
+        let is_shown = is_foreign || self.committed.is_partial_below(&dir.join(&name).ok()?);
+        is_shown.then_some(DirItem { name, kind: Kind::Dir, ino: 0, place: 0, is_evident: true })
     }
 
     /// What shows of a line that both the spool and the committed layers have.
@@ -193,9 +226,7 @@ impl Fs {
         for (name, resolved) in names {
             let path = dir.join(&name).map_err(|_| FsError::Errno(libc::EIO))?;
             if let Winner::Remote(candidate) = self.choose(&path, None, resolved) {
-                let kind = kind_of(&candidate);
-                let provisional = candidate.synthetic.then_some(candidate);
-                items.push(DirItem { name, kind, ino: 0, place: 0, provisional });
+                items.push(DirItem { name, kind: kind_of(&candidate), ino: 0, place: 0, is_evident: false });
             }
         }
         Ok(items)
@@ -245,7 +276,7 @@ mod tests {
             kind: Kind::File,
             ino: 1,
             place: 0,
-            provisional: None,
+            is_evident: false,
         };
         let mut items: Vec<_> = names.into_iter().map(item).collect();
         put_in_order(&mut items);

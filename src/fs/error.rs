@@ -32,12 +32,16 @@ pub enum Need {
     Manifests { path: RelPath, manifests: Vec<Hash> },
     /// These bytes of a file.
     Bytes { path: RelPath, content: Hash, size: u64, offset: u64, len: usize },
+    /// Whether the content `old` is the beginning of `new`, each with its size.
+    Comparison { path: RelPath, old: (Hash, u64), new: (Hash, u64) },
     /// The first `keep` bytes of the node's file, as a file of the spool.
     CopyUp { node: NodeId, keep: u64 },
     /// The local numbers of these names.
     Names { users: Vec<String>, groups: Vec<String> },
     /// The unit is just being freed.
     Thaw(UnitId),
+    /// Another operation is at work at this path.
+    Turn(RelPath),
 }
 
 impl FsError {

@@ -19,8 +19,12 @@ use rustix::{
 };
 
 use super::{
-    Caller, Entry, Fh, Fs, FsError, FsResult, Kind, Need, NodeId, committed::Candidate, ledger::Requests,
-    nodes::Handle, place::Shown,
+    Caller, Entry, Fh, Fs, FsError, FsResult, Kind, Need, NodeId,
+    committed::Candidate,
+    kept::Inside,
+    ledger::Requests,
+    nodes::{Brief, Handle},
+    place::Shown,
 };
 use crate::{
     ids::{RelPath, UnitId},
@@ -40,14 +44,14 @@ pub struct Opened {
 
 /// One handle.
 pub(super) struct OpenFile {
-    node: NodeId,
+    pub(super) node: NodeId,
     writable: bool,
     state: Mutex<State>,
 }
 
-struct State {
+pub(super) struct State {
     counted: Counted,
-    data: Data,
+    pub(super) data: Data,
 }
 
 /// The unit in which a handle counts.
@@ -60,13 +64,14 @@ enum Counted {
 
 pub(super) enum Data {
     Local(Arc<OwnedFd>),
-    Remote(Box<Candidate>),
+    /// What is only committed, as of so many [`Fs::news`].
+    Remote(Box<Candidate>, u64),
     /// It could not be opened again after a take-over.
     Lost,
 }
 
 impl OpenFile {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no code panics under this lock")
     }
 }
@@ -79,13 +84,17 @@ impl Fs {
         }
         let flags = OFlags::from_bits_retain(flags as u32);
         let (writable, truncate) = (is_writable(flags), flags.contains(OFlags::TRUNC));
-        let moves = self.moves();
+        let (news, moves) = (self.news(), self.moves());
         let brief = self.brief(node)?;
         match brief.kind {
             Kind::File => {}
             Kind::Dir => return Err(FsError::Errno(libc::EISDIR)),
             _ => return Err(FsError::Errno(libc::ENXIO)),
         }
+        if let Some(opened) = self.open_plain((node, flags, caller), &brief, moves)? {
+            return Ok(opened);
+        }
+        self.settle(node)?;
         let paths = self.nodes.lock().paths(node);
         match self.shown(node)? {
             Shown::Remote(_) if writable || truncate => {
@@ -94,7 +103,7 @@ impl Fs {
             Shown::Remote(candidate) => {
                 let unit = self.unit_of_any(&paths);
                 let _operations = self.enter(unit.as_slice())?;
-                Ok(self.register((node, flags, caller), (unit, moves), Data::Remote(candidate)))
+                Ok(self.register((node, flags, caller), (unit, moves), Data::Remote(candidate, news)))
             }
             Shown::Local(local) if writable || truncate => {
                 let changed: Vec<_> = paths.iter().map(|p| (p, false)).collect();
@@ -115,6 +124,38 @@ impl Fs {
                 Ok(self.register((node, flags, caller), (unit, moves), Data::Local(fd)))
             }
         }
+    }
+
+    /// Opens what nobody else can have anything of by its inode, without a look at its path; `None` if that isn't to be had.
+    fn open_plain(
+        &self,
+        (node, flags, caller): (NodeId, OFlags, Caller),
+        brief: &Brief,
+        moves: u64,
+    ) -> FsResult<Option<Opened>> {
+        let (Some((parent, name)), Some(inode)) = (&brief.place, &brief.local) else { return Ok(None) };
+        if !self.is_private(*parent) {
+            return Ok(None);
+        }
+        let unit = self.unit_in(*parent, &self.path_in(*parent, name)?);
+        let (writable, truncate) = (is_writable(flags), flags.contains(OFlags::TRUNC));
+        let act = || {
+            let opened = self.spool.open_content(inode, access(flags));
+            // Inside the operation nobody frees the unit; whoever did it before has said so before.
+            let is_here =
+                |fd: &OwnedFd| self.is_private(*parent) && sys::fstat(fd).is_ok_and(|stat| stat.st_nlink > 0);
+            let Some(fd) = opened.ok().filter(is_here) else { return Ok(None) };
+            if truncate {
+                sys::ftruncate(&fd, 0)?;
+            }
+            let data = Data::Local(Arc::new(fd));
+            Ok(Some(self.register((node, flags, caller), (unit.clone(), moves), data)))
+        };
+        if writable || truncate {
+            return self.change_node(node, act);
+        }
+        let _operation = self.enter(unit.as_slice())?;
+        act()
     }
 
     /// Makes a file and opens it, or opens it if it is there and `O_EXCL` isn't in the flags.
@@ -157,25 +198,38 @@ impl Fs {
         }
         let above = path.parent().unwrap_or_default();
         let flags = OFlags::from_bits_retain(flags as u32);
-        self.change(&[(&path, false), (&above, true)], || {
-            let dir = self.dir_for_change(parent)?;
+        self.change_in(parent, &[(&path, false), (&above, true)], || {
             let anew = if is_made { OFlags::empty() } else { OFlags::CREATE | OFlags::EXCL };
             let how = sync_bits(flags) | anew | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             self.requests.begin(caller.request);
-            let fd = sys::openat(&dir, OsStr::from_bytes(name), how, Mode::from_raw_mode(perm & 0o777))?;
-            let made = self.give_away(dir.as_fd(), name, Kind::File, Some(perm), caller);
+            let (dir, fd) = self.in_dir_for_change(parent, |dir| {
+                sys::openat(dir, OsStr::from_bytes(name), how, Mode::from_raw_mode(perm & 0o777))
+            })?;
+            let made = self.spool.identify_open(fd.as_fd(), dir.as_fd(), name).map_err(FsError::from);
+            let made = made.and_then(|made| self.give_away(dir.as_fd(), name, made, Some(perm), caller));
             if made.is_err() {
                 let _ = sys::unlinkat(&dir, OsStr::from_bytes(name), sys::AtFlags::empty());
             }
             let (inode, stat) = made?;
             let mut entry = self.local_entry(parent, name, (&inode, &stat), None)?;
             let opened = self.resumed_open(caller).unwrap_or_else(|| {
-                let (unit, data) = (self.unit_of(&path, false), Data::Local(Arc::new(fd)));
+                let (unit, data) = (self.unit_in(parent, &path), Data::Local(Arc::new(fd)));
                 self.register((entry.attr.node, flags, caller), (unit, moves), data)
             });
-            entry.attr_ttl = super::WRITTEN_TTL;
+            // What is written through the handle makes the kernel forget the attributes; a shared mapping doesn't.
+            if flags.contains(OFlags::RDWR) {
+                entry.attr_ttl = super::WRITTEN_TTL.min(entry.attr_ttl);
+            }
             Ok((entry, opened))
         })
+    }
+
+    /// The unit of `path`, which is in directory `parent` and isn't one itself.
+    fn unit_in(&self, parent: NodeId, path: &RelPath) -> Option<UnitId> {
+        match self.facts(parent).map(|facts| facts.inside.clone()) {
+            Some(Inside::All(unit)) => unit,
+            _ => self.unit_of(path, false),
+        }
     }
 
     fn unit_of_any(&self, paths: &[RelPath]) -> Option<UnitId> {
@@ -192,7 +246,7 @@ impl Fs {
         let fh = self.next_fh();
         let (backing, content) = match &data {
             Data::Local(fd) => (Some(fd.clone()), Box::default()),
-            Data::Remote(candidate) => (None, self.content_to_keep(candidate)),
+            Data::Remote(candidate, _) => (None, self.content_to_keep(candidate)),
             Data::Lost => (None, Box::default()),
         };
         let file = self.insert(fh, node, is_writable(flags), unit, data);
@@ -227,7 +281,7 @@ impl Fs {
         Some(Opened { fh, node, backing: self.local_file(fh), is_resumed: true })
     }
 
-    fn file(&self, fh: Fh) -> FsResult<Arc<OpenFile>> {
+    pub(super) fn file(&self, fh: Fh) -> FsResult<Arc<OpenFile>> {
         let files = self.files.read().expect("no code panics under this lock");
         files.get(&fh).cloned().ok_or(FsError::Errno(libc::EBADF))
     }
@@ -236,7 +290,7 @@ impl Fs {
     pub(super) fn local_file(&self, fh: Fh) -> Option<Arc<OwnedFd>> {
         match &self.file(fh).ok()?.lock().data {
             Data::Local(fd) => Some(fd.clone()),
-            Data::Remote(_) | Data::Lost => None,
+            Data::Remote(..) | Data::Lost => None,
         }
     }
 
@@ -250,7 +304,7 @@ impl Fs {
     pub(super) fn remote_file(&self, fh: Fh) -> Option<Box<Candidate>> {
         match &self.file(fh).ok()?.lock().data {
             Data::Local(_) | Data::Lost => None,
-            Data::Remote(candidate) => Some(candidate.clone()),
+            Data::Remote(candidate, _) => Some(candidate.clone()),
         }
     }
 
@@ -260,7 +314,7 @@ impl Fs {
         match self.data_of(&file)? {
             Data::Lost => Err(FsError::Errno(libc::EIO)),
             Data::Local(fd) => read_at(&fd, offset, len),
-            Data::Remote(candidate) => {
+            Data::Remote(candidate, _) => {
                 let (size, content) = candidate.file.ok_or(FsError::Errno(libc::EIO))?;
                 let len = len.min(usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX));
                 if len == 0 {
@@ -276,14 +330,15 @@ impl Fs {
 
     /// What a handle reads from now: a remote one goes over to the spool when its node is there.
     fn data_of(&self, file: &OpenFile) -> FsResult<Data> {
-        let candidate = match &file.lock().data {
+        self.follow(file)?;
+        let (candidate, seen) = match &file.lock().data {
             Data::Local(fd) => return Ok(Data::Local(fd.clone())),
             Data::Lost => return Ok(Data::Lost),
-            Data::Remote(candidate) => candidate.clone(),
+            Data::Remote(candidate, seen) => (candidate.clone(), *seen),
         };
         let is_local = self.nodes.lock().brief(file.node).is_some_and(|b| b.local.is_some());
         let Some((identity, _)) = is_local.then(|| self.inode_fd(file.node)).transpose()?.flatten() else {
-            return Ok(Data::Remote(candidate));
+            return Ok(Data::Remote(candidate, seen));
         };
         let fd = Arc::new(Spool::reopen(identity.as_fd(), OFlags::RDONLY)?);
         file.lock().data = Data::Local(fd.clone());
@@ -317,7 +372,7 @@ impl Fs {
         Ok(sys::fallocate(&fd, FallocateFlags::from_bits_retain(mode as u32), offset, len)?)
     }
 
-    /// `SEEK_DATA` and `SEEK_HOLE`. What is only committed has no holes.
+    /// `SEEK_DATA` and `SEEK_HOLE`.
     pub fn seek(&self, fh: Fh, offset: u64, whence: i32) -> FsResult<u64> {
         let position = match whence {
             libc::SEEK_DATA => SeekFrom::Data(offset),
@@ -328,10 +383,22 @@ impl Fs {
         match self.data_of(&file)? {
             Data::Lost => Err(FsError::Errno(libc::EIO)),
             Data::Local(fd) => Ok(sys::seek(&fd, position)?),
-            Data::Remote(candidate) => match candidate.file {
-                Some((size, _)) if offset < size => Ok(if whence == libc::SEEK_DATA { offset } else { size }),
-                _ => Err(FsError::Errno(libc::ENXIO)),
-            },
+            Data::Remote(candidate, _) => self.seek_committed(file.node, &candidate, offset, whence),
+        }
+    }
+
+    /// The holes of what is only committed are where its recipe repeats the chunk of zeros.
+    fn seek_committed(&self, node: NodeId, candidate: &Candidate, offset: u64, whence: i32) -> FsResult<u64> {
+        let (size, content) =
+            candidate.file.filter(|(size, _)| offset < *size).ok_or(FsError::Errno(libc::ENXIO))?;
+        let is_hole = whence == libc::SEEK_HOLE;
+        match self.committed.seek((size, content), offset, is_hole) {
+            Some(found) if found < size || is_hole => Ok(found),
+            Some(_) => Err(FsError::Errno(libc::ENXIO)),
+            None => {
+                let path = self.path_of(node).unwrap_or_else(|| candidate.entry.path.clone());
+                Err(Need::Bytes { path, content, size, offset, len: 1 }.into())
+            }
         }
     }
 
@@ -407,15 +474,19 @@ fn sync_bits(flags: OFlags) -> OFlags {
 /// For reading and writing wherever one of them isn't enough: a handle for writing only still has to fill pages. The kernel opens
 /// the file once more for passthrough, with the caller's own flags.
 pub(super) fn reopen(identity: &OwnedFd, flags: OFlags) -> FsResult<OwnedFd> {
-    if !is_writable(flags) && !flags.contains(OFlags::TRUNC) {
-        return Ok(Spool::reopen(identity.as_fd(), OFlags::RDONLY)?);
-    }
-    let how = sync_bits(flags);
-    match Spool::reopen(identity.as_fd(), how | OFlags::RDWR) {
-        Err(e) if e.raw_os_error() == Some(libc::EACCES) => {
-            Ok(Spool::reopen(identity.as_fd(), how | OFlags::WRONLY)?)
+    match Spool::reopen(identity.as_fd(), access(flags)) {
+        Err(e) if e.raw_os_error() == Some(libc::EACCES) && access(flags).contains(OFlags::RDWR) => {
+            Ok(Spool::reopen(identity.as_fd(), sync_bits(flags) | OFlags::WRONLY)?)
         }
         result => Ok(result?),
+    }
+}
+
+fn access(flags: OFlags) -> OFlags {
+    if is_writable(flags) || flags.contains(OFlags::TRUNC) {
+        sync_bits(flags) | OFlags::RDWR
+    } else {
+        OFlags::RDONLY
     }
 }
 

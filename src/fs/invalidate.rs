@@ -1,5 +1,7 @@
 //! What the kernel must no longer believe, after the catalog or the spool changed without it.
 
+use std::collections::HashSet;
+
 use super::{Fs, Kind, NodeId, ROOT};
 use crate::ids::{RelPath, Scope, UnitId};
 
@@ -15,7 +17,45 @@ pub enum Invalidation {
 impl Fs {
     /// Other hosts' layers of these units have changed: what of them the kernel may know.
     pub fn remote_changed(&self, units: &[UnitId]) -> Vec<Invalidation> {
-        units.iter().flat_map(|unit| self.below(unit)).collect()
+        self.remote_news();
+        let known = units.iter().flat_map(|unit| self.below(unit)).collect();
+        self.told_once(known)
+    }
+
+    /// As [`Fs::remote_changed`], of a unit of which only these paths below its root have changed. Nothing else is forgotten: whoever
+    /// follows one log keeps what the kernel has of the others. (Of a file that has grown all is forgotten: the kernel itself drops
+    /// the pages of one that has another size, since nobody else can say whether the beginning is still the same.)
+    pub fn remote_paths_changed(&self, unit: &UnitId, paths: &[RelPath]) -> Vec<Invalidation> {
+        self.remote_news();
+        let mut found = Vec::new();
+        let nodes = self.nodes.lock();
+        for path in paths.iter().filter_map(|path| unit.root.append(path).ok()) {
+            let (parent, name) = match nodes.find(&path) {
+                Ok(node) => {
+                    found.push(Invalidation::Node { node });
+                    let Some(brief) = nodes.brief(node) else { continue };
+                    // A directory's name stays: dropping it would make getcwd(2) fail for who works in it.
+                    let Some(place) = brief.place.filter(|_| brief.kind != Kind::Dir) else { continue };
+                    place
+                }
+                Err(place) => place,
+            };
+            found.push(Invalidation::Node { node: parent });
+            found.push(Invalidation::Entry { parent, name });
+        }
+        drop(nodes);
+        self.told_once(found)
+    }
+
+    /// A thousand new jobs are one change of the top; who is reading one of these directories has an old listing.
+    fn told_once(&self, mut known: Vec<Invalidation>) -> Vec<Invalidation> {
+        let mut nodes = HashSet::new();
+        known.retain(|change| match change {
+            Invalidation::Node { node } => nodes.insert(*node),
+            Invalidation::Entry { .. } => true,
+        });
+        self.outdate(&nodes);
+        known
     }
 
     /// These units' files have just left the spool, or come back: the table forgets their inodes. Call it before the unit is thawed.
@@ -25,7 +65,7 @@ impl Fs {
         known.retain(|invalidation| matches!(invalidation, Invalidation::Node { node } if *node != ROOT));
         for invalidation in &known {
             if let Invalidation::Node { node } = invalidation {
-                self.unkeep_dir(*node);
+                self.kept.drop(*node);
                 // Without file handles its descriptor would keep the bytes on the disk.
                 self.nodes.lock().clear_local(*node);
             }

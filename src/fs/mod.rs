@@ -8,13 +8,17 @@
 //! |---|---|
 //! | `nodes` | what the kernel's inode numbers mean |
 //! | `ledger` | what of them outlives this process |
+//! | `lengths` | how long a path may be |
 //! | `place` | a node's directory, its inode in the spool, what shows at its path |
+//! | `kept` | directories kept open, with what holds for everything in them |
 //! | `names` | look-up, creation, deletion, renaming |
 //! | `files`, `dirs` | open files, open directories |
+//! | `following` | remote handles while their files grow or are replaced |
 //! | `orphans` | open files without a name |
 //! | `takeover` | going on where another process was killed |
 //! | `change` | attributes; the journal's part in every change |
 //! | `copyup` | bringing back what is only committed, to change it |
+//! | `claims` | who is at work at a path that is committed |
 //! | `committed` | the seam to journal, view and cache |
 //! | `union`, `view` | what all hosts' committed layers say of a path |
 //! | `owners` | local numbers of users and groups |
@@ -29,13 +33,17 @@
 
 mod attr;
 mod change;
+mod claims;
 mod committed;
 mod copyup;
 mod dirs;
 mod error;
 mod files;
+mod following;
 mod invalidate;
+mod kept;
 pub mod ledger;
+mod lengths;
 mod names;
 mod nodes;
 mod orphans;
@@ -47,10 +55,9 @@ pub mod view;
 
 use std::{
     collections::HashMap,
-    os::fd::OwnedFd,
     path::PathBuf,
     sync::{
-        Arc, Mutex, RwLock,
+        Arc, RwLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -65,9 +72,11 @@ pub use self::{
     names::Lookup,
 };
 use self::{
+    claims::Claims,
     committed::Committed,
     dirs::OpenDir,
     files::OpenFile,
+    kept::KeptDirs,
     ledger::{Keep, Ledger, Requests},
     nodes::Nodes,
     orphans::Orphans,
@@ -97,11 +106,6 @@ pub const TTL: Duration = Duration::from_secs(3600);
 pub const TROUBLED_TTL: Duration = Duration::from_secs(1);
 /// The same for attributes of a file that is open for writing: a shared mapping changes it past us.
 pub const WRITTEN_TTL: Duration = Duration::from_secs(1);
-/// How long a name that isn't there may be taken to stay away, where nobody else can make it.
-pub const ABSENT_TTL: Duration = Duration::from_secs(1);
-
-/// Directory descriptors kept open: they save a walk from the root at every operation.
-const DIRS_KEPT: usize = 256;
 
 /// What an [`Fs`] is made of.
 pub struct FsParts {
@@ -123,11 +127,15 @@ pub struct Fs {
     activity: Arc<Activity>,
     committed: Committed,
     nodes: Nodes,
-    kept_dirs: Mutex<HashMap<NodeId, Arc<OwnedFd>>>,
+    kept: KeptDirs,
     files: RwLock<HashMap<Fh, Arc<OpenFile>>>,
     dirs: RwLock<HashMap<Fh, Arc<OpenDir>>>,
     next_fh: AtomicU64,
     moves: AtomicU64,
+    claims: Claims,
+    longest_path: usize,
+    /// Counts changes of what is committed or runs elsewhere; a remote handle that has seen fewer looks again.
+    news: AtomicU64,
     requests: Requests,
     inherited: Inherited,
     orphans: Orphans,
@@ -152,14 +160,17 @@ impl Fs {
         copyup::clear_leftovers(&tmp_dir);
         Self {
             nodes,
+            longest_path: lengths::longest(spool.path(), &tmp_dir),
             committed: Committed::new(journal, view, cache, rules),
             spool,
             activity,
-            kept_dirs: Mutex::default(),
+            kept: KeptDirs::default(),
             files: RwLock::default(),
             dirs: RwLock::default(),
             next_fh: AtomicU64::new(first_fh),
             moves: AtomicU64::new(0),
+            claims: Claims::default(),
+            news: AtomicU64::new(0),
             requests,
             inherited,
             orphans: Orphans::default(),

@@ -16,7 +16,7 @@ use rustix::{
 };
 
 use super::{
-    ABSENT_TTL, Caller, Entry, Fs, FsError, FsResult, Kind, Need, NodeId,
+    Caller, Entry, Fs, FsError, FsResult, Kind, Need, NodeId,
     committed::Resolved,
     place::{Shown, Winner, is_whiteout},
 };
@@ -50,16 +50,17 @@ pub(super) struct Doomed {
 impl Fs {
     /// What is at `name` in `parent`. A hit counts as a look-up until it is forgotten.
     pub fn lookup(&self, parent: NodeId, name: &[u8]) -> FsResult<Lookup> {
-        let path = self.path_in(parent, name)?;
         let local = self.in_spool(parent, name)?;
-        if !self.committed.relevant(&path) {
+        // After the look: who frees files says so first.
+        if self.is_private(parent) {
             return match local {
                 Some((inode, stat)) => {
                     self.local_entry(parent, name, (&inode, &stat), None).map(Lookup::Found)
                 }
-                None => Ok(Lookup::Absent { ttl: ABSENT_TTL }),
+                None => Ok(Lookup::Absent { ttl: self.ttl() }),
             };
         }
+        let path = self.path_in(parent, name)?;
         match (self.winner_of(&path, local.as_ref())?, &local) {
             (Winner::Spool { attrs }, Some((inode, stat))) => {
                 self.local_entry(parent, name, (inode, stat), attrs.as_deref()).map(Lookup::Found)
@@ -130,7 +131,7 @@ impl Fs {
         kind: Kind,
         perm: Option<u32>,
         caller: Caller,
-        act: impl FnOnce(BorrowedFd<'_>) -> rustix::io::Result<()>,
+        act: impl Fn(BorrowedFd<'_>) -> rustix::io::Result<()>,
     ) -> FsResult<Entry> {
         let path = self.path_in(parent, name)?;
         let is_made = self.was_made(parent, name, kind, caller)?;
@@ -138,13 +139,14 @@ impl Fs {
             self.must_be_free(parent, name, &path)?;
         }
         let above = path.parent().unwrap_or_default();
-        self.change(&[(&path, kind == Kind::Dir), (&above, true)], || {
-            let dir = self.dir_for_change(parent)?;
-            if !is_made {
-                self.requests.begin(caller.request);
-                act(dir.as_fd())?;
-            }
-            let made = self.give_away(dir.as_fd(), name, kind, perm, caller);
+        self.change_in(parent, &[(&path, kind == Kind::Dir), (&above, true)], || {
+            self.requests.begin(caller.request);
+            let (dir, ()) = self.in_dir_for_change(parent, |dir| if is_made { Ok(()) } else { act(dir) })?;
+            let made = self
+                .spool
+                .identify(dir.as_fd(), name)
+                .map_err(FsError::from)
+                .and_then(|made| self.give_away(dir.as_fd(), name, made, perm, caller));
             if made.is_err() {
                 let flags = if kind == Kind::Dir { AtFlags::REMOVEDIR } else { AtFlags::empty() };
                 let _ = sys::unlinkat(&dir, OsStr::from_bytes(name), flags);
@@ -154,19 +156,21 @@ impl Fs {
         })
     }
 
-    /// What was just made becomes the caller's: the daemon has made it. A directory that sets its group's id hands that on.
+    /// What was just made becomes the caller's: the daemon has made it. A directory that sets its group's id hands that on, which the
+    /// spool's file system has done already.
     pub(super) fn give_away(
         &self,
         dir: BorrowedFd<'_>,
         name: &[u8],
-        kind: Kind,
+        (inode, stat): (Inode, Stat),
         perm: Option<u32>,
         caller: Caller,
     ) -> FsResult<(Inode, Stat)> {
-        let (inode, stat) = self.spool.identify(dir, name)?;
-        let above = sys::fstat(dir)?;
-        let hands_on = above.st_mode & libc::S_ISGID != 0;
-        let gid = if hands_on { above.st_gid } else { caller.gid };
+        let is_dir = Kind::of_mode(stat.st_mode) == Kind::Dir;
+        let sets_gid = |stat: &Stat| stat.st_mode & libc::S_ISGID != 0;
+        let hands_on =
+            if is_dir { sets_gid(&stat) } else { stat.st_gid != caller.gid && sets_gid(&sys::fstat(dir)?) };
+        let gid = if hands_on { stat.st_gid } else { caller.gid };
         let name = OsStr::from_bytes(name);
         let mut is_changed = false;
         if (stat.st_uid, stat.st_gid) != (caller.uid, gid) {
@@ -175,7 +179,7 @@ impl Fs {
             is_changed = true;
         }
         if let Some(perm) = perm {
-            let perm = if hands_on && kind == Kind::Dir { perm | libc::S_ISGID } else { perm };
+            let perm = if hands_on && is_dir { perm | libc::S_ISGID } else { perm };
             if stat.st_mode & 0o7777 != perm || perm & self.umask != 0 || perm & 0o7000 != 0 {
                 sys::chmodat(dir, name, Mode::from_raw_mode(perm), AtFlags::empty())?;
                 is_changed = true;
@@ -187,7 +191,8 @@ impl Fs {
 
     /// Nothing shows at `path`; what the spool has there, hidden by a newer deletion elsewhere, goes.
     pub(super) fn must_be_free(&self, parent: NodeId, name: &[u8], path: &RelPath) -> FsResult<()> {
-        if !self.committed.relevant(path) {
+        self.must_fit(path)?;
+        if self.is_private(parent) || !self.committed.relevant(path) {
             return Ok(());
         }
         let local = self.in_spool(parent, name)?;
@@ -202,7 +207,7 @@ impl Fs {
         // What comes there comes after the deletion that hides it, even if it is the same again.
         let deletion = self.committed.resolve(path, true)?.and_then(|resolved| resolved.foreign);
         if let (Some(deletion), Some(unit)) = (deletion, self.unit_of(path, false)) {
-            self.committed.note(&unit, &[(path.clone(), Some(Note::Based(deletion.seq)))])?;
+            self.committed.note(&unit, &[(path.clone(), Some(Note::Based(deletion.seq.committed())))])?;
         }
         Ok(sys::unlinkat(&dir, OsStr::from_bytes(name), AtFlags::empty())?)
     }
@@ -235,10 +240,28 @@ impl Fs {
 
     /// The spool's directory for `node`, made if only others or the store have it.
     pub(super) fn dir_for_change(&self, node: NodeId) -> FsResult<Arc<OwnedFd>> {
-        match self.dir_fd(node)? {
+        match self.live_dir_fd(node)? {
             Some(dir) => Ok(dir),
             None => self.bring_dir(node),
         }
+    }
+
+    /// Does `act` in the spool's directory for `node`, made if only others or the store have it; once more if the one that was kept is
+    /// found to be removed.
+    pub(super) fn in_dir_for_change<T>(
+        &self,
+        node: NodeId,
+        act: impl Fn(BorrowedFd<'_>) -> rustix::io::Result<T>,
+    ) -> FsResult<(Arc<OwnedFd>, T)> {
+        if let Some(dir) = self.dir_fd(node)? {
+            match act(dir.as_fd()) {
+                Err(rustix::io::Errno::NOENT) if self.is_removed(node, dir.as_fd()) => {}
+                result => return Ok((dir, result?)),
+            }
+        }
+        let dir = self.dir_for_change(node)?;
+        let done = act(dir.as_fd())?;
+        Ok((dir, done))
     }
 
     /// What is at a name that is to go; refused if another host's entry shows there or would come to show, and this host may not
@@ -248,7 +271,7 @@ impl Fs {
         let local = self.in_spool(parent, name)?;
         let stat_kind = local.as_ref().map(|(_, stat)| Kind::of_mode(stat.st_mode));
         let is_local = local.is_some();
-        if !self.committed.relevant(&path) {
+        if self.is_private(parent) || !self.committed.relevant(&path) {
             return Ok(stat_kind.map(|kind| Doomed {
                 path,
                 kind,
@@ -266,6 +289,10 @@ impl Fs {
         };
         let Resolved { own, foreign } = self.committed.resolve(&path, true)?.unwrap_or_default();
         let [own, foreign] = [own, foreign].map(|c| c.filter(|c| !is_whiteout(c)));
+        // What another host is just writing isn't committed under any number up to which it could be hidden.
+        if foreign.as_ref().is_some_and(|c| c.seq.is_live()) {
+            return Err(FsError::Errno(libc::EBUSY));
+        }
         let shown = [&own, &foreign].into_iter().flatten().map(|c| c.seq).max().unwrap_or_default();
         let note = match (&own, &foreign) {
             (_, Some(_)) => {
@@ -301,7 +328,8 @@ impl Fs {
             return Ok(());
         }
         let path = self.path_in(parent, name)?;
-        if self.committed.relevant(&path) && !self.is_empty_dir(parent, name, &path)? {
+        let is_merged = !self.is_private(parent) && self.committed.relevant(&path);
+        if is_merged && !self.is_empty_dir(parent, name, &path)? {
             return Err(FsError::Errno(libc::ENOTEMPTY));
         }
         self.remove(parent, name, AtFlags::REMOVEDIR, caller)
@@ -311,6 +339,10 @@ impl Fs {
         if self.was_removed(parent, name, caller)? {
             return Ok(());
         }
+        if self.is_private(parent) {
+            return self.remove_private(parent, name, flags, caller);
+        }
+        let _claim = self.claim(&[(parent, name)])?;
         let doomed = self.doomed(parent, name)?.ok_or(FsError::Errno(libc::ENOENT))?;
         match (doomed.kind == Kind::Dir, flags.contains(AtFlags::REMOVEDIR)) {
             (true, false) => return Err(FsError::Errno(libc::EISDIR)),
@@ -333,12 +365,23 @@ impl Fs {
         })
     }
 
+    /// Where nothing is committed, what unlinkat(2) says is all there is to say.
+    fn remove_private(&self, parent: NodeId, name: &[u8], flags: AtFlags, caller: Caller) -> FsResult<()> {
+        let path = self.path_in(parent, name)?;
+        let above = path.parent().unwrap_or_default();
+        self.change_in(parent, &[(&path, flags.contains(AtFlags::REMOVEDIR)), (&above, true)], || {
+            let dir = self.dir_fd(parent)?.ok_or(FsError::Errno(libc::ENOENT))?;
+            self.orphans.about_to_lose(self, parent, name)?;
+            self.requests.begin(caller.request);
+            sys::unlinkat(&dir, OsStr::from_bytes(name), flags)?;
+            self.forget_name(parent, name);
+            Ok(())
+        })
+    }
+
     pub(super) fn forget_name(&self, parent: NodeId, name: &[u8]) {
-        let mut nodes = self.nodes.lock();
-        let child = nodes.child(parent, name);
-        nodes.detach(parent, name);
-        drop(nodes);
-        child.iter().for_each(|node| self.unkeep_dir(*node));
+        let child = self.nodes.lock().detach(parent, name);
+        child.iter().for_each(|node| self.kept.drop(*node));
     }
 
     /// As renameat2(2). A directory of which anything is only committed can't be moved as a whole: `EXDEV`, and mv(1) copies.
@@ -356,6 +399,7 @@ impl Fs {
         if self.was_renamed(from, to, flags, caller)? {
             return Ok(());
         }
+        let _claim = self.claim(&[from, to])?;
         let source = self.doomed(from.0, from.1)?.ok_or(FsError::Errno(libc::ENOENT))?;
         if !source.is_local && source.kind != Kind::Dir {
             return Err(self.need_copy_up(from)?.into());
@@ -396,6 +440,10 @@ impl Fs {
         self.change(&changed, || {
             let (old_dir, new_dir) = (self.dir_for_change(from.0)?, self.dir_for_change(to.0)?);
             let (old, new) = (OsStr::from_bytes(from.1), OsStr::from_bytes(to.1));
+            self.must_fit_at((old_dir.as_fd(), from.1), &source.path, (target_path, source.kind))?;
+            if let (true, Some(target)) = (flags.contains(RenameFlags::EXCHANGE), &target) {
+                self.must_fit_at((new_dir.as_fd(), to.1), target_path, (&source.path, target.kind))?;
+            }
             let act = || Ok(sys::renameat_with(&old_dir, old, &new_dir, new, flags)?);
             if flags.contains(RenameFlags::EXCHANGE) {
                 self.begin_exchange(caller, (old_dir.as_fd(), old), (new_dir.as_fd(), new))?;
@@ -408,7 +456,15 @@ impl Fs {
                 self.take_away(source, act)?;
                 self.nodes.lock().rename(from, to);
             }
-            self.rehome_handles();
+            if is_dir || target_is_dir {
+                self.kept.clear();
+            }
+            if is_dir
+                || target_is_dir
+                || self.unit_of(&source.path, false) != self.unit_of(target_path, false)
+            {
+                self.rehome_handles();
+            }
             Ok(())
         })
     }

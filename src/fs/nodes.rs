@@ -10,6 +10,7 @@
 //! it, no handle is open on it and no child names it as its parent; the root is never dropped.
 
 mod kept;
+mod spread;
 
 use std::{
     collections::HashMap,
@@ -17,6 +18,7 @@ use std::{
     sync::{Mutex, MutexGuard},
 };
 
+use self::spread::Spread;
 use super::{
     Fh, Kind, NodeId, ROOT,
     ledger::{Ledger, LedgerError, Record},
@@ -94,8 +96,8 @@ pub(super) struct Nodes {
 /// The table under its lock. No call in it does I/O.
 #[derive(Debug)]
 pub(super) struct Table {
-    nodes: HashMap<NodeId, Node>,
-    by_inode: HashMap<(u64, u64), NodeId>,
+    nodes: HashMap<NodeId, Node, Spread>,
+    by_inode: HashMap<(u64, u64), NodeId, Spread>,
     next: NodeId,
     highest_backing: u32,
     dev: u64,
@@ -164,6 +166,19 @@ impl Table {
         })
     }
 
+    /// Whether a handle is open on it for writing.
+    pub(super) fn is_written(&self, id: NodeId) -> bool {
+        self.nodes.get(&id).is_some_and(|node| node.handles.iter().any(Handle::is_writable))
+    }
+
+    /// The directory that holds the node's name, if it has just one.
+    pub(super) fn only_parent(&self, id: NodeId) -> Option<NodeId> {
+        match self.nodes.get(&id)?.names.as_slice() {
+            [(parent, _)] => Some(*parent),
+            _ => None,
+        }
+    }
+
     /// Where the node is now, if it still has a name.
     pub(super) fn path(&self, id: NodeId) -> Option<RelPath> {
         let mut names: Vec<&[u8]> = Vec::new();
@@ -181,6 +196,13 @@ impl Table {
     pub(super) fn paths(&self, id: NodeId) -> Vec<RelPath> {
         let names = self.nodes.get(&id).map(|n| n.names.as_slice()).unwrap_or_default();
         names.iter().filter_map(|(parent, name)| self.path(*parent)?.join(name).ok()).collect()
+    }
+
+    /// The handles that are open on the node.
+    pub(super) fn handles_on(&self, id: NodeId) -> Vec<Fh> {
+        self.nodes
+            .get(&id)
+            .map_or_else(Vec::new, |node| node.handles.iter().map(|handle| handle.fh).collect())
     }
 
     pub(super) fn child(&self, parent: NodeId, name: &[u8]) -> Option<NodeId> {

@@ -4,14 +4,18 @@
 //! newest commit of anybody; an own commit counts only where the spool still has it or the layer is partial.
 
 use std::{
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    ffi::OsStr,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
     sync::Arc,
 };
 
-use rustix::fs::{self as sys, Stat};
+use rustix::fs::{self as sys, AtFlags, Stat};
 
 use super::{
-    Attr, DIRS_KEPT, Entry, Fs, FsError, FsResult, Kind, NodeId, TROUBLED_TTL, TTL, WRITTEN_TTL,
+    Attr, Entry, Fs, FsError, FsResult, Kind, NodeId, TROUBLED_TTL, TTL, WRITTEN_TTL,
     attr::mtime,
     committed::{Candidate, Resolved},
     error::found,
@@ -61,50 +65,18 @@ impl Fs {
 
     /// Where `name` in directory `parent` is.
     pub(super) fn path_in(&self, parent: NodeId, name: &[u8]) -> FsResult<RelPath> {
-        let parent = self.path_of(parent).ok_or(FsError::Errno(libc::ENOENT))?;
-        parent.join(name).map_err(|e| match e {
+        let facts = self.facts(parent).ok_or(FsError::Errno(libc::ENOENT))?;
+        facts.path.join(name).map_err(|e| match e {
             PathError::TooLong => FsError::Errno(libc::ENAMETOOLONG),
             _ => FsError::Errno(libc::EINVAL),
         })
-    }
-
-    /// The spool's directory for a node; `None` if the spool has none there.
-    pub(super) fn dir_fd(&self, node: NodeId) -> FsResult<Option<Arc<OwnedFd>>> {
-        if let Some((fd, _)) = self.kept_dir(node) {
-            return Ok(Some(fd));
-        }
-        let Some((fd, stat)) = self.inode_fd(node)? else { return Ok(None) };
-        if Kind::of_mode(stat.st_mode) != Kind::Dir {
-            return Ok(None);
-        }
-        let mut kept = self.kept_dirs.lock().expect("no code panics under this lock");
-        if kept.len() >= DIRS_KEPT {
-            kept.clear();
-        }
-        kept.insert(node, fd.clone());
-        Ok(Some(fd))
-    }
-
-    /// A kept descriptor, unless its directory was removed meanwhile (by eviction, say).
-    fn kept_dir(&self, node: NodeId) -> Option<(Arc<OwnedFd>, Stat)> {
-        let mut kept = self.kept_dirs.lock().expect("no code panics under this lock");
-        let fd = kept.get(&node)?.clone();
-        if let Some(stat) = sys::fstat(&*fd).ok().filter(|stat| stat.st_nlink > 0) {
-            return Some((fd, stat));
-        }
-        kept.remove(&node);
-        None
-    }
-
-    pub(super) fn unkeep_dir(&self, node: NodeId) {
-        self.kept_dirs.lock().expect("no code panics under this lock").remove(&node);
     }
 
     /// The spool's inode of a node with its attributes: as the table has it, or, where that is gone, as its path has it.
     pub(super) fn inode_fd(&self, node: NodeId) -> FsResult<Option<(Arc<OwnedFd>, Stat)>> {
         let brief = self.brief(node)?;
         // The kernel asks for a directory's attributes after every change in it.
-        if let Some(kept) = self.kept_dir(node) {
+        if let Some(kept) = self.kept_stat(node) {
             return Ok(Some(kept));
         }
         if let Some(inode) = &brief.local
@@ -129,7 +101,7 @@ impl Fs {
     }
 
     /// `None` if the inode is gone, or has lost its name though it should have one.
-    fn reach(&self, inode: &Inode, has_name: bool) -> FsResult<Option<(Arc<OwnedFd>, Stat)>> {
+    pub(super) fn reach(&self, inode: &Inode, has_name: bool) -> FsResult<Option<(Arc<OwnedFd>, Stat)>> {
         let fd = match self.spool.reach(inode) {
             Ok(fd) => fd,
             Err(e) if e.raw_os_error() == Some(libc::ESTALE) => return Ok(None),
@@ -148,9 +120,15 @@ impl Fs {
 
     /// What the spool has at `name`, whatever shows there.
     pub(super) fn in_spool(&self, parent: NodeId, name: &[u8]) -> FsResult<Option<(Inode, Stat)>> {
-        match self.dir_fd(parent)? {
-            Some(dir) => found(self.spool.identify(dir.as_fd(), name)),
-            None => Ok(None),
+        let Some(dir) = self.dir_fd(parent)? else { return Ok(None) };
+        match found(self.spool.identify(dir.as_fd(), name))? {
+            None if self.may_be_removed(parent) && self.is_removed(parent, dir.as_fd()) => {
+                match self.dir_fd(parent)? {
+                    Some(dir) => found(self.spool.identify(dir.as_fd(), name)),
+                    None => Ok(None),
+                }
+            }
+            found => Ok(found),
         }
     }
 
@@ -245,7 +223,7 @@ impl Fs {
         let node = nodes
             .look_up_local(parent, name, inode, Kind::of_mode(stat.st_mode))
             .ok_or(FsError::Errno(libc::ESTALE))?;
-        let is_written = nodes.brief(node).is_some_and(|b| b.is_written);
+        let is_written = nodes.is_written(node);
         drop(nodes);
         let attr = self.local_attr(node, stat, attrs);
         if attr.is_err() {
@@ -257,6 +235,8 @@ impl Fs {
     /// An entry for what is committed at `name`, counted as looked up.
     pub(super) fn remote_entry(&self, parent: NodeId, name: &[u8], candidate: &Candidate) -> FsResult<Entry> {
         let attr = self.remote_attr(0, candidate)?;
+        let known = self.nodes.lock().child(parent, name);
+        known.map_or(Ok(()), |node| self.settle(node))?;
         let node = self.nodes.lock().look_up_remote(parent, name, attr.kind);
         let node = node.ok_or(FsError::Errno(libc::ESTALE))?;
         Ok(self.entry(Attr { node, ..attr }, false))
@@ -264,6 +244,10 @@ impl Fs {
 
     /// A node's attributes and how long they hold.
     pub fn getattr(&self, node: NodeId) -> FsResult<Entry> {
+        if let Some((stat, is_written)) = self.plain_stat(node)? {
+            return Ok(self.entry(self.local_attr(node, &stat, None)?, is_written));
+        }
+        self.settle(node)?;
         let attr = match self.shown(node)? {
             Shown::Local(local) => self.local_attr(node, &local.stat, local.attrs.as_deref())?,
             Shown::Remote(candidate) => self.remote_attr(node, &candidate)?,
@@ -271,16 +255,39 @@ impl Fs {
         Ok(self.entry(attr, self.brief(node)?.is_written))
     }
 
+    /// The attributes of what nobody else can have anything of, by its name and without opening it.
+    fn plain_stat(&self, node: NodeId) -> FsResult<Option<(Stat, bool)>> {
+        let brief = self.brief(node)?;
+        if brief.kind == Kind::Dir {
+            let kept = if self.is_private(node) { self.kept_stat(node) } else { None };
+            return Ok(kept.map(|(_, stat)| (stat, false)));
+        }
+        let (Some((parent, name)), Some(inode)) = (&brief.place, &brief.local) else { return Ok(None) };
+        let Some(dir) = self.dir_fd(*parent)? else { return Ok(None) };
+        let stat = sys::statat(&*dir, OsStr::from_bytes(name), AtFlags::SYMLINK_NOFOLLOW).ok();
+        // After the look: who frees files says so first.
+        let stat = stat.filter(|stat| {
+            (stat.st_dev, stat.st_ino) == inode.key()
+                && Kind::of_mode(stat.st_mode) == brief.kind
+                && self.is_private(*parent)
+        });
+        Ok(stat.map(|stat| (stat, brief.is_written)))
+    }
+
     /// An answer that the kernel may believe as long as nobody says otherwise.
-    fn entry(&self, attr: Attr, is_written: bool) -> Entry {
-        let ttl = if self.committed.is_troubled() { TROUBLED_TTL } else { TTL };
+    pub(super) fn entry(&self, attr: Attr, is_written: bool) -> Entry {
+        let ttl = self.ttl();
         Entry { attr, entry_ttl: ttl, attr_ttl: if is_written { WRITTEN_TTL.min(ttl) } else { ttl } }
     }
 
-    fn local_attr(&self, node: NodeId, stat: &Stat, attrs: Option<&Candidate>) -> FsResult<Attr> {
+    pub(super) fn ttl(&self) -> std::time::Duration {
+        if self.committed.is_troubled() { TROUBLED_TTL } else { TTL }
+    }
+
+    pub(super) fn local_attr(&self, node: NodeId, stat: &Stat, attrs: Option<&Candidate>) -> FsResult<Attr> {
         let mut attr = Attr::of_stat(node, stat);
         attr.nlink = attr.nlink.saturating_sub(self.orphans.hidden_links(node));
-        if attr.kind == Kind::Dir && self.path_of(node).is_some_and(|path| self.committed.relevant(&path)) {
+        if attr.kind == Kind::Dir && self.facts(node).is_some_and(|facts| !facts.is_private) {
             attr.nlink = UNCOUNTED;
         }
         let Some(candidate) = attrs else { return Ok(attr) };

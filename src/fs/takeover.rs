@@ -33,6 +33,9 @@ const UNNOTED: u32 = 64;
 /// Handle numbers of one process: a directory's handles aren't noted, and must not be given twice.
 const HANDLES_PER_PROCESS: u64 = 1 << 40;
 
+/// A remote handle that was taken over looks whether what it shows has moved on.
+const NOTHING_SEEN: u64 = u64::MAX;
+
 /// What a remote handle shows, as it is noted.
 type Content = (HostUuid, Seq, manifest::Entry, UnitId, Hash, Option<(u64, Hash)>, bool);
 
@@ -81,7 +84,7 @@ impl Fs {
     fn reopen_handle(&self, node: NodeId, handle: &Handle, inode: Option<&Inode>) {
         let flags = OFlags::from_bits_retain(handle.flags) - OFlags::TRUNC;
         let data = match content_of(&handle.content) {
-            Some(candidate) => Data::Remote(Box::new(candidate)),
+            Some(candidate) => Data::Remote(Box::new(candidate), NOTHING_SEEN),
             None => self.reopen_local(node, flags, inode).map_or(Data::Lost, |fd| Data::Local(Arc::new(fd))),
         };
         if matches!(data, Data::Lost) {
@@ -221,6 +224,7 @@ impl Fs {
             None => {}
         }
         drop(nodes);
+        self.kept.clear();
         self.rehome_handles();
         Ok(true)
     }

@@ -11,7 +11,7 @@
 //! it, and leaves a layer without bytes in each unit below.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     ops::ControlFlow,
     sync::{
         Arc, Mutex,
@@ -69,6 +69,39 @@ pub struct View {
     unkept: Mutex<Lru<Hash, Arc<Manifest>>>,
 }
 
+/// What the committed layers say of a directory.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// Names with what is there.
+    pub entries: BTreeMap<Vec<u8>, Resolved>,
+    /// The other names, in ascending order.
+    pub evident: Vec<Evident>,
+}
+
+/// A directory at or above units' roots that shows by evidence: no manifest was looked at, and [`View::lookup`] tells what it looks like.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Evident {
+    pub name: Vec<u8>,
+    /// By another host's layer; otherwise only by own ones.
+    pub is_foreign: bool,
+}
+
+/// A name in a directory above units, and what speaks for it.
+#[derive(Debug, Default)]
+struct Sight {
+    name: Vec<u8>,
+    is_foreign: bool,
+    is_own: bool,
+    /// Units looked at.
+    looks: usize,
+}
+
+impl Sight {
+    fn is_evident(&self) -> bool {
+        self.is_foreign || self.is_own
+    }
+}
+
 type Heads = Vec<(UnitId, LayerHead)>;
 
 impl View {
@@ -86,7 +119,8 @@ impl View {
     /// manifest; `true` may be wrong.
     pub fn relevant(&self, path: &RelPath) -> bool {
         let is_partial = |unit: &UnitId| self.journal.get(unit).is_some_and(|own| own.partial);
-        let holds = |unit: &UnitId| unit.holds(path) && (self.journal.has_foreign(unit) || is_partial(unit));
+        let is_others = |unit: &UnitId| self.journal.has_foreign(unit) || self.journal.runs_elsewhere(unit);
+        let holds = |unit: &UnitId| unit.holds(path) && (is_others(unit) || is_partial(unit));
         if prefixes(path).flat_map(units_at).any(|unit| holds(&unit)) {
             return true;
         }
@@ -133,36 +167,57 @@ impl View {
         Resolved { own: resolved.own.or(evidence.own), foreign: evidence.foreign }
     }
 
-    /// What the committed layers say of everything directly in `dir`. A directory at or above units' roots
-    /// may come as a synthetic one though a layer describes it: [`View::lookup`] tells its attributes.
-    pub fn list(&self, dir: &RelPath) -> Result<BTreeMap<Vec<u8>, Resolved>, Need> {
+    /// What the committed layers say of everything directly in `dir`.
+    pub fn list(&self, dir: &RelPath) -> Result<Listing, Need> {
         let index = self.merged(&self.chain(dir))?;
-        let roots = self.child_roots(dir);
-        let mut listing = BTreeMap::new();
+        let mut listing = Listing::default();
         if let Some(slot) = index.find(dir) {
-            for (name, child) in index.children(slot).filter(|(name, _)| !roots.contains(*name)) {
+            for (name, child) in index.children(slot) {
                 let hidden_upto =
                     dir.join(name).map_or(Seq::default(), |path| self.journal.hidden_upto(&path));
-                listing.insert(name.to_vec(), index.resolve(child, hidden_upto));
+                listing.entries.insert(name.to_vec(), index.resolve(child, hidden_upto));
             }
         }
         let mut need = Need::default();
-        for name in roots {
-            let Ok(path) = dir.join(&name) else { continue };
-            match self.list_root(&index, &path) {
-                Ok(resolved) => _ = listing.insert(name, resolved),
+        for sight in self.sights(dir, &index) {
+            listing.entries.remove(&sight.name);
+            if sight.is_evident() {
+                listing.evident.push(Evident { is_foreign: sight.is_foreign, name: sight.name });
+                continue;
+            }
+            let Ok(path) = dir.join(&sight.name) else { continue };
+            match self.lookup(&path) {
+                Ok(resolved) => _ = listing.entries.insert(sight.name, resolved),
                 Err(more) => need.add(more),
             }
         }
-        listing.retain(|_, resolved| !resolved.is_empty());
+        listing.entries.retain(|_, resolved| !resolved.is_empty());
         need.or(listing)
     }
 
-    /// A directory entry at or below which units lie.
-    fn list_root(&self, parent: &Index, path: &RelPath) -> Result<Resolved, Need> {
-        let is_contested = parent.bar(path).max(self.journal.hidden_upto(path)) > Seq::default();
-        let evidence = if is_contested { Resolved::default() } else { self.evidence(path) };
-        if evidence.is_empty() { self.lookup(path) } else { Ok(evidence) }
+    /// The names directly in `dir` at or below which units lie, with the evidence for each; one read of their rows, in order. Where
+    /// `index` says that something hides what is in `dir`, nothing is evident.
+    fn sights(&self, dir: &RelPath, index: &Index) -> Vec<Sight> {
+        let mut sights: Vec<Sight> = Vec::new();
+        let mut is_open = true;
+        let _ = self.walk(dir, &mut |unit, layers| {
+            let Some(name) = unit.root.components().nth(dir.depth()) else {
+                return ControlFlow::Continue(());
+            };
+            if sights.last().is_none_or(|sight| sight.name != name) {
+                let bar = |path| index.bar(&path).max(self.journal.hidden_upto(&path));
+                is_open = dir.join(name).is_ok_and(|path| bar(path) == Seq::default());
+                sights.push(Sight { name: name.to_vec(), ..Sight::default() });
+            }
+            let sight = sights.last_mut().expect("one was put there if there was none");
+            if is_open && !sight.is_foreign && sight.looks < EVIDENCE_UNITS && layers.iter().all(is_solid) {
+                sight.is_foreign |= layers.iter().any(|layer| self.side(layer) == Side::Foreign);
+                sight.is_own |= layers.iter().any(|layer| self.side(layer) == Side::Own);
+            }
+            sight.looks += 1;
+            ControlFlow::Continue(())
+        });
+        sights
     }
 
     /// Layers of units whose roots are below `path`, with something newer than `bar`: what is older, these
@@ -199,7 +254,7 @@ impl View {
             if is_enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
         let own = units_at(path.clone());
-        let _ = match own.iter().try_for_each(|unit| look(unit, &self.journal.layers(unit))) {
+        let _ = match own.iter().try_for_each(|unit| look(unit, &self.journal.shown_layers(unit))) {
             ControlFlow::Continue(()) => self.walk(path, &mut look),
             done => done,
         };
@@ -219,14 +274,10 @@ impl View {
         if dir.depth() >= UNIT_ROOT_DEPTH {
             return ControlFlow::Continue(());
         }
-        self.journal.visit_layers(dir, &mut |unit, layers| match unit.root == *dir {
+        self.journal.visit_shown_layers(dir, &mut |unit, layers| match unit.root == *dir {
             true => ControlFlow::Continue(()),
             false => visit(&unit, layers),
         })
-    }
-
-    fn child_roots(&self, dir: &RelPath) -> BTreeSet<Vec<u8>> {
-        if dir.depth() < UNIT_ROOT_DEPTH { self.journal.child_roots(dir) } else { BTreeSet::new() }
     }
 
     /// The layers that can have entries at `path` or above it.
@@ -237,7 +288,7 @@ impl View {
     /// A unit's layers that say anything.
     fn layers_of(&self, unit: &UnitId) -> impl Iterator<Item = (UnitId, LayerHead)> + use<> {
         let unit = unit.clone();
-        let layers = self.journal.layers(&unit).into_iter().filter(|head| head.entries > 0);
+        let layers = self.journal.shown_layers(&unit).into_iter().filter(|head| head.entries > 0);
         layers.map(move |head| (unit.clone(), head))
     }
 

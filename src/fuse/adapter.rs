@@ -23,10 +23,11 @@ use fuser::{
     ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::{backing::Backings, notice::Notices, pool::Pool};
+use super::{backing::Backings, bare::BareNames, notice::Notices, pool::Pool};
 use crate::{
     fs::{
-        Attr, Caller, Entry, FIRST_PLACE, Fs, FsError, FsResult, Kind, Lookup, Need, Opened, SetAttr, SetTime,
+        Attr, Caller, Entry, FIRST_PLACE, Fs, FsError, FsResult, Invalidation, Kind, Lookup, Need, Opened,
+        SetAttr, SetTime,
     },
     manifest::Timestamp,
 };
@@ -121,6 +122,13 @@ impl Shared {
         }
         tracing::error!("an operation needs more and more: {need:?}");
         Err(FsError::Errno(libc::EIO))
+    }
+
+    /// The kernel has the end of a listing, or no use for it any more: if it is outdated meanwhile, what it keeps of it must go.
+    fn listed(&self, node: u64, fh: u64) {
+        if self.fs.is_outdated(fh) {
+            self.notices.tell([Invalidation::Node { node }]);
+        }
     }
 
     /// The kernel's id for passthrough, if that is how to open.
@@ -432,11 +440,12 @@ impl Filesystem for Adapter {
 
     fn opendir(&self, _: &Request, node: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         self.answer(
-            move |fs| Ok((fs.opendir(node.0)?, fs.is_private(node.0))),
+            move |fs| fs.opendir(node.0),
             |_, result| match result {
-                Ok((fh, is_private)) => {
+                // What others change is told by a notice.
+                Ok(fh) => {
                     let cached = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
-                    reply.opened(FileHandle(fh), if is_private { cached } else { FopenFlags::empty() });
+                    reply.opened(FileHandle(fh), cached);
                 }
                 Err(e) => reply.error(e),
             },
@@ -458,8 +467,9 @@ impl Filesystem for Adapter {
                 })?;
                 Ok(items)
             },
-            |_, result| match result {
+            move |shared, result| match result {
                 Ok(items) => {
+                    let is_end = items.is_empty();
                     for item in items {
                         let name = OsStr::from_bytes(&item.name);
                         // Any number but 0, which means deleted.
@@ -469,6 +479,9 @@ impl Filesystem for Adapter {
                         }
                     }
                     reply.ok();
+                    if is_end {
+                        shared.listed(node.0, fh.0);
+                    }
                 }
                 Err(e) => reply.error(e),
             },
@@ -477,7 +490,7 @@ impl Filesystem for Adapter {
 
     fn readdirplus(
         &self,
-        _: &Request,
+        req: &Request,
         node: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -490,20 +503,26 @@ impl Filesystem for Adapter {
             }
         }
         let dir = (node.0, fh.0);
-        match attempt(|| fill(&self.shared.fs, dir, offset, &mut reply)) {
-            Ok(()) => reply.ok(),
+        let mut page = Page {
+            reply,
+            unique: req.unique().0,
+            names: BareNames::default(),
+            is_told: offset < DOTS.len() as u64,
+        };
+        match attempt(|| page.fill(&self.shared.fs, dir, offset)) {
             Err(FsError::Need(need)) => {
                 let shared = self.shared.clone();
-                self.pool.submit(move || match fill_insisting(&shared, need, dir, offset, &mut reply) {
-                    Ok(()) => reply.ok(),
-                    Err(e) => reply.error(errno(e)),
+                self.pool.submit(move || {
+                    let filled = page.fill_insisting(&shared, need, dir, offset);
+                    page.send(&shared, filled, node.0, fh.0);
                 });
             }
-            Err(e) => reply.error(errno(e)),
+            filled => page.send(&self.shared, filled, node.0, fh.0),
         }
     }
 
-    fn releasedir(&self, _: &Request, _: INodeNo, fh: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+    fn releasedir(&self, _: &Request, node: INodeNo, fh: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        self.shared.listed(node.0, fh.0);
         self.answer_empty(reply, move |fs| {
             fs.releasedir(fh.0);
             Ok(())
@@ -611,30 +630,64 @@ impl Filesystem for Adapter {
     }
 }
 
-/// Fills a listing's answer; what needs something is told only while the answer is empty.
-fn fill(fs: &Fs, dir: (u64, u64), after: u64, reply: &mut ReplyDirectoryPlus) -> FsResult<()> {
-    fs.readdirplus(dir, after, &mut |item, entry| {
-        let (name, ttl) = (OsStr::from_bytes(&item.name), entry.attr_ttl.min(entry.entry_ttl));
-        let node = INodeNo(entry.attr.node);
-        reply.add(node, item.place, name, &ttl, &file_attr(&entry.attr), Generation(0))
-    })
+/// An answer to readdirplus: lines with their nodes, or names alone.
+struct Page {
+    reply: ReplyDirectoryPlus,
+    unique: u64,
+    names: BareNames,
+    is_told: bool,
 }
 
-fn fill_insisting(
-    shared: &Shared,
-    mut need: Need,
-    dir: (u64, u64),
-    after: u64,
-    reply: &mut ReplyDirectoryPlus,
-) -> FsResult<()> {
-    for _ in 0..ATTEMPTS {
-        attempt(|| shared.fs.fulfil(&need))?;
-        match attempt(|| fill(&shared.fs, dir, after, reply)) {
-            Err(FsError::Need(next)) => need = next,
-            result => return result,
+impl Page {
+    /// Fills it from behind the place `after` on; what needs something is told only while the answer is empty.
+    fn fill(&mut self, fs: &Fs, dir: (u64, u64), after: u64) -> FsResult<()> {
+        let Self { reply, names, is_told, .. } = self;
+        fs.readdirplus(dir, after, &mut |item, entry| {
+            let next = item.place;
+            let Some(entry) = entry else { return *is_told || names.add(&item.name, next) };
+            if !names.is_empty() {
+                return true;
+            }
+            *is_told = true;
+            let (name, ttl) = (OsStr::from_bytes(&item.name), entry.attr_ttl.min(entry.entry_ttl));
+            let node = INodeNo(entry.attr.node);
+            reply.add(node, next, name, &ttl, &file_attr(&entry.attr), Generation(0))
+        })
+    }
+
+    fn fill_insisting(
+        &mut self,
+        shared: &Shared,
+        mut need: Need,
+        dir: (u64, u64),
+        after: u64,
+    ) -> FsResult<()> {
+        for _ in 0..ATTEMPTS {
+            attempt(|| shared.fs.fulfil(&need))?;
+            match attempt(|| self.fill(&shared.fs, dir, after)) {
+                Err(FsError::Need(next)) => need = next,
+                result => return result,
+            }
+        }
+        Err(FsError::Errno(libc::EIO))
+    }
+
+    fn send(self, shared: &Shared, filled: FsResult<()>, node: u64, fh: u64) {
+        match filled {
+            Err(e) => self.reply.error(errno(e)),
+            Ok(()) if self.names.is_empty() => {
+                self.reply.ok();
+                if !self.is_told {
+                    shared.listed(node, fh);
+                }
+            }
+            Ok(()) => match self.names.send(shared.backings.device(), self.unique) {
+                // It would answer a second time.
+                Ok(()) => std::mem::forget(self.reply),
+                Err(e) => self.reply.error(Errno::from_i32(e.raw_os_error().unwrap_or(libc::EIO))),
+            },
         }
     }
-    Err(FsError::Errno(libc::EIO))
 }
 
 fn reply_data(reply: ReplyData, result: Result<Vec<u8>, Errno>) {

@@ -67,6 +67,11 @@ impl Backings {
         let _ = self.device.set(device);
     }
 
+    /// The same, to be written to.
+    pub(super) fn device(&self) -> &OwnedFd {
+        self.device.get().expect("it is set before the first request")
+    }
+
     pub(super) fn is_on(&self) -> bool {
         self.is_on.load(Ordering::Relaxed)
     }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `adapter` | one method a request: from fuser's types to [`crate::fs::Fs`] and back |
 //! | `backing` | which open files the kernel reads and writes past us |
+//! | `bare` | listings that only name what is there |
 //! | `pool` | the threads that wait where an operation must |
 //! | `point` | the mount point: checks, mount(2), umount2(2) |
 //! | `notice` | the thread that tells the kernel what to forget |
@@ -19,6 +20,7 @@
 
 mod adapter;
 mod backing;
+mod bare;
 mod notice;
 mod point;
 mod pool;
@@ -120,8 +122,11 @@ struct Ended {
     changed: Condvar,
 }
 
-/// Threads that read requests: with two a busy one doesn't hold up the other's clients; more only wake one another.
-const THREADS: usize = 2;
+/// Threads that read requests: with two a busy one doesn't hold up the other's clients; more only wake one another. Two on one CPU
+/// only take turns.
+fn threads() -> usize {
+    thread::available_parallelism().map_or(1, |cpus| cpus.get().min(2))
+}
 
 /// Mounts `fs` on `mountpoint` and serves it from threads of its own.
 pub fn mount(fs: Arc<Fs>, mountpoint: &Path, options: &MountOptions) -> Result<Mounted, MountError> {
@@ -219,7 +224,7 @@ impl Parts {
 
 fn config() -> fuser::Config {
     let mut config = fuser::Config::default();
-    config.n_threads = Some(THREADS);
+    config.n_threads = Some(threads());
     config
 }
 

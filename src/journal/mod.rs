@@ -21,6 +21,7 @@
 mod db;
 mod error;
 mod identity;
+mod live;
 mod manifests;
 mod memory;
 mod note;
@@ -35,13 +36,16 @@ use std::{
     fs::File,
     ops::ControlFlow,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{
+        Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use redb::{Durability, TableDefinition};
 
 use crate::{
-    catalog::{Head, Record},
+    catalog::{Head, Record, Snapshot},
     clock::Clock,
     durable,
     ids::{Generation, Hash, HostUuid, RelPath, Seq, StoreUuid, UnitId},
@@ -70,11 +74,14 @@ pub struct Journal {
     was_created: bool,
     clock: Arc<dyn Clock>,
     memory: RwLock<Memory>,
+    /// See [`Journal::epoch`].
+    epoch: AtomicU64,
     /// Held over a transaction and the change of the memory that goes with it.
     writer: Mutex<()>,
     decoded: Mutex<manifests::Decoded>,
     db: Db,
     replica: Replica,
+    live: RwLock<live::Live>,
     /// Last, so that the databases are closed before somebody else may open them.
     _lock: File,
 }
@@ -88,8 +95,9 @@ impl Journal {
         let memory = RwLock::new(Memory::load(&db)?);
         let replica = Replica::open(&state_dir.join("replica.redb"))?;
         durable::sync_dir(state_dir)?;
-        let (writer, decoded) = Default::default();
-        let journal = Self { host, was_created, clock, memory, writer, decoded, db, replica, _lock: lock };
+        let (epoch, writer, decoded, live) = Default::default();
+        let journal =
+            Self { host, was_created, clock, memory, epoch, writer, decoded, db, replica, live, _lock: lock };
         journal.catch_up_with_replica()?;
         journal.forget_settled_notes(journal.noted_units())?;
         Ok(Arc::new(journal))
@@ -103,6 +111,12 @@ impl Journal {
     /// Whether this start made the host's UUID.
     pub fn was_created(&self) -> bool {
         self.was_created
+    }
+
+    /// Rises with every change of a record, of the replica, or of what runs elsewhere: what was answered from these holds as long as this number does, if the
+    /// number was read before.
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
     }
 
     /// The store that this host commits to, once it has met one.
@@ -177,7 +191,10 @@ impl Journal {
         let whole = UnitId::tree(job.clone());
         let memory = self.memory();
         let is_here = memory.below(job).next().is_some();
-        if is_here { memory.records.contains_key(&whole) } else { self.replica.contains(&whole) }
+        if is_here {
+            return memory.records.contains_key(&whole);
+        }
+        self.replica.contains(&whole) || self.live().contains(&whole)
     }
 
     /// Whether `complete` was said of the unrecognised directory `top`, here or on another host.
@@ -189,6 +206,9 @@ impl Journal {
     /// A manifest, if it is here: from memory, else of an own layer, else one that was kept.
     pub fn manifest(&self, hash: &Hash) -> Result<Option<Arc<Manifest>>, JournalError> {
         if let Some(manifest) = self.decoded().get(hash) {
+            return Ok(Some(manifest));
+        }
+        if let Some(manifest) = self.live().manifest(hash) {
             return Ok(Some(manifest));
         }
         let manifest = match self.db.get(MANIFESTS, &hash.0)? {
@@ -212,6 +232,9 @@ impl Journal {
         let manifest = Manifest::decode(encoding)
             .map(Arc::new)
             .map_err(|source| JournalError::Manifest { hash: *hash, source })?;
+        if self.keep_live(hash, &manifest) {
+            return Ok(manifest);
+        }
         let packed = manifests::pack(encoding);
         let _writer = self.writer();
         if self.memory().names_manifest(hash) {
@@ -231,7 +254,10 @@ impl Journal {
     }
 
     fn memory_mut(&self) -> RwLockWriteGuard<'_, Memory> {
-        self.memory.write().expect("no code panics under this lock")
+        let memory = self.memory.write().expect("no code panics under this lock");
+        // Under the lock: who reads the new number reads the memory after us.
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+        memory
     }
 
     fn writer(&self) -> MutexGuard<'_, ()> {
@@ -263,7 +289,9 @@ impl Journal {
             .filter(|commit| commit.host == self.host)
             .map(|commit| commit.unit.clone())
             .collect();
-        self.replica.follow(store, records, !own.is_empty())?;
+        let followed = self.replica.follow(store, records, !own.is_empty());
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+        followed?;
         if !own.is_empty() {
             self.adopt(own.clone())?;
             self.replica.adopted()?;
@@ -289,7 +317,9 @@ impl Journal {
     /// Forgets the replica and begins anew with `store`, which from now on is the one that this host commits to.
     pub fn reset_replica(&self, store: StoreUuid) -> Result<(), JournalError> {
         self.set_store(store)?;
-        self.replica.reset(store)
+        let reset = self.replica.reset(store);
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+        reset
     }
 
     /// All hosts' layers of `unit`, own included.
@@ -367,6 +397,90 @@ impl Journal {
         })?;
         self.memory_mut().store = Some(store);
         Ok(())
+    }
+}
+
+/// What other hosts run, in memory. See [`live`].
+impl Journal {
+    /// All hosts' layers of `unit` as they show: committed, with what runs on top.
+    pub fn shown_layers(&self, unit: &UnitId) -> Vec<LayerHead> {
+        let committed = self.replica.layers(unit);
+        self.live().over(unit, committed)
+    }
+
+    /// As [`Journal::visit_layers`], with what runs elsewhere.
+    pub fn visit_shown_layers(
+        &self,
+        dir: &RelPath,
+        visit: &mut dyn FnMut(UnitId, &[LayerHead]) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        let mut running = self.live().units_below(dir);
+        if running.is_empty() {
+            return self.replica.visit(dir, visit);
+        }
+        self.replica.visit(dir, &mut |unit, layers| {
+            while let Some((_, before)) =
+                running.first_key_value().filter(|(key, _)| **key < db::unit_key(&unit))
+            {
+                visit(before.clone(), &self.shown_layers(before))?;
+                running.pop_first();
+            }
+            match running.remove(&db::unit_key(&unit)) {
+                Some(unit) => visit(unit.clone(), &self.shown_layers(&unit)),
+                None => visit(unit, layers),
+            }
+        })?;
+        running.into_values().try_for_each(|unit| visit(unit.clone(), &self.shown_layers(&unit)))
+    }
+
+    /// Whether another host runs `unit`.
+    pub fn runs_elsewhere(&self, unit: &UnitId) -> bool {
+        self.live().contains(unit)
+    }
+
+    /// What other hosts run, in order of the units.
+    pub fn snapshots(&self) -> Vec<Snapshot> {
+        self.live().all()
+    }
+
+    /// Other hosts' snapshots of `unit`.
+    pub fn snapshots_of(&self, unit: &UnitId) -> Vec<Snapshot> {
+        self.live().of(unit).to_vec()
+    }
+
+    /// The manifest `hash` is a snapshot's that is set as soon as it is here.
+    pub fn expect_snapshot(&self, hash: Hash) {
+        self.live_mut().expect(hash);
+    }
+
+    /// The store tells of a snapshot. Gives back the one whose place it takes. Own ones are passed over: the spool is newer.
+    pub fn set_snapshot(&self, snapshot: Snapshot) -> Option<Snapshot> {
+        if snapshot.host == self.host { None } else { self.live_mut().set(snapshot) }
+    }
+
+    /// The store has no snapshot of this layer any more.
+    pub fn drop_snapshot(&self, host: HostUuid, unit: &UnitId) -> Option<Snapshot> {
+        self.live_mut().remove(host, unit)
+    }
+
+    /// Keeps a manifest in memory if it is a snapshot's and no own record names it, too.
+    fn keep_live(&self, hash: &Hash, manifest: &Arc<Manifest>) -> bool {
+        let is_live = self.live().names(hash) && !self.memory().names_manifest(hash);
+        if is_live {
+            self.live_mut().keep(*hash, manifest.clone());
+        }
+        is_live
+    }
+
+    fn live(&self) -> RwLockReadGuard<'_, live::Live> {
+        self.live.read().expect("no code panics under this lock")
+    }
+
+    fn live_mut(&self) -> RwLockWriteGuard<'_, live::Live> {
+        let live = self.live.write().expect("no code panics under this lock");
+        // As with the records.
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+        live
     }
 }
 

@@ -159,6 +159,13 @@ impl UnitRecord {
         }
     }
 
+    /// Another made a snapshot of this layer its commit: what is here follows as the next generation.
+    pub(super) fn overtaken(&self, committed: Committed, now_ms: u64) -> Self {
+        let committed_then =
+            Self { generation: committed.generation, committed: Some(committed), ..self.clone() };
+        committed_then.touched(now_ms)
+    }
+
     pub(super) fn completed(&self, how: CompleteHow, now_ms: u64) -> Option<Self> {
         (self.state == State::Running).then(|| Self {
             state: State::Complete,

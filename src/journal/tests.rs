@@ -54,6 +54,21 @@ impl Catalog {
     }
 
     fn commit(&mut self, host: HostUuid, unit: &UnitId, generation: u32, manifest: Hash) -> Record {
+        self.enter(host, unit, (generation, manifest), None)
+    }
+
+    /// Somebody commits a dead host's snapshot.
+    fn adopt(&mut self, host: HostUuid, unit: &UnitId, generation: u32, manifest: Hash) -> Record {
+        self.enter(host, unit, (generation, manifest), Some("root".to_owned()))
+    }
+
+    fn enter(
+        &mut self,
+        host: HostUuid,
+        unit: &UnitId,
+        (generation, manifest): (u32, Hash),
+        adopted_by: Option<String>,
+    ) -> Record {
         let body = RecordBody::Commit(Commit {
             host,
             host_name: "drone".into(),
@@ -63,6 +78,7 @@ impl Catalog {
             lost: false,
             bytes: 7,
             entries: 1,
+            adopted_by,
         });
         let record = Record { seq: self.head.seq.next(), prev: self.head.chain, time_ms: 5_000, body };
         self.head = self.head.follow(&record).expect("it follows");
@@ -94,6 +110,28 @@ fn copy_state(from: &Path) -> TempDir {
         fs::copy(from.join(name), to.path().join(name)).expect("a copy");
     }
     to
+}
+
+/// What was answered of a unit holds while the number stays, so it must rise with all that can change an answer.
+#[test]
+fn the_epoch_rises_with_every_change_of_records_and_replica() {
+    let (_dir, journal) = fresh();
+    let mut catalog = Catalog::new();
+    let mut last = journal.epoch();
+    let mut rises = |what: &str| {
+        assert!(journal.epoch() > last, "{what}");
+        last = journal.epoch();
+    };
+    let record = commit(&journal, &mut catalog, &exec());
+    rises("complete, sealed, committed");
+    journal.follow(catalog.store, &[record]).expect("the next record");
+    rises("the replica has followed");
+    journal.evict(&exec()).expect("committed");
+    rises("evicted");
+    journal.touch(&exec()).expect("written");
+    rises("running again");
+    journal.touch(&exec()).expect("running");
+    assert_eq!(journal.epoch(), last, "nothing has changed");
 }
 
 #[test]
@@ -585,4 +623,40 @@ proptest::proptest! {
         assert_eq!(units.map(|unit| (journal.get(&unit), journal.gone(&unit))), before);
         assert_eq!(journal.counts(), counts);
     }
+}
+
+/// A host that comes back after its snapshot was adopted goes on as the generation after it, whole as it was, wherever it had got to.
+#[test]
+fn an_adopted_generation_is_not_used_again() {
+    let (_dir, journal) = fresh();
+    let mut catalog = Catalog::new();
+    let (adopted, ours) = (Hash::of(&manifest(9).encode()), manifest(1));
+    let units = ["1-me/running", "2-me/complete", "3-me/sealed", "4-me/same", "5-me/on"];
+    let [running, complete, sealed, same, on] = units.map(|root| UnitId::tree(path(root)));
+    journal.begin(&running).expect("the first");
+    for unit in [&complete, &sealed, &same, &on] {
+        journal.complete(&[(unit.clone(), BY_ITSELF)]).expect("running");
+    }
+    for unit in [&sealed, &same] {
+        journal.seal(unit, Generation::FIRST, &ours).expect("complete");
+    }
+    journal.touch(&on).expect("the second generation");
+    let mut records = Vec::new();
+    for unit in [&running, &complete, &sealed, &on] {
+        records.push(catalog.adopt(journal.host(), unit, 1, adopted));
+    }
+    records.push(catalog.adopt(journal.host(), &same, 1, Hash::of(&ours.encode())));
+    journal.follow(catalog.store, &records).expect("they follow");
+    for unit in [&running, &complete, &sealed] {
+        let record = journal.get(unit).expect("a record");
+        assert_eq!(state(&journal, unit), (State::Running, 2), "{unit}");
+        assert_eq!(record.committed.map(|c| (c.generation, c.manifest)), Some((Generation(1), adopted)));
+        assert!(!record.partial && record.manifest.is_none(), "what isn't in its spool was deleted");
+    }
+    assert_eq!(state(&journal, &same), (State::Sealed, 1), "its own commit gets that record for an answer");
+    assert_eq!(state(&journal, &on), (State::Running, 2), "it was further already");
+    let again = journal.get(&running);
+    journal.follow(catalog.store, &records).expect("nothing new");
+    journal.begin(&running).expect("it has a record");
+    assert_eq!(journal.get(&running), again);
 }

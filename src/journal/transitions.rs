@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     catalog::Record,
-    ids::{Generation, Hash, RelPath, Seq, UnitId},
+    ids::{Generation, Hash, RelPath, UnitId},
     manifest::Manifest,
 };
 
@@ -40,6 +40,17 @@ impl Journal {
         let generation = record.generation;
         self.write(vec![changed(record)], None)?;
         Ok(generation)
+    }
+
+    /// A unit that is here and has no record gets one: running, in its first generation, and whole. Before the host hears of an adoption
+    /// of it: what is known from the catalog alone would count as partial.
+    pub fn begin(&self, unit: &UnitId) -> Result<(), JournalError> {
+        let _writer = self.writer();
+        if self.get(unit).is_some() {
+            return Ok(());
+        }
+        let record = UnitRecord::running(unit.clone(), Generation::FIRST, self.clock.now_ms());
+        self.write(vec![changed(record)], None)
     }
 
     /// These units are complete: all in one transaction, or none. Every byte and name of them is synced, and nobody can change them
@@ -243,6 +254,12 @@ impl Journal {
         let Some(record) = self.get(unit) else {
             return Some(committed_record(unit, &layer, now_ms));
         };
+        let is_older = record.committed.is_none_or(|committed| committed.generation < layer.generation);
+        if layer.adopted_by.is_some() && is_older && record.generation <= layer.generation {
+            let is_the_same =
+                record.manifest == Some(layer.manifest) && record.generation == layer.generation;
+            return (!is_the_same).then(|| record.overtaken(committed_of(&layer), now_ms));
+        }
         // A record that was begun before the host knew of its own past: the store would refuse its generation.
         let is_this_commit = record.generation == layer.generation && record.manifest == Some(layer.manifest);
         let is_behind =
@@ -350,15 +367,17 @@ fn changed(record: UnitRecord) -> Change {
     Change { unit: record.unit.clone(), record: Some(record), clears_notes: false }
 }
 
+fn committed_of(layer: &LayerHead) -> Committed {
+    let LayerHead { generation, manifest, time_ms, .. } = *layer;
+    Committed { generation, manifest, seq: layer.seq(), time_ms }
+}
+
 /// The record of an own layer that is known from the catalog alone.
 fn committed_record(unit: &UnitId, layer: &LayerHead, now_ms: u64) -> UnitRecord {
-    let seq: Seq = layer.seq();
-    let committed =
-        Committed { generation: layer.generation, manifest: layer.manifest, seq, time_ms: layer.time_ms };
     UnitRecord {
         state: State::Committed,
         manifest: Some(layer.manifest),
-        committed: Some(committed),
+        committed: Some(committed_of(layer)),
         partial: true,
         lost: layer.lost,
         committed_ms: Some(now_ms),

@@ -12,7 +12,7 @@ use crate::{
     chunk::{ChunkParams, ObjectKind},
     ids::Hash,
     wire::{
-        CommitRequest,
+        CommitRequest, PublishRequest,
         link::{Link, LinkError},
     },
 };
@@ -42,6 +42,10 @@ impl Uplink for Link {
 
     fn commit(&self, request: CommitRequest) -> Answer<'_, Record> {
         Box::pin(async move { Ok(Link::commit(self, request).await?) })
+    }
+
+    fn publish(&self, request: PublishRequest) -> Answer<'_, ()> {
+        Box::pin(async move { Ok(Link::publish(self, request).await?) })
     }
 }
 

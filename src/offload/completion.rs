@@ -102,7 +102,8 @@ fn running(shared: &Shared, units: &[UnitId]) -> BTreeSet<UnitId> {
     running
 }
 
-fn actual_unit(shared: &Shared, unit: &UnitId) -> UnitId {
+/// What `unit` is before its first record: a part of a job dir that is one unit as a whole is that.
+pub fn actual_unit(shared: &Shared, unit: &UnitId) -> UnitId {
     let place = survey::place(&unit.root, true, &shared.tree, &shared.journal, &shared.rules);
     place.unit().unwrap_or_else(|| unit.clone())
 }

@@ -53,6 +53,12 @@ counters! {
     bytes_packed,
     /// Bytes of blocks sent, compressed.
     bytes_sent,
+    /// Snapshots of running units published.
+    snapshots_published,
+    /// Snapshots that were left to the next round.
+    snapshots_failed,
+    /// File bytes read and hashed for snapshots.
+    snapshot_bytes_hashed,
     /// Transfers that failed and will be tried again.
     transfers_failed,
     /// Layers evicted.

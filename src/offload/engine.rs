@@ -7,7 +7,10 @@ use std::{
     collections::{HashMap, HashSet, VecDeque},
     io,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -24,6 +27,7 @@ use super::{
     names::OwnerNames,
     recall::{Contents, RecallError, Recaller},
     scheduler,
+    snapshots::Snapshots,
     status::{Rate, Status, UnitError},
     tree::SpoolTree,
     uplink::Uplink,
@@ -47,6 +51,8 @@ pub type OnEvicted = Box<dyn Fn(&UnitId) + Send + Sync>;
 pub struct Settings {
     pub rules: LayoutRules,
     pub eviction: EvictionRules,
+    /// How often running units are published; `None` = never.
+    pub live: Option<Duration>,
     /// Units in transfer at once.
     pub max_transfers: usize,
     /// zstd's.
@@ -95,11 +101,14 @@ pub struct Shared {
     link: Option<Arc<dyn Uplink>>,
     /// The store's parameters while it can be reached.
     link_up: watch::Sender<Option<ChunkParams>>,
+    /// Counts the sessions.
+    link_sessions: AtomicU64,
     /// One at a time completes units: two rounds about one unit would be in each other's way.
     completing: Mutex<()>,
     looks: Mutex<Looks>,
     queue: Mutex<Queue>,
     notes: Mutex<Notes>,
+    snapshots: Mutex<Snapshots>,
     /// Something is to be done.
     pub wake: Notify,
     /// Counts changes of units' states, for those who wait.
@@ -168,10 +177,12 @@ impl Engine {
             on_evicted: parts.on_evicted,
             link: parts.link,
             link_up: watch::Sender::new(None),
+            link_sessions: AtomicU64::new(0),
             completing: Mutex::default(),
             looks: Mutex::default(),
             queue: Mutex::default(),
             notes: Mutex::default(),
+            snapshots: Mutex::default(),
             wake: Notify::new(),
             progress: watch::Sender::new(0),
             stop: watch::Sender::new(false),
@@ -183,6 +194,7 @@ impl Engine {
 
     /// The store can be reached; `params` are its.
     pub fn link_up(&self, params: ChunkParams) {
+        self.shared.link_sessions.fetch_add(1, Ordering::Relaxed);
         self.shared.link_up.send_replace(Some(params));
     }
 
@@ -194,6 +206,18 @@ impl Engine {
     /// The journal's records were changed by others than the engine (the store lost commits): looks for work again.
     pub fn journal_changed(&self) {
         scheduler::enqueue_journaled(&self.shared);
+    }
+
+    /// These units' last snapshots were made commits by another: what runs here is another generation, and is looked at.
+    pub fn overtaken(&self, units: &[UnitId]) {
+        let is_running =
+            |unit: &&UnitId| self.shared.journal.get(unit).is_some_and(|r| r.state == State::Running);
+        for unit in units.iter().filter(is_running) {
+            self.shared.looks().changed(unit, Duration::from_millis(self.shared.rules.settle_ms));
+            self.shared.note_settled(unit);
+        }
+        self.shared.progressed();
+        self.shared.wake.notify_one();
     }
 
     /// Offloads these units now, or all, without waiting for them to settle; those whose pidfiles aren't done stay running. What
@@ -262,6 +286,16 @@ impl Engine {
             Some(next) => format!("{reason}; looked at again in {} s", next.as_secs() + 1),
             None => reason.to_string(),
         })
+    }
+
+    /// When a running unit was last published, ms since the epoch.
+    pub fn published_ms(&self, unit: &UnitId) -> Option<u64> {
+        self.shared.snapshots().time_ms(unit)
+    }
+
+    /// How many running units others can see.
+    pub fn published(&self) -> usize {
+        self.shared.snapshots().len()
     }
 
     /// All own units: those that run, and those with a record.
@@ -344,6 +378,15 @@ pub enum EngineError {
 impl Shared {
     pub fn looks(&self) -> MutexGuard<'_, Looks> {
         self.looks.lock().expect("no code panics under this lock")
+    }
+
+    pub fn snapshots(&self) -> MutexGuard<'_, Snapshots> {
+        self.snapshots.lock().expect("no code panics under this lock")
+    }
+
+    /// Which session with the store this is.
+    pub fn link_sessions(&self) -> u64 {
+        self.link_sessions.load(Ordering::Relaxed)
     }
 
     pub fn completion_turn(&self) -> MutexGuard<'_, ()> {
@@ -484,6 +527,11 @@ impl Shared {
     /// The next unit to be transferred; it stays known until [`Shared::dequeue`].
     pub fn next_ready(&self) -> Option<UnitId> {
         self.queue().ready.pop_front()
+    }
+
+    /// Whether a unit waits for a transfer.
+    pub fn has_ready(&self) -> bool {
+        !self.queue().ready.is_empty()
     }
 
     /// Its transfer has ended.

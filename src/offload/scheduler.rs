@@ -18,7 +18,7 @@ use super::{
     completion,
     engine::{EngineError, Shared},
     evict::{self, EvictError},
-    recall, survey,
+    recall, snapshots, survey,
     transfer::{self, Outcome},
 };
 use crate::{ids::UnitId, journal::State};
@@ -40,6 +40,7 @@ enum Done {
     Round,
     Reopening,
     Eviction,
+    Snapshots,
     Transfer(UnitId, Outcome),
 }
 
@@ -76,6 +77,8 @@ pub async fn run(shared: Arc<Shared>, mut touched: mpsc::UnboundedReceiver<UnitI
     let (mut link, mut stop) = (shared.link_changes(), shared.stops());
     let mut eviction = interval(EVICTION_EVERY);
     eviction.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut live = interval(shared.settings.live.unwrap_or(IDLE));
+    live.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut listens_at = Instant::now();
     loop {
         scheduler.start_what_is_due();
@@ -93,8 +96,12 @@ pub async fn run(shared: Arc<Shared>, mut touched: mpsc::UnboundedReceiver<UnitI
             Some(done) = scheduler.tasks.join_next() => scheduler.ended(done),
             () = sleep_until(next.into()) => {}
             () = shared.wake.notified() => {}
-            Ok(()) = link.changed() => shared.unpark(),
+            Ok(()) = link.changed() => {
+                shared.unpark();
+                scheduler.start_snapshots();
+            }
             _ = eviction.tick() => scheduler.start_eviction(),
+            _ = live.tick() => scheduler.start_snapshots(),
             Ok(()) = stop.changed() => break,
         }
     }
@@ -112,6 +119,7 @@ struct Scheduler {
 struct Active {
     round: bool,
     eviction: bool,
+    snapshots: bool,
     transfers: usize,
 }
 
@@ -177,11 +185,24 @@ impl Scheduler {
         });
     }
 
+    fn start_snapshots(&mut self) {
+        if self.active.snapshots || self.shared.settings.live.is_none() || self.shared.uploader().is_none() {
+            return;
+        }
+        self.active.snapshots = true;
+        let shared = self.shared.clone();
+        self.tasks.spawn(async move {
+            snapshots::round(&shared).await;
+            Done::Snapshots
+        });
+    }
+
     fn ended(&mut self, done: Result<Done, JoinError>) {
         match done {
             Ok(Done::Round) => self.active.round = false,
             Ok(Done::Reopening) => {}
             Ok(Done::Eviction) => self.active.eviction = false,
+            Ok(Done::Snapshots) => self.active.snapshots = false,
             Ok(Done::Transfer(unit, outcome)) => {
                 self.active.transfers -= 1;
                 self.transferred(unit, outcome);

@@ -18,13 +18,15 @@ use std::{
 use walkdir::WalkDir;
 
 use super::{
+    live::Taker,
     names::OwnerNames,
     tree::{self, SpoolTree},
 };
 use crate::{
     ids::{Generation, Hash, PathError, RelPath, Scope, Seq, UnitId},
     journal::Note,
-    manifest::{Body, Entry, Manifest, ManifestError, Name, Omitted, OmittedKind},
+    manifest::{Attrs, Body, Entry, Manifest, ManifestError, Name, Omitted, OmittedKind},
+    spool::sparse::SparseReader,
 };
 
 /// Bytes read at once: BLAKE3 is at its best from 64 KiB, and the system calls are few.
@@ -45,6 +47,8 @@ pub struct Subject<'a> {
     /// The sequence number of what has been as it is in this layer since a generation that was committed.
     pub committed_as: &'a dyn Fn(Generation) -> Seq,
     pub names: &'a OwnerNames,
+    /// For a snapshot: how files are taken while others write. Then what vanishes meanwhile is left out instead of being an error.
+    pub live: Option<&'a Taker<'a>>,
 }
 
 /// Why there is no manifest.
@@ -95,6 +99,7 @@ fn walk(subject: &Subject<'_>) -> Result<Vec<(RelPath, Metadata)>, SealError> {
         let entry = match entry.and_then(|entry| Ok((entry.metadata()?, entry))) {
             Ok((attrs, entry)) => (below(&top, entry.path(), unit)?, attrs, entry.depth()),
             Err(e) if e.depth() == 0 && e.io_error().is_some_and(tree::is_absent) => break,
+            Err(e) if subject.live.is_some() && e.io_error().is_some_and(tree::is_absent) => continue,
             Err(e) => return Err(walk_error(e, &top, unit)?),
         };
         let (path, attrs, depth) = entry;
@@ -163,8 +168,11 @@ impl<'a> Draft<'a> {
         let body = if kind.is_dir() {
             Body::Dir
         } else if kind.is_symlink() {
-            let target = self.subject.tree.link_text(&self.in_spool(path)?).map_err(|e| io_error(path, e))?;
-            Body::Symlink { target }
+            match self.subject.tree.link_text(&self.in_spool(path)?) {
+                Ok(target) => Body::Symlink { target },
+                Err(_) if self.subject.live.is_some() => return Ok(()),
+                Err(e) => return Err(io_error(path, e)),
+            }
         } else if kind.is_fifo() {
             Body::Fifo
         } else {
@@ -186,27 +194,29 @@ impl<'a> Draft<'a> {
             self.push(Entry { path: path.clone(), attrs, body, since, base }, Some((size, content)));
             return Ok(());
         }
-        let (attrs, size, content) = self.hash_file(path)?;
+        let taken = match self.subject.live {
+            Some(live) => live.take(path, found).map(|taken| (taken.attrs, taken.size, taken.content)),
+            None => Some(self.hash_file(path)?),
+        };
+        let Some((attrs, size, content)) = taken else { return Ok(()) };
         if found.nlink() > 1 {
             self.first_names.insert(inode, self.entries.len());
         }
         let body = Body::File { size, content };
-        self.push(
-            Entry { path: path.clone(), attrs: tree::attrs_of(&attrs), body, since, base },
-            Some((size, content)),
-        );
+        self.push(Entry { path: path.clone(), attrs, body, since, base }, Some((size, content)));
         Ok(())
     }
 
     /// Reads a file to its end: its attributes, its size and the hash of its bytes.
-    fn hash_file(&mut self, path: &RelPath) -> Result<(Metadata, u64, Hash), SealError> {
+    fn hash_file(&mut self, path: &RelPath) -> Result<(Attrs, u64, Hash), SealError> {
         let changed = || SealError::Changed { path: path.clone() };
         let fail = |e| io_error(path, e);
-        let mut file = self.subject.tree.open_file(&self.in_spool(path)?).map_err(fail)?;
+        let file = self.subject.tree.open_file(&self.in_spool(path)?).map_err(fail)?;
         let before = file.metadata().map_err(fail)?;
         if !before.is_file() {
             return Err(changed());
         }
+        let mut file = SparseReader::new(file).map_err(fail)?;
         let mut hasher = blake3::Hasher::new();
         let mut size = 0;
         loop {
@@ -219,11 +229,11 @@ impl<'a> Draft<'a> {
             }
         }
         self.bytes_read += size;
-        let after = file.metadata().map_err(fail)?;
+        let after = file.file().metadata().map_err(fail)?;
         if size != before.len() || stamp(&before) != stamp(&after) {
             return Err(changed());
         }
-        Ok((before, size, hasher.finalize().into()))
+        Ok((tree::attrs_of(&before), size, hasher.finalize().into()))
     }
 
     /// Takes an entry of the spool; its dates are the previous commit's if it is the same, and if nothing else had taken its place before
@@ -395,6 +405,7 @@ mod tests {
             notes: &gone.unwrap_or_default().iter().map(|p| (path(p), note(p))).collect(),
             committed_as: &|since| Seq(70 + u64::from(since.0)),
             names: &OwnerNames::default(),
+            live: None,
         };
         describe(&subject).map(|d| d.manifest)
     }

@@ -19,7 +19,7 @@ use crate::{
     ids::{Generation, Hash, HostUuid, RelPath, Seq, StoreUuid, UnitId},
     manifest::Manifest,
     spool,
-    wire::CommitRequest,
+    wire::{CommitRequest, PublishRequest},
 };
 
 /// A path from text.
@@ -70,6 +70,7 @@ pub fn describe(spool: &Spool, unit: &UnitId) -> Manifest {
         notes: &BTreeMap::new(),
         committed_as: &|_| Seq(0),
         names: &OwnerNames::default(),
+        live: None,
     };
     seal::describe(&subject).expect("describes").manifest
 }
@@ -88,6 +89,7 @@ struct Inner {
     blocks_until_failure: Option<usize>,
     host: Option<HostUuid>,
     rejections: usize,
+    snapshots: Vec<PublishRequest>,
 }
 
 /// Its identity.
@@ -105,6 +107,18 @@ impl MemoryStore {
     /// What was asked, in order.
     pub fn calls(&self) -> Vec<&'static str> {
         self.lock().calls.clone()
+    }
+
+    /// What was published, in order.
+    pub fn snapshots(&self) -> Vec<PublishRequest> {
+        self.lock().snapshots.clone()
+    }
+
+    /// A manifest that was sent.
+    pub fn manifest_of(&self, hash: &Hash) -> Manifest {
+        let inner = self.lock();
+        let encoded = inner.objects.get(&(ObjectKind::Manifest, *hash)).expect("the manifest came");
+        Manifest::decode(encoded).expect("a good manifest")
     }
 
     pub fn records(&self) -> Vec<Record> {
@@ -160,13 +174,19 @@ impl Inner {
         Ok(())
     }
 
-    fn enter(&mut self, request: CommitRequest) -> Result<Record, UplinkError> {
-        let encoded = self.objects.get(&(ObjectKind::Manifest, request.manifest)).expect("the manifest came");
+    /// Everything that a manifest names is here.
+    fn check_whole(&self, hash: &Hash) -> Manifest {
+        let encoded = self.objects.get(&(ObjectKind::Manifest, *hash)).expect("the manifest came");
         let manifest = Manifest::decode(encoded).expect("a good manifest");
         for (content, size) in manifest.contents() {
             let bytes = self.file(&content).expect("the content came");
             assert_eq!((bytes.len() as u64, Hash::of(&bytes)), (size, content));
         }
+        manifest
+    }
+
+    fn enter(&mut self, request: CommitRequest) -> Result<Record, UplinkError> {
+        let manifest = self.check_whole(&request.manifest);
         if self.rejections > 0 {
             self.rejections -= 1;
             return Err(UplinkError::Rejected("not today".into()));
@@ -182,6 +202,7 @@ impl Inner {
             lost: request.lost,
             bytes: manifest.bytes(),
             entries: manifest.entries().len() as u64,
+            adopted_by: None,
         };
         let record =
             Record { seq: head.seq.next(), prev: head.chain, time_ms: 0, body: RecordBody::Commit(commit) };
@@ -217,6 +238,16 @@ impl Uplink for MemoryStore {
         let mut inner = self.lock();
         inner.calls.push("commit");
         answer(inner.enter(request))
+    }
+
+    fn publish(&self, request: PublishRequest) -> Answer<'_, ()> {
+        let mut inner = self.lock();
+        inner.calls.push("publish");
+        if let Some(hash) = &request.manifest {
+            inner.check_whole(hash);
+        }
+        inner.snapshots.push(request);
+        answer(Ok(()))
     }
 }
 

@@ -22,6 +22,7 @@ use crate::{
     ids::{Generation, Hash, UnitId},
     journal::{Journal, State},
     layout::LayoutRules,
+    manifest::Manifest,
     spool::{Spool, activity::Activity},
 };
 
@@ -47,6 +48,7 @@ impl Lab {
         store.set_host(journal.host());
         let spool = TestSpool::new();
         let settings = Settings {
+            live: None,
             rules: LayoutRules { settle_ms: 20, ..LayoutRules::default() },
             eviction: EvictionRules { keep_local_ms: u64::MAX, high_percent: 100, low_percent: 100 },
             max_transfers: 4,
@@ -393,4 +395,95 @@ async fn what_was_changed_behind_the_journal_is_not_freed() {
     lab.reaches(&unit(), State::Committed, 2).await;
     engine.evict(&unit()).await.expect("evicted");
     assert_eq!(lab.store.file(&Hash::of(b"a late line\n")), Some(b"a late line\n".to_vec()));
+}
+
+/// A lab whose running units are published every few milliseconds.
+fn live_lab() -> Lab {
+    let mut lab = Lab::new();
+    lab.settings.live = Some(Duration::from_millis(10));
+    lab.settings.rules.settle_ms = 3_600_000;
+    lab
+}
+
+impl Lab {
+    /// The manifest of the `count`th snapshot or a later one.
+    async fn snapshot(&self, count: usize) -> Manifest {
+        for _ in 0..2000 {
+            if let Some(hash) = self.store.snapshots().get(count - 1..).and_then(|s| s.last()?.manifest) {
+                return self.store.manifest_of(&hash);
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("{} snapshots, not {count}", self.store.snapshots().len());
+    }
+}
+
+/// A running unit is published when it has changed, with what is new in it; a unit that stays as it is costs no request.
+#[tokio::test]
+async fn a_running_unit_is_published_when_it_has_changed() {
+    let mut lab = live_lab();
+    let engine = lab.start(true);
+    lab.write(&unit(), "1-me/host1/status.log", b"START\n");
+    lab.write(&unit(), "1-me/host1/core", &vec![7; 600_000]);
+    let first = lab.snapshot(1).await;
+    // Quiet from here on: once the young files are known by their stamps, nothing is asked any more.
+    let mut quiet = lab.store.calls().len();
+    for _ in 0..200 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        if std::mem::replace(&mut quiet, lab.store.calls().len()) == lab.store.calls().len() {
+            break;
+        }
+    }
+    let (calls, published) = (lab.store.calls().len(), lab.store.snapshots().len());
+    assert!(lab.journal.get(&unit()).is_none(), "nothing is journaled");
+    lab.write(&unit(), "1-me/host1/status.log", b"START\nGOOD\n");
+    let second = lab.snapshot(published + 1).await;
+    let content = |m: &Manifest, name: &str| m.get(&path(name)).and_then(|e| m.file_of(e)).expect("a file");
+    assert_eq!(content(&second, "status.log").1, Hash::of(b"START\nGOOD\n"));
+    assert_eq!(content(&second, "core"), content(&first, "core"));
+    let asked = &lab.store.calls()[calls..];
+    assert_eq!(asked.iter().filter(|call| **call == "block").count(), 1, "{asked:?}");
+
+    lab.finish_job(&unit());
+    engine.offload_now(&[unit()]).await.expect("a round");
+    lab.reaches(&unit(), State::Committed, 1).await;
+    assert_eq!(lab.store.records().len(), 1);
+}
+
+/// A unit that is removed before it was ever committed isn't seen any more.
+#[tokio::test]
+async fn what_is_removed_is_taken_back() {
+    let mut lab = live_lab();
+    lab.settings.rules.settle_ms = 50;
+    let engine = lab.start(true);
+    let pid = format!("{}\n", std::process::id());
+    lab.write(&unit(), "1-me/host1/.autoserv_execute", pid.as_bytes());
+    lab.snapshot(1).await;
+    fs::remove_dir_all(lab.place("1-me/host1")).expect("removed");
+    lab.activity.changed(&unit());
+    for _ in 0..2000 {
+        if lab.store.snapshots().last().is_some_and(|last| last.manifest.is_none()) {
+            assert_eq!(engine.published(), 0);
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("{:?}", lab.store.snapshots().last());
+}
+
+/// The next generation's snapshot says of what it didn't change that it is as it was committed.
+#[tokio::test]
+async fn a_snapshot_of_a_reopened_unit_keeps_what_is_committed() {
+    let mut lab = live_lab();
+    let engine = lab.start(true);
+    lab.write(&unit(), "1-me/host1/old", b"old\n");
+    lab.finish_job(&unit());
+    engine.offload_now(&[unit()]).await.expect("a round");
+    lab.reaches(&unit(), State::Committed, 1).await;
+    let published = lab.store.snapshots().len();
+    lab.write(&unit(), "1-me/host1/new", b"new\n");
+    let manifest = lab.snapshot(published + 1).await;
+    let since = |name: &str| manifest.get(&path(name)).expect("an entry").since;
+    assert_eq!((since("old"), since("new")), (Generation(1), Generation(2)));
+    assert_eq!(lab.store.snapshots().last().expect("one").generation, Generation(2));
 }

@@ -1,16 +1,18 @@
 //! A transfer: one unit from `Complete` to `Committed`, as far as it goes now.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     engine::Shared,
+    live::Taker,
     seal::{self, Described, SealError, Subject},
     uplink::UplinkError,
     upload::{self, Layer, UploadError, Uploader},
 };
 use crate::{
-    ids::{Generation, UnitId},
-    journal::{JournalError, State, UnitRecord},
+    ids::{Generation, Hash, RelPath, UnitId},
+    journal::{JournalError, Note, State, UnitRecord},
+    manifest::Manifest,
 };
 
 /// How a transfer ended.
@@ -28,7 +30,7 @@ pub enum Outcome {
 
 /// Why a unit couldn't be brought further.
 #[derive(Debug, thiserror::Error)]
-enum TransferError {
+pub enum TransferError {
     #[error(transparent)]
     Seal(#[from] SealError),
     #[error(transparent)]
@@ -66,7 +68,8 @@ async fn advance(shared: &Arc<Shared>, unit: &UnitId) -> Result<Outcome, Transfe
 async fn seal_layer(shared: &Arc<Shared>, record: UnitRecord) -> Result<(), TransferError> {
     let (unit, generation) = (record.unit.clone(), record.generation);
     let worker = shared.clone();
-    let described = shared.bounds.run(move || describe(&worker, &record)).await??;
+    let described = shared.bounds.run(move || Subjected::of(&worker, &record.unit)?.describe(&worker, None));
+    let described = described.await??;
     count_sealed(shared, &described);
     let (journal, sealed) = (shared.journal.clone(), unit.clone());
     upload::blocking(move || journal.seal(&sealed, generation, &described.manifest)).await??;
@@ -80,29 +83,61 @@ fn count_sealed(shared: &Shared, described: &Described) {
     shared.counters.bytes_hashed.add(described.bytes_read);
 }
 
-fn describe(shared: &Shared, record: &UnitRecord) -> Result<Described, TransferError> {
-    let unit = &record.unit;
-    let previous = match record.committed {
-        Some(committed) => shared.journal.manifest(&committed.manifest)?,
-        None => None,
-    };
-    if record.partial && previous.is_none() {
-        return Err(TransferError::NoManifest);
+/// A layer that is to be described, as the journal has it.
+pub struct Subjected {
+    pub unit: UnitId,
+    pub state: State,
+    pub generation: Generation,
+    /// Its newest commit's manifest.
+    pub previous: Option<Arc<Manifest>>,
+    partial: bool,
+    notes: BTreeMap<RelPath, Note>,
+}
+
+impl Subjected {
+    /// `unit`'s own layer. One without a record runs in its first generation.
+    pub fn of(shared: &Shared, unit: &UnitId) -> Result<Self, TransferError> {
+        let record = shared.journal.get(unit);
+        let (state, generation, partial, committed) = match record {
+            Some(record) => (record.state, record.generation, record.partial, record.committed),
+            None => (State::Running, Generation::FIRST, false, None),
+        };
+        let previous = match committed {
+            Some(committed) => Some(committed_manifest(shared, &committed.manifest)?),
+            None => None,
+        };
+        let notes = shared.journal.notes(unit);
+        Ok(Self { unit: unit.clone(), state, generation, previous, partial, notes })
     }
-    let notes = shared.journal.notes(unit);
-    let host = shared.journal.host();
-    let committed_as = |since: Generation| shared.journal.seq_of(host, unit, since).unwrap_or_default();
-    let subject = Subject {
-        tree: &shared.tree,
-        unit,
-        generation: record.generation,
-        previous: previous.as_deref(),
-        partial: record.partial,
-        notes: &notes,
-        committed_as: &committed_as,
-        names: &shared.names,
-    };
-    Ok(seal::describe(&subject)?)
+
+    /// Its manifest as the spool is now; with a taker, while others write.
+    pub fn describe(&self, shared: &Shared, live: Option<&Taker<'_>>) -> Result<Described, TransferError> {
+        let host = shared.journal.host();
+        let committed_as =
+            |since: Generation| shared.journal.seq_of(host, &self.unit, since).unwrap_or_default();
+        let subject = Subject {
+            tree: &shared.tree,
+            unit: &self.unit,
+            generation: self.generation,
+            previous: self.previous.as_deref(),
+            partial: self.partial,
+            notes: &self.notes,
+            committed_as: &committed_as,
+            names: &shared.names,
+            live,
+        };
+        Ok(seal::describe(&subject)?)
+    }
+}
+
+/// The manifest of an own commit: from the journal, or from the store if the host knows that commit from the catalog alone. Without it, what
+/// didn't change since couldn't be told from what did.
+fn committed_manifest(shared: &Shared, hash: &Hash) -> Result<Arc<Manifest>, TransferError> {
+    if let Some(manifest) = shared.journal.manifest(hash)? {
+        return Ok(manifest);
+    }
+    let encoded = shared.contents.manifest(hash).map_err(|_| TransferError::NoManifest)?;
+    Ok(shared.journal.keep_manifest(hash, &encoded)?)
 }
 
 /// Sends a sealed layer and journals the store's answer.
@@ -116,8 +151,8 @@ async fn send_layer(
     let manifest = upload::blocking(move || journal.manifest(&hash)).await??;
     let manifest = manifest.ok_or(TransferError::NoManifest)?;
     shared.note_queued(&record.unit, manifest.bytes());
-    let layer =
-        Layer { unit: record.unit.clone(), generation: record.generation, manifest, hash, lost: record.lost };
+    let (unit, generation, lost) = (record.unit.clone(), record.generation, record.lost);
+    let layer = Layer { unit, generation, manifest, hash, lost, held: None };
     let answer = uploader.send(&layer).await?;
     let journal = shared.journal.clone();
     let (unit, generation, seq) = (layer.unit.clone(), layer.generation, answer.seq);

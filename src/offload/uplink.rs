@@ -1,8 +1,13 @@
-//! The store as uploads need it: four questions. The connection answers them in the program, a map in memory in tests.
+//! The store as uploads need it: five questions. The connection answers them in the program, a map in memory in tests.
 
 use std::{future::Future, pin::Pin};
 
-use crate::{catalog::Record, chunk::ObjectKind, ids::Hash, wire::CommitRequest};
+use crate::{
+    catalog::Record,
+    chunk::ObjectKind,
+    ids::Hash,
+    wire::{CommitRequest, PublishRequest},
+};
 
 /// Why the store gave no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -31,4 +36,6 @@ pub trait Uplink: Send + Sync {
     fn send_block(&self, block: Vec<u8>) -> Answer<'_, ()>;
     /// Enters a layer in the catalog; comes back when that is durable.
     fn commit(&self, request: CommitRequest) -> Answer<'_, Record>;
+    /// Shows a running layer to other hosts, or takes back what is shown.
+    fn publish(&self, request: PublishRequest) -> Answer<'_, ()>;
 }

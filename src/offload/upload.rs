@@ -37,7 +37,7 @@ use crate::{
     ids::{Generation, Hash, RelPath, UnitId},
     limits,
     manifest::{Body, Manifest},
-    wire::CommitRequest,
+    wire::{CommitRequest, PublishRequest},
 };
 
 /// Layers that may cut large files at the same time; each holds two windows and one buffer of the cutter.
@@ -56,6 +56,8 @@ pub struct Layer {
     /// The manifest's name.
     pub hash: Hash,
     pub lost: bool,
+    /// Of a snapshot: contents that the store has from the one before, and needn't be asked about.
+    pub held: Option<Arc<HashSet<Hash>>>,
 }
 
 /// Why a layer didn't reach the store.
@@ -189,9 +191,16 @@ pub struct Source {
     tree: Arc<SpoolTree>,
     root: RelPath,
     manifest: Arc<Manifest>,
+    /// Its files may have grown since: then only their beginning is meant.
+    is_running: bool,
 }
 
 impl Source {
+    /// How far a file of this size is read: a complete one's end is looked for.
+    pub fn reads_to(&self, size: u64) -> u64 {
+        if self.is_running { size } else { u64::MAX }
+    }
+
     /// Opens a file that should have the wanted content. A partial layer's may be in the store only, and then another name is tried.
     pub fn open(&self, wanted: &Wanted) -> Result<(RelPath, File), UploadError> {
         let paths = wanted.entries.iter().map(|at| &self.manifest.entries()[*at as usize].path);
@@ -215,7 +224,7 @@ impl Source {
     fn read(&self, wanted: &Wanted) -> Result<Vec<u8>, UploadError> {
         let (path, file) = self.open(wanted)?;
         let mut bytes = Vec::with_capacity(wanted.size as usize + 1);
-        let read = file.take(wanted.size + 1).read_to_end(&mut bytes);
+        let read = file.take(self.reads_to(wanted.size).min(wanted.size + 1)).read_to_end(&mut bytes);
         read.map_err(|source| UploadError::Io { path: path.clone(), source })?;
         if bytes.len() as u64 != wanted.size || Hash::of(&bytes) != wanted.content {
             return Err(UploadError::Changed { path });
@@ -244,6 +253,14 @@ impl Uploader {
         Ok(record)
     }
 
+    /// Sends what the store lacks of a running layer and shows it to others.
+    pub async fn show(&self, layer: &Layer) -> Result<(), UploadError> {
+        self.send_objects(layer).await?;
+        let (unit, generation) = (layer.unit.clone(), layer.generation);
+        self.link.publish(PublishRequest { unit, generation, manifest: Some(layer.hash) }).await?;
+        Ok(())
+    }
+
     async fn send_objects(&self, layer: &Layer) -> Result<(), UploadError> {
         let (closed, blocks) = mpsc::channel(packer::BLOCKS_AHEAD);
         let packer = Packer::new(self.level, self.bounds.cpu.clone(), closed);
@@ -255,8 +272,14 @@ impl Uploader {
     async fn pack(&self, layer: &Layer, mut packer: Packer) -> Result<(), UploadError> {
         let _turn = self.bounds.packing.acquire().await.map_err(|_| UploadError::Stopped)?;
         let manifest = layer.manifest.clone();
-        let source = Arc::new(Source { tree: self.tree.clone(), root: layer.unit.root.clone(), manifest });
-        let (small, large) = distinct(&layer.manifest, &self.params);
+        let (root, is_running) = (layer.unit.root.clone(), layer.held.is_some());
+        let source = Arc::new(Source { tree: self.tree.clone(), root, manifest, is_running });
+        let (mut small, mut large) = distinct(&layer.manifest, &self.params);
+        if let Some(held) = &layer.held {
+            for all in [&mut small, &mut large] {
+                all.retain(|wanted| !held.contains(&wanted.content));
+            }
+        }
         let (small, large) =
             tokio::try_join!(self.wanted(ObjectKind::Chunk, small), self.wanted(ObjectKind::Recipe, large))?;
         self.pack_small(&source, small, &mut packer).await?;
@@ -459,7 +482,8 @@ mod tests {
             let unit = UnitId::tree(path(root));
             let manifest = describe(&self.spool, &unit);
             let hash = Hash::of(&manifest.encode());
-            Layer { unit, generation: Generation::FIRST, manifest: Arc::new(manifest), hash, lost: false }
+            let (generation, manifest) = (Generation::FIRST, Arc::new(manifest));
+            Layer { unit, generation, manifest, hash, lost: false, held: None }
         }
     }
 

@@ -2,12 +2,14 @@
 
 use tokio::sync::watch;
 
-pub use crate::store::NewCommit;
+pub use crate::store::{NewCommit, Slots};
+
+use crate::store::Store;
 
 use crate::{
     catalog::{Head, Record},
     chunk::{ChunkParams, ObjectKind},
-    ids::{Hash, Seq, StoreUuid},
+    ids::{Generation, Hash, HostUuid, Seq, StoreUuid, UnitId},
 };
 
 /// Why a store says no.
@@ -43,6 +45,16 @@ pub trait StoreApi: Send + Sync + 'static {
     fn records_after(&self, seq: Seq, max: usize) -> Result<Vec<Record>, StoreFault>;
     /// One record.
     fn record(&self, seq: Seq) -> Result<Option<Record>, StoreFault>;
+    /// Puts a snapshot of a running layer in its slot, after the same checks as a commit; not durable.
+    fn publish(&self, snapshot: NewCommit) -> Result<(), StoreFault>;
+    /// Empties a layer's slot that is of this generation or an earlier one.
+    fn withdraw(&self, host: HostUuid, unit: &UnitId, upto: Generation);
+    /// The slots of all running layers.
+    fn slots(&self) -> &Slots;
+    /// The store itself, if it is one on a disk: for checks.
+    fn on_disk(&self) -> Option<&Store> {
+        None
+    }
     /// Tells of each new head.
     fn watch(&self) -> watch::Receiver<Head>;
 }

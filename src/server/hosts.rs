@@ -35,6 +35,11 @@ impl LiveHosts {
         entry.1 += 1;
         Ok(Present { hosts: Arc::clone(&self.0), name: name.to_owned() })
     }
+
+    /// Whether a host has a session, under whatever name.
+    pub(super) fn is_connected(&self, host: HostUuid) -> bool {
+        lock(&self.0).values().any(|(uuid, _)| *uuid == host)
+    }
 }
 
 impl Drop for Present {

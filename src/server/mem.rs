@@ -8,11 +8,11 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::{NewCommit, StoreApi, StoreFault};
+use super::{NewCommit, Slots, StoreApi, StoreFault};
 use crate::{
-    catalog::{Commit, Head, Record, RecordBody},
+    catalog::{Commit, Head, Record, RecordBody, Snapshot},
     chunk::{ChunkParams, ObjectKind, block::Block},
-    ids::{Hash, Seq, StoreUuid},
+    ids::{Generation, Hash, HostUuid, Seq, StoreUuid, UnitId},
 };
 
 pub(crate) struct MemStore {
@@ -20,6 +20,7 @@ pub(crate) struct MemStore {
     inner: Mutex<Inner>,
     gate: Condvar,
     heads: watch::Sender<Head>,
+    slots: Slots,
 }
 
 #[derive(Default)]
@@ -37,7 +38,7 @@ impl MemStore {
     pub(crate) fn new() -> Arc<Self> {
         let uuid = StoreUuid::random();
         let heads = watch::Sender::new(Head::genesis(uuid));
-        Arc::new(Self { uuid, inner: Mutex::default(), gate: Condvar::new(), heads })
+        Arc::new(Self { uuid, inner: Mutex::default(), gate: Condvar::new(), heads, slots: Slots::default() })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -124,7 +125,7 @@ impl StoreApi for MemStore {
             return Err(StoreFault::Unacceptable("the manifest was not sent".to_owned()));
         }
         let head = *self.heads.borrow();
-        let NewCommit { host, host_name, unit, generation, manifest, lost } = c;
+        let NewCommit { host, host_name, unit, generation, manifest, lost, adopted_by } = c;
         let body = RecordBody::Commit(Commit {
             host,
             host_name,
@@ -134,11 +135,14 @@ impl StoreApi for MemStore {
             lost,
             bytes: 0,
             entries: 0,
+            adopted_by,
         });
         let record = Record { seq: head.seq.next(), prev: head.chain, time_ms: 0, body };
         inner.committed.insert(manifest);
         inner.records.push(record.clone());
         self.heads.send_replace(record.link());
+        let commit = record.commit();
+        self.slots.empty(commit.host, &commit.unit, commit.generation);
         Ok(record)
     }
 
@@ -152,6 +156,25 @@ impl StoreApi for MemStore {
 
     fn record(&self, seq: Seq) -> Result<Option<Record>, StoreFault> {
         Ok(self.lock().records.get((seq.0 as usize).wrapping_sub(1)).cloned())
+    }
+
+    fn publish(&self, s: NewCommit) -> Result<(), StoreFault> {
+        if !self.lock().objects.contains_key(&(ObjectKind::Manifest, s.manifest)) {
+            return Err(StoreFault::Unacceptable("the manifest was not sent".to_owned()));
+        }
+        let NewCommit { host, host_name, unit, generation, manifest, .. } = s;
+        let (time_ms, begun_ms, bytes, entries) = (0, 0, 0, 1);
+        let snapshot =
+            Snapshot { host, host_name, unit, generation, manifest, time_ms, begun_ms, bytes, entries };
+        self.slots.fill(snapshot).map(drop).map_err(|e| StoreFault::Unacceptable(e.to_string()))
+    }
+
+    fn withdraw(&self, host: HostUuid, unit: &UnitId, upto: Generation) {
+        self.slots.empty(host, unit, upto);
+    }
+
+    fn slots(&self) -> &Slots {
+        &self.slots
     }
 
     fn watch(&self) -> watch::Receiver<Head> {

@@ -4,10 +4,11 @@
 //! the streams. What they need of a store is [`StoreApi`]. A drone is not trusted: a session is pinned to a name and rights by how it
 //! was opened ([`Identity`]), never by what it says.
 
+mod adopt;
 mod api;
 mod authorized;
-mod checks;
 mod daemon;
+mod desk;
 mod greeting;
 mod hosts;
 mod may;
@@ -35,7 +36,7 @@ use crate::{
     },
 };
 
-pub use api::{NewCommit, StoreApi, StoreFault};
+pub use api::{NewCommit, Slots, StoreApi, StoreFault};
 pub use authorized::{AuthorizedKeyError, print_authorized_key};
 pub use daemon::{OpenStore, OpenStoreError, ServeError, ServeOptions, serve};
 pub use opened::{CONTROL_SOCKET, open_store};
@@ -64,7 +65,9 @@ impl Server {
     /// Serves `store`; `settings` are those that must agree, as `name=value`.
     pub fn new(store: Arc<dyn StoreApi>, settings: Vec<String>) -> Arc<Self> {
         let (live, history) = Default::default();
-        Arc::new(Self { store, settings, live, history, stop: CancellationToken::new() })
+        let server = Arc::new(Self { store, settings, live, history, stop: CancellationToken::new() });
+        desk::open(&server);
+        server
     }
 
     /// Ends all sessions, after which none begins.

@@ -4,11 +4,11 @@ use std::{path::Path, sync::Arc};
 
 use tokio::sync::watch;
 
-use super::{NewCommit, OpenStoreError, StoreApi, StoreFault, checks};
+use super::{NewCommit, OpenStoreError, Slots, StoreApi, StoreFault};
 use crate::{
     catalog::{Head, Record},
     chunk::{ChunkParams, ObjectKind},
-    ids::{Hash, Seq, StoreUuid},
+    ids::{Generation, Hash, HostUuid, Seq, StoreUuid, UnitId},
     store::{Store, StoreError, StoreOptions},
 };
 
@@ -18,12 +18,7 @@ pub const CONTROL_SOCKET: &str = "control.sock";
 /// Opens the store in `dir` under its lock; makes it where there is none.
 pub fn open_store(dir: &Path, options: StoreOptions) -> Result<Arc<dyn StoreApi>, OpenStoreError> {
     match Store::open(dir, options) {
-        Ok(store) => {
-            if let Err(e) = checks::answer(&store, &dir.join(CONTROL_SOCKET)) {
-                tracing::warn!("`verify` can't ask this daemon: {e}");
-            }
-            Ok(store)
-        }
+        Ok(store) => Ok(store),
         Err(StoreError::Locked(_)) => Err(OpenStoreError::Locked),
         Err(other) => Err(OpenStoreError::Failed(other.to_string())),
     }
@@ -77,6 +72,22 @@ impl StoreApi for Store {
 
     fn record(&self, seq: Seq) -> Result<Option<Record>, StoreFault> {
         Store::record(self, seq).map_err(fault)
+    }
+
+    fn publish(&self, snapshot: NewCommit) -> Result<(), StoreFault> {
+        Store::publish(self, snapshot).map(drop).map_err(fault)
+    }
+
+    fn withdraw(&self, host: HostUuid, unit: &UnitId, upto: Generation) {
+        Store::withdraw(self, host, unit, upto);
+    }
+
+    fn slots(&self) -> &Slots {
+        Store::slots(self)
+    }
+
+    fn on_disk(&self) -> Option<&Store> {
+        Some(self)
     }
 
     fn watch(&self) -> watch::Receiver<Head> {

@@ -6,7 +6,7 @@ use tokio::{
 };
 
 use crate::{
-    catalog::Record,
+    catalog::{Record, SnapshotChanges},
     limits,
     wire::{
         FromStore, RefusalCode, RequestId,
@@ -59,6 +59,10 @@ impl Outbox {
 
     pub(super) async fn block(&self, id: RequestId, block: Vec<u8>, slot: OwnedSemaphorePermit) {
         let _ = self.bulk.send((Frame::Reply(id, block), Some(slot))).await;
+    }
+
+    pub(super) async fn snapshots(&self, changes: SnapshotChanges) {
+        let _ = self.bulk.send((message_frame(&FromStore::Snapshots(changes)), None)).await;
     }
 
     pub(super) async fn records(&self, records: Vec<Record>) {

@@ -33,7 +33,7 @@ use crate::{
     ids::{Hash, HostUuid, Seq},
     limits::{self, FETCHES_OPEN, FETCHES_READ, FOLLOW_WINDOW, QUESTIONS_OPEN},
     wire::{
-        CommitRequest, FromStore, RefusalCode, RequestId, ToStore, charge,
+        CommitRequest, FromStore, PublishRequest, RefusalCode, RequestId, ToStore, charge,
         frame::{Bounds, Frame, FrameReader, FrameWriter, StreamError},
         rights::Rights,
     },
@@ -140,6 +140,7 @@ struct Session {
     fetches: Arc<Semaphore>,
     fetching: Arc<Semaphore>,
     following: watch::Sender<Following>,
+    watching: watch::Sender<Option<Watching>>,
     failed: mpsc::Sender<SessionEnd>,
 }
 
@@ -147,6 +148,7 @@ struct Session {
 struct Queues {
     intake: mpsc::UnboundedReceiver<Intake>,
     following: watch::Receiver<Following>,
+    watching: watch::Receiver<Option<Watching>>,
     failed: mpsc::Receiver<SessionEnd>,
 }
 
@@ -154,6 +156,7 @@ struct Queues {
 enum Intake {
     Block(Vec<u8>),
     Commit(RequestId, CommitRequest, OwnedSemaphorePermit),
+    Publish(RequestId, PublishRequest, OwnedSemaphorePermit),
 }
 
 /// What a host asked to follow.
@@ -165,6 +168,9 @@ struct Following {
     taken: Seq,
 }
 
+/// From where a host wants to hear of snapshots: version, and the version at which it began anew. Answered once.
+type Watching = (u64, Option<u64>);
+
 impl Session {
     fn new(
         server: &Arc<Server>,
@@ -175,6 +181,7 @@ impl Session {
     ) -> (Arc<Self>, Queues) {
         let (intake, intake_queue) = mpsc::unbounded_channel();
         let (following, following_seen) = watch::channel(Following::default());
+        let (watching, watching_seen) = watch::channel(None);
         let (failed, failures) = mpsc::channel(1);
         let session = Self {
             server: Arc::clone(server),
@@ -188,9 +195,16 @@ impl Session {
             fetches: Arc::new(Semaphore::new(FETCHES_OPEN)),
             fetching: Arc::new(Semaphore::new(FETCHES_READ)),
             following,
+            watching,
             failed,
         };
-        (Arc::new(session), Queues { intake: intake_queue, following: following_seen, failed: failures })
+        let queues = Queues {
+            intake: intake_queue,
+            following: following_seen,
+            watching: watching_seen,
+            failed: failures,
+        };
+        (Arc::new(session), queues)
     }
 
     async fn run<R, W>(
@@ -211,6 +225,7 @@ impl Session {
             error = &mut writing => return error.into(),
             end = self.take_in(&mut queues.intake) => end,
             end = self.follow(&mut queues.following) => end,
+            end = self.tell_snapshots(&mut queues.watching) => end,
             Some(end) = queues.failed.recv() => end,
             () = self.server.stop.cancelled() => SessionEnd::Stopped,
         };
@@ -280,6 +295,14 @@ impl Session {
             }
             ToStore::Taken(seq) => {
                 self.following.send_modify(|f| f.taken = f.taken.max(seq));
+                Ok(())
+            }
+            ToStore::Publish(id, request) => {
+                let permit = open(&self.questions, QUESTIONS_OPEN, "questions")?;
+                self.enqueue(Intake::Publish(id, request, permit))
+            }
+            ToStore::Watch(version, started) => {
+                self.watching.send_replace(Some((version, started)));
                 Ok(())
             }
             ToStore::Ping => {
@@ -364,6 +387,9 @@ impl Session {
                 Intake::Commit(id, request, permit) => {
                     self.beside(permit, async move |session| session.commit(id, request).await);
                 }
+                Intake::Publish(id, request, permit) => {
+                    self.beside(permit, async move |session| session.publish(id, request).await);
+                }
             }
         }
         SessionEnd::Stopped
@@ -386,7 +412,8 @@ impl Session {
     async fn commit(&self, id: RequestId, request: CommitRequest) {
         let CommitRequest { unit, generation, manifest, lost } = request;
         let host_name = self.host_name.clone();
-        let commit = NewCommit { host: self.host, host_name, unit, generation, manifest, lost };
+        let adopted_by = None;
+        let commit = NewCommit { host: self.host, host_name, unit, generation, manifest, lost, adopted_by };
         let (server, rights) = (Arc::clone(&self.server), self.rights);
         let committed = on_store(&self.server.store, move |store| {
             may::check(store, &server.history, rights, &commit)?;
@@ -396,6 +423,55 @@ impl Session {
             Ok(record) => self.outbox.message(FromStore::Committed(id, record)).await,
             Err(StoreFault::Unacceptable(why)) => self.outbox.message(FromStore::Rejected(id, why)).await,
             Err(StoreFault::Broken(why)) => self.fail(store_failed(why)),
+        }
+    }
+
+    /// Rights are those of a commit; without any, a host can take back what it has shown.
+    async fn publish(&self, id: RequestId, request: PublishRequest) {
+        let PublishRequest { unit, generation, manifest } = request;
+        let (host, host_name) = (self.host, self.host_name.clone());
+        let (server, rights) = (Arc::clone(&self.server), self.rights);
+        let published = on_store(&self.server.store, move |store| {
+            let Some(manifest) = manifest else {
+                store.withdraw(host, &unit, generation);
+                return Ok(());
+            };
+            let (lost, adopted_by) = (false, None);
+            let snapshot = NewCommit { host, host_name, unit, generation, manifest, lost, adopted_by };
+            may::check(store, &server.history, rights, &snapshot)?;
+            store.publish(snapshot)
+        });
+        match published.await {
+            Ok(()) => self.outbox.message(FromStore::Published(id)).await,
+            Err(StoreFault::Unacceptable(why)) => self.outbox.message(FromStore::Rejected(id, why)).await,
+            Err(StoreFault::Broken(why)) => self.fail(store_failed(why)),
+        }
+    }
+
+    /// Answers each question about snapshots as soon as there is something to say; who asks from nothing hears at once.
+    async fn tell_snapshots(&self, wanted: &mut watch::Receiver<Option<Watching>>) -> SessionEnd {
+        let slots = self.server.store.slots();
+        let mut versions = slots.watch();
+        loop {
+            let asked = *wanted.borrow_and_update();
+            let version = *versions.borrow_and_update();
+            match asked {
+                Some((from, started)) if from != version || from == 0 => {
+                    self.watching.send_if_modified(|now| {
+                        // Another question may have come meanwhile.
+                        if *now == asked {
+                            *now = None;
+                        }
+                        false
+                    });
+                    self.outbox.snapshots(slots.since(from, started)).await;
+                }
+                _ => tokio::select! {
+                    Ok(()) = wanted.changed() => {}
+                    Ok(()) = versions.changed() => {}
+                    else => return store_failed("the slots have closed".to_owned()),
+                },
+            }
         }
     }
 

@@ -23,7 +23,7 @@ use super::{
     *,
 };
 use crate::{
-    catalog::{Head, Record},
+    catalog::{Head, Record, SnapshotChange},
     chunk::{
         ObjectKind,
         block::{Block, BlockBuilder},
@@ -32,7 +32,7 @@ use crate::{
     manifest::{Attrs, Body, Entry, Manifest, Timestamp},
     transport::Target,
     wire::{
-        CommitRequest, FromStore, Hello, Join, PROTOCOL_VERSION, RefusalCode, ToStore,
+        CommitRequest, FromStore, Hello, Join, PROTOCOL_VERSION, PublishRequest, RefusalCode, ToStore,
         frame::Frame,
         link::{Link, LinkError, LinkEvent, Timing},
         message_frame,
@@ -353,7 +353,9 @@ async fn a_long_catalog_comes_no_faster_than_it_is_taken() {
         let CommitRequest { unit, generation, manifest, lost } =
             request(&format!("{i}-a/h"), Hash::of(&layer.encode()));
         let (host, host_name) = (HostUuid([7; 16]), "drone7".to_owned());
-        lab.store.commit(NewCommit { host, host_name, unit, generation, manifest, lost }).expect("commits");
+        let adopted_by = None;
+        let commit = NewCommit { host, host_name, unit, generation, manifest, lost, adopted_by };
+        lab.store.commit(commit).expect("commits");
     }
     let mut host = lab.host("drone1");
     host.up().await;
@@ -799,4 +801,65 @@ async fn the_daemon_serves_until_it_is_told_to_stop_and_a_second_one_is_refused(
     assert!(!socket.exists());
     drop(host);
     until("the store's last user", || Arc::strong_count(&store) == 1).await;
+}
+
+impl Host {
+    async fn snapshots(&mut self) -> crate::catalog::SnapshotChanges {
+        loop {
+            if let LinkEvent::Snapshots(part) = self.event().await {
+                return part;
+            }
+        }
+    }
+
+    async fn publish(&self, unit: &str, manifest: Option<Hash>) -> Result<(), LinkError> {
+        let CommitRequest { unit, generation, .. } = request(unit, Hash::of(b""));
+        self.link.publish(PublishRequest { unit, generation, manifest }).await
+    }
+}
+
+/// A snapshot comes to whoever watches, at once; a commit empties its slot, and so does its host.
+#[tokio::test]
+async fn snapshots_are_told_until_they_are_committed_or_taken_back() {
+    let lab = Lab::new().await;
+    let (mut a, mut b) = (lab.host("drone1"), lab.host("drone2"));
+    a.up().await;
+    b.up().await;
+    b.link.watch(0, None);
+    let part = b.snapshots().await;
+    assert_eq!((part.changes.len(), part.is_all, part.started), (0, true, Some(1)));
+    b.link.watch(part.upto, None);
+    let layer = manifest("a", Body::Dir);
+    let hash = Hash::of(&layer.encode());
+    let early = a.publish("1-me/host1", Some(hash)).await;
+    assert!(matches!(early, Err(LinkError::Rejected(_))), "nothing is shown that isn't here: {early:?}");
+    a.link.send_block(block(ObjectKind::Manifest, &layer.encode())).await.expect("sent");
+    a.publish("1-me/host1", Some(hash)).await.expect("published");
+    let part = b.snapshots().await;
+    let [SnapshotChange::Set(snapshot)] = &part.changes[..] else { panic!("{part:?}") };
+    assert_eq!((snapshot.manifest, snapshot.host), (hash, a.hello.host));
+    assert_eq!(snapshot.host_name, "drone1");
+    b.link.watch(part.upto, None);
+    a.add("1-me/host1", &layer).await.expect("commits");
+    let part = b.snapshots().await;
+    assert!(matches!(&part.changes[..], [SnapshotChange::Gone(host, _)] if *host == a.hello.host));
+
+    a.publish("2-me/host1", Some(hash)).await.expect("published");
+    a.publish("2-me/host1", None).await.expect("taken back");
+    assert!(lab.store.slots().all().is_empty());
+}
+
+/// P10: who may not commit may not publish.
+#[tokio::test]
+async fn a_snapshot_needs_the_rights_of_a_commit() {
+    let mut lab = Lab::new().await;
+    lab.kill().await;
+    lab.start(Rights::NONE).await;
+    let mut host = lab.host("drone1");
+    host.up().await;
+    let layer = manifest("a", Body::Dir);
+    lab.store.put(&block(ObjectKind::Manifest, &layer.encode()));
+    let published = host.publish("1-me/host1", Some(Hash::of(&layer.encode()))).await;
+    assert!(matches!(published, Err(LinkError::Rejected(why)) if why.contains("`add`")));
+    assert!(lab.store.slots().all().is_empty());
 }

@@ -6,6 +6,7 @@
 
 pub mod activity;
 mod handle;
+pub mod sparse;
 
 use std::{
     ffi::{CString, OsStr},
@@ -183,6 +184,29 @@ impl Spool {
         }
         let handle = Handle::of(dir, name)?;
         Ok((Inode { dev: stat.st_dev, ino: stat.st_ino, reference: Reference::Handle(handle) }, stat))
+    }
+
+    /// The same of what was just made as `name` in `dir` and is open as `file`.
+    pub fn identify_open(
+        &self,
+        file: BorrowedFd<'_>,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+    ) -> io::Result<(Inode, Stat)> {
+        let stat = sys::fstat(file)?;
+        if !self.by_handle || stat.st_dev != self.dev {
+            return identify_by_fd(dir, name);
+        }
+        let reference = Reference::Handle(Handle::of(file, b"")?);
+        Ok((Inode { dev: stat.st_dev, ino: stat.st_ino, reference }, stat))
+    }
+
+    /// Opens the content of a regular file. `ESTALE` when it is gone.
+    pub fn open_content(&self, inode: &Inode, flags: OFlags) -> io::Result<OwnedFd> {
+        match &inode.reference {
+            Reference::Handle(handle) => handle.open(self.root(), flags | OFlags::CLOEXEC),
+            Reference::Fd(fd) => Self::reopen(fd.as_fd(), flags),
+        }
     }
 
     /// A descriptor of `inode` that names it, without access to its content. `ESTALE` when it is gone.

@@ -22,6 +22,8 @@ pub struct NewCommit {
     pub generation: Generation,
     pub manifest: Hash,
     pub lost: bool,
+    /// Who makes a dead host's last snapshot this commit; of the host's own none.
+    pub adopted_by: Option<String>,
 }
 
 type Answer = Result<Option<Record>, StoreError>;
@@ -113,9 +115,7 @@ impl Store {
     /// Blocks while it syncs.
     pub fn commit(&self, commit: NewCommit) -> Result<Record, StoreError> {
         self.healthy()?;
-        if commit.host_name.is_empty() || commit.host_name.len() > limits::TEXT_BYTES {
-            return Err(StoreError::Text("host name"));
-        }
+        check_text(&commit)?;
         if let Some(record) = self.catalog.latest(commit.host, &commit.unit)?
             && let Some(record) = repeated(&record, &commit)?
         {
@@ -158,6 +158,7 @@ impl Store {
         if !records.is_empty() {
             self.catalog.append(&records, packs)?;
             self.heads.send_replace(self.catalog.head());
+            self.overtake(&records);
         }
         self.index.finish_flush()?;
         Ok(answers)
@@ -192,6 +193,18 @@ impl Store {
     }
 }
 
+/// Names within their limits.
+pub(super) fn check_text(commit: &NewCommit) -> Result<(), StoreError> {
+    let is_good = |text: &String| !text.is_empty() && text.len() <= limits::TEXT_BYTES;
+    if !is_good(&commit.host_name) {
+        return Err(StoreError::Text("host name"));
+    }
+    if !commit.adopted_by.iter().all(is_good) {
+        return Err(StoreError::Text("name of who adopts"));
+    }
+    Ok(())
+}
+
 fn same_layer(committed: &Commit, commit: &NewCommit) -> bool {
     committed.host == commit.host && committed.unit == commit.unit
 }
@@ -218,6 +231,7 @@ fn new_record(head: Head, time_ms: u64, commit: &NewCommit, checked: &Checked) -
         generation: commit.generation,
         manifest: commit.manifest,
         lost: commit.lost,
+        adopted_by: commit.adopted_by.clone(),
         bytes: checked.bytes,
         entries: checked.entries,
     };

@@ -56,6 +56,9 @@ pub enum StoreError {
     /// The layer has this or a later generation already, with other content.
     #[error("{unit}: generation {sent} comes after generation {last} was committed")]
     Generation { unit: UnitId, sent: Generation, last: Generation },
+    /// More running units than a host, or all of them together, may show.
+    #[error("there are too many snapshots of running units")]
+    TooManySnapshots,
     /// A name beyond its limit.
     #[error("{0} is empty or too long")]
     Text(&'static str),
@@ -72,6 +75,7 @@ impl StoreError {
             | Self::Missing { .. }
             | Self::Size { .. }
             | Self::Generation { .. }
+            | Self::TooManySnapshots
             | Self::Text(_) => true,
             Self::Locked(_)
             | Self::NotAStore { .. }

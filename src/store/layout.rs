@@ -7,6 +7,7 @@
 //! <dir>/head           how long the catalog was, see catalog.rs
 //! <dir>/packs/*.pack   see pack.rs
 //! <dir>/index.redb     derived, see index.rs
+//! <dir>/snapshots      what still runs, see snapshots.rs; made with the first
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -52,6 +53,11 @@ impl Layout {
     /// The lock file.
     pub fn lock(&self) -> PathBuf {
         self.dir.join("lock")
+    }
+
+    /// What still runs.
+    pub fn snapshots(&self) -> PathBuf {
+        self.dir.join("snapshots")
     }
 
     /// The catalog.

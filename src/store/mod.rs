@@ -21,6 +21,7 @@ pub mod layout;
 mod overlay;
 pub mod pack;
 mod recover;
+mod snapshots;
 mod writer;
 
 #[cfg(test)]
@@ -39,6 +40,7 @@ use tokio::sync::watch;
 
 pub use commit::NewCommit;
 pub use error::StoreError;
+pub use snapshots::Slots;
 
 pub(crate) use check::decode_recipe;
 
@@ -116,6 +118,8 @@ pub struct Store {
     catalog: Catalog,
     queue: Queue,
     heads: watch::Sender<Head>,
+    slots: Slots,
+    log: Mutex<snapshots::Log>,
     /// Last, so that it is released when all else is closed.
     _lock: DiskLock,
 }
@@ -154,7 +158,8 @@ impl Store {
             flush_objects,
         };
         let (index, writer) = recovery.run()?;
-        Ok(Arc::new(Self {
+        let (log, left) = snapshots::Log::open(&*disk, &layout)?;
+        let store = Arc::new(Self {
             heads: watch::Sender::new(catalog.head()),
             blocks: Blocks::new(disk.clone(), layout.clone()),
             writer: Mutex::new(writer),
@@ -167,8 +172,12 @@ impl Store {
             tuning,
             index,
             catalog,
+            slots: Slots::default(),
+            log: Mutex::new(log),
             _lock: lock,
-        }))
+        });
+        store.restore_slots(left);
+        Ok(store)
     }
 
     /// Its identity.

@@ -31,9 +31,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 pub use records::RecordBatch;
 
 use self::live::{Answer, Ask, Live};
-use super::{CommitRequest, Hello, RefusalCode, RequestId, ToStore, Welcome};
+use super::{CommitRequest, Hello, PublishRequest, RefusalCode, RequestId, ToStore, Welcome};
 use crate::{
-    catalog::{Head, Record},
+    catalog::{Head, Record, SnapshotChanges},
     chunk::ObjectKind,
     clock::{Clock, SystemClock},
     ids::Hash,
@@ -53,6 +53,8 @@ pub enum LinkEvent {
     Records(RecordBatch),
     /// The replica doesn't match the catalog, whose head is this: drop it and follow from the start.
     Resync(Head),
+    /// What became of the snapshots: the answer to [`Link::watch`]. Ask again from the version that it names.
+    Snapshots(SnapshotChanges),
     /// A session ended, or an attempt at one failed.
     Down {
         /// Why, for people.
@@ -246,6 +248,24 @@ impl Link {
             Answer::Committed(record) => Ok(record),
             Answer::Rejected(why) => Err(LinkError::Rejected(why)),
             _ => Err(unfit()),
+        }
+    }
+
+    /// Shows what was sent for this layer to other hosts, or takes back what is shown. Not durable.
+    pub async fn publish(&self, request: PublishRequest) -> Result<(), LinkError> {
+        let live = self.shared.live()?;
+        match self.ask(&live, Ask::Publish, |id| ToStore::Publish(id, request)).await? {
+            Answer::Published => Ok(()),
+            Answer::Rejected(why) => Err(LinkError::Rejected(why)),
+            _ => Err(unfit()),
+        }
+    }
+
+    /// Asks what became of the snapshots since `version`, 0 = all that there are; `started` as the part before says it, while it
+    /// wasn't the last. Without a session it does nothing, as [`Link::follow`].
+    pub fn watch(&self, version: u64, started: Option<u64>) {
+        if let Ok(live) = self.shared.live() {
+            live.watch(version, started);
         }
     }
 

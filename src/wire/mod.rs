@@ -10,7 +10,7 @@ pub mod rights;
 use minicbor::{Decode, Encode};
 
 use crate::{
-    catalog::{Head, Record},
+    catalog::{Head, Record, SnapshotChanges},
     chunk::{ChunkParams, ObjectKind},
     ids::{Generation, Hash, HostUuid, Seq, StoreUuid, UnitId},
     limits,
@@ -19,7 +19,7 @@ use frame::Frame;
 use rights::Rights;
 
 /// Version of the protocol that this program speaks.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// What a block of `bytes` takes of [`limits::UPLOAD_CREDIT_BYTES`]. A block beyond all of it travels alone.
 pub fn charge(bytes: usize) -> u64 {
@@ -84,6 +84,13 @@ pub enum ToStore {
     /// Records up to here were taken in: the store may send [`limits::FOLLOW_WINDOW`] more.
     #[n(7)]
     Taken(#[n(0)] Seq),
+    /// Everything for this snapshot was sent: put it in its layer's slot.
+    #[n(12)]
+    Publish(#[n(0)] RequestId, #[n(1)] PublishRequest),
+    /// What became of the snapshots since this version; 0 = all. One answer, as soon as there is something to say. While it comes
+    /// in parts, with the `started` of the part before.
+    #[n(13)]
+    Watch(#[n(0)] u64, #[n(1)] Option<u64>),
 }
 
 impl ToStore {
@@ -155,6 +162,20 @@ pub struct CommitRequest {
     pub lost: bool,
 }
 
+/// A running layer to be shown to others.
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct PublishRequest {
+    #[n(0)]
+    pub unit: UnitId,
+    /// The one in which the layer runs.
+    #[n(1)]
+    pub generation: Generation,
+    /// None: there is nothing of it any more, and nothing was committed.
+    #[n(2)]
+    pub manifest: Option<Hash>,
+}
+
 /// From the store to a host.
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
 pub enum FromStore {
@@ -191,6 +212,12 @@ pub enum FromStore {
     /// To Ping.
     #[n(10)]
     Pong,
+    /// To Publish: the slot is as wished.
+    #[n(15)]
+    Published(#[n(0)] RequestId),
+    /// To Watch.
+    #[n(16)]
+    Snapshots(#[n(0)] SnapshotChanges),
 }
 
 impl FromStore {
@@ -199,6 +226,9 @@ impl FromStore {
         match decode_all(bytes)? {
             Self::Records(records) if records.len() > limits::RECORDS_PER_PUSH => {
                 Err(MessageError::TooMany(records.len(), "records"))
+            }
+            Self::Snapshots(told) if told.changes.len() > limits::SNAPSHOTS_PER_PUSH => {
+                Err(MessageError::TooMany(told.changes.len(), "snapshots"))
             }
             message => Ok(message),
         }

@@ -1,6 +1,7 @@
 //! The command line's contract, docs/cli.md, from outside: exit codes, words, JSON, and what the commands do to the world.
 
 mod config;
+mod costs;
 #[path = "../common/lab.rs"]
 mod harness;
 mod mounts;

@@ -12,7 +12,7 @@ use std::{
 
 use resultsfs::{
     cache::{BlockSource, FetchError},
-    catalog::{Commit, Head, Record, RecordBody},
+    catalog::{Commit, Head, Record, RecordBody, Snapshot},
     chunk::{
         ObjectKind,
         block::{Block, BlockBuilder},
@@ -71,6 +71,40 @@ impl FakeStore {
         *generation = generation.next();
     }
 
+    /// Another host runs what stands in `source`, on top of what it has committed of the unit.
+    pub fn run_foreign(&self, unit: &UnitId, source: &Path) {
+        let generation = *self.generation.lock().expect("not poisoned");
+        let manifest = self.take(unit, source, generation);
+        self.journal.set_snapshot(Snapshot {
+            host: self.other,
+            host_name: "other".into(),
+            unit: unit.clone(),
+            generation,
+            manifest: self.keep(&manifest),
+            time_ms: 1_000,
+            begun_ms: 1_000,
+            bytes: manifest.bytes(),
+            entries: manifest.entries().len() as u64,
+        });
+    }
+
+    /// The same layer as another host's layer of each of these units, in one batch.
+    pub fn commit_many(&self, units: &[UnitId], source: &Path) {
+        let generation = *self.generation.lock().expect("not poisoned");
+        let manifest = self.take(&units[0], source, generation);
+        let hash = self.keep(&manifest);
+        let mut head = self.head.lock().expect("not poisoned");
+        let records: Vec<Record> = units
+            .iter()
+            .map(|unit| {
+                let record = record(*head, self.other, unit, generation, &manifest, hash);
+                *head = record.link();
+                record
+            })
+            .collect();
+        self.journal.follow(self.uuid, &records).expect("follows");
+    }
+
     /// What the engine does: describes the spool, and keeps the contents.
     pub fn commit_own(&self, unit: &UnitId, spool: &Arc<Spool>) {
         let how = CompleteHow { lost: false, by_hand: false };
@@ -125,6 +159,7 @@ impl FakeStore {
             notes: &self.journal.notes(unit),
             committed_as: &|since| self.journal.seq_of(self.journal.host(), unit, since).unwrap_or_default(),
             names: &OwnerNames::default(),
+            live: None,
         });
         described.expect("describes").manifest
     }
@@ -136,29 +171,19 @@ impl FakeStore {
     }
 
     fn publish(&self, host: HostUuid, unit: &UnitId, generation: Generation, manifest: &Manifest) -> Record {
-        let encoded = manifest.encode();
-        let hash = Hash::of(&encoded);
-        self.put(ObjectKind::Manifest, hash, &encoded);
+        let hash = self.keep(manifest);
         let mut head = self.head.lock().expect("not poisoned");
-        let commit = Commit {
-            host,
-            host_name: "other".into(),
-            unit: unit.clone(),
-            generation,
-            manifest: hash,
-            lost: false,
-            bytes: manifest.bytes(),
-            entries: manifest.entries().len() as u64,
-        };
-        let record = Record {
-            seq: head.seq.next(),
-            prev: head.chain,
-            time_ms: 1_000,
-            body: RecordBody::Commit(commit),
-        };
+        let record = record(*head, host, unit, generation, manifest, hash);
         self.journal.follow(self.uuid, std::slice::from_ref(&record)).expect("follows");
         *head = record.link();
         record
+    }
+
+    fn keep(&self, manifest: &Manifest) -> Hash {
+        let encoded = manifest.encode();
+        let hash = Hash::of(&encoded);
+        self.put(ObjectKind::Manifest, hash, &encoded);
+        hash
     }
 
     fn put(&self, kind: ObjectKind, hash: Hash, bytes: &[u8]) {
@@ -221,6 +246,28 @@ fn link(entries: &mut [Entry], source: &Path) {
             None => _ = first.insert((stat.dev(), stat.ino()), entry.path.clone()),
         }
     }
+}
+
+fn record(
+    head: Head,
+    host: HostUuid,
+    unit: &UnitId,
+    generation: Generation,
+    manifest: &Manifest,
+    hash: Hash,
+) -> Record {
+    let commit = Commit {
+        host,
+        host_name: "other".into(),
+        unit: unit.clone(),
+        generation,
+        manifest: hash,
+        lost: false,
+        bytes: manifest.bytes(),
+        entries: manifest.entries().len() as u64,
+        adopted_by: None,
+    };
+    Record { seq: head.seq.next(), prev: head.chain, time_ms: 1_000, body: RecordBody::Commit(commit) }
 }
 
 impl BlockSource for FakeStore {

@@ -1,5 +1,5 @@
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{
         Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -141,6 +141,7 @@ impl Lab {
             lost: false,
             bytes: self.told_bytes.unwrap_or(manifest.bytes()),
             entries: manifest.entries().len() as u64,
+            adopted_by: None,
         };
         let seq = self.head.seq.next();
         let record =
@@ -171,14 +172,19 @@ impl Lab {
 
     /// The names that show in a directory.
     fn names(&self, dir: &str) -> Vec<String> {
-        let listing = self.ask(|view| view.list(&path(dir)));
-        let shown = listing.iter().filter(|(_, resolved)| resolved.winner().is_some());
-        shown.map(|(name, _)| String::from_utf8_lossy(name).into_owned()).collect()
+        let names = shown(self.ask(|view| view.list(&path(dir))));
+        names.iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect()
     }
 
     fn fetches(&self) -> usize {
         self.source.fetches.load(Ordering::SeqCst)
     }
+}
+
+/// The names that show.
+fn shown(listing: Listing) -> BTreeSet<Vec<u8>> {
+    let resolved = listing.entries.into_iter().filter(|(_, resolved)| resolved.winner().is_some());
+    resolved.map(|(name, _)| name).chain(listing.evident.into_iter().map(|evident| evident.name)).collect()
 }
 
 fn new_view(dir: &tempfile::TempDir, journal: &Arc<Journal>, source: &Arc<Source>, cache: &str) -> View {
@@ -450,4 +456,23 @@ fn a_loose_unit_stays_in_its_place() {
     lab.commit(2, &loose("1-me"), &[("", DIR), ("h", DIR), ("h/keyval", file("forged")), ("x", DIR)]);
     assert_eq!(lab.body("1-me/h/keyval"), file("k"));
     assert_eq!(lab.names("1-me"), ["h"]);
+}
+
+/// A listing of the top is one read of the catalog's rows: no manifest is fetched, whatever was committed.
+#[test]
+fn the_top_is_listed_without_a_manifest() {
+    let mut lab = Lab::new();
+    for job in 0..60 {
+        lab.commit(1, &loose(&format!("{job}-me")), &[("", DIR), ("keyval", file("k"))]);
+        lab.commit(2, &tree(&format!("{job}-me/h")), &[("", DIR), ("status.log", file("s"))]);
+    }
+    lab.commit(1, &tree("hosts/h/1-verify"), &[("", DIR), ("status.log", file("s"))]);
+    let listing = lab.view.list(&RelPath::ROOT).expect("no manifest is needed");
+    assert_eq!((listing.entries.len(), listing.evident.len()), (0, 61));
+    assert!(
+        listing.evident.is_sorted_by(|a, b| a.name < b.name) && listing.evident.iter().all(|e| e.is_foreign)
+    );
+    assert_eq!(lab.fetches(), 0);
+    assert_eq!(lab.names("7-me"), ["h", "keyval"]);
+    assert_eq!(lab.fetches(), 1, "what is loose in a job is in its own manifest");
 }

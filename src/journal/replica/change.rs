@@ -92,6 +92,7 @@ fn take(layers: &mut Vec<Layer>, host: u32, record: &Record) -> Result<(), Repli
         entries: commit.entries,
         lost: commit.lost,
         commits,
+        adopted_by: commit.adopted_by.clone(),
     };
     match at {
         Some(at) => layers[at] = layer,

@@ -24,6 +24,8 @@ pub struct LayerHead {
     /// Entries in its manifest.
     pub entries: u64,
     pub lost: bool,
+    /// Who made a dead host's last snapshot this commit; nobody if the host committed it itself.
+    pub adopted_by: Option<String>,
 }
 
 impl LayerHead {
@@ -37,6 +39,16 @@ impl LayerHead {
     /// The newest commit's sequence number.
     pub fn seq(&self) -> Seq {
         self.commits.last().expect("a layer is in the catalog by a commit").1
+    }
+
+    /// Whether its newest revision is a snapshot of what still runs.
+    pub fn is_live(&self) -> bool {
+        self.seq().is_live()
+    }
+
+    /// The newest commit's sequence number; of a layer that only runs none.
+    pub fn committed_seq(&self) -> Option<Seq> {
+        self.commits.iter().map(|(_, seq)| *seq).rfind(|seq| !seq.is_live())
     }
 }
 
@@ -57,6 +69,8 @@ pub(super) struct Layer {
     pub lost: bool,
     #[n(6)]
     pub commits: Vec<(Generation, Seq)>,
+    #[n(7)]
+    pub adopted_by: Option<String>,
 }
 
 /// The stored layers of a row, or what is wrong with it.
@@ -99,7 +113,18 @@ impl Hosts {
     fn head(&self, layer: Layer) -> Option<LayerHead> {
         let (host, host_name) = self.known.get(layer.host as usize)?.clone();
         let generation = layer.commits.last()?.0;
-        let Layer { manifest, time_ms, bytes, entries, lost, commits, .. } = layer;
-        Some(LayerHead { host, host_name, commits, manifest, generation, time_ms, bytes, entries, lost })
+        let Layer { manifest, time_ms, bytes, entries, lost, commits, adopted_by, .. } = layer;
+        Some(LayerHead {
+            host,
+            host_name,
+            commits,
+            manifest,
+            generation,
+            time_ms,
+            bytes,
+            entries,
+            lost,
+            adopted_by,
+        })
     }
 }

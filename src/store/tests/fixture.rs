@@ -3,7 +3,7 @@
 use std::{path::Path, sync::Arc};
 
 use crate::{
-    catalog::Record,
+    catalog::{Record, Snapshot},
     chunk::{ChunkRef, ObjectKind, Recipe, block::BlockBuilder},
     clock::ManualClock,
     durable::Disk,
@@ -96,6 +96,7 @@ impl Layer {
             generation: self.generation,
             manifest: Hash::of(&self.manifest().encode()),
             lost: false,
+            adopted_by: None,
         }
     }
 
@@ -105,6 +106,14 @@ impl Layer {
             store.append_block(&block)?;
         }
         store.commit(self.commit())
+    }
+
+    /// Sends it and puts it in its slot.
+    pub fn publish(&self, store: &Store) -> Result<Snapshot, StoreError> {
+        for block in blocks(store, &self.objects())? {
+            store.append_block(&block)?;
+        }
+        store.publish(self.commit())
     }
 
     /// Reads every file of it back and compares.

@@ -5,7 +5,10 @@ use std::{path::Path, sync::Arc};
 use super::fixture::*;
 use crate::{
     chunk::{ChunkRef, ObjectKind, Recipe},
-    durable::{self, Disk, LockMode, RealDisk, sim::SimDisk},
+    durable::{
+        self, Disk, LockMode, RealDisk,
+        sim::{SimDisk, Unsynced},
+    },
     ids::{Generation, Hash, HostUuid, Seq},
     store::{Store, StoreError, Tuning},
 };
@@ -267,4 +270,39 @@ fn a_damaged_catalog_is_refused_and_left_alone() {
     let store = open(&disk, SMALL).expect("opens");
     assert_eq!(store.head().seq, Seq(2));
     assert_eq!(Layer::small(2).send(&store).expect("commits again").seq, Seq(3));
+}
+
+/// A snapshot outlives the process without any sync, is gone with the commit that takes its place, and is never of what isn't here: after a
+/// power cut it may be missing, and nothing else.
+#[test]
+fn a_snapshot_is_kept_as_long_as_what_it_names_is_here() {
+    let (sim, disk) = sim();
+    let store = open(&disk, SMALL).expect("makes a store");
+    let (first, second) = (Layer::large(1), Layer::small(2));
+    for layer in [&first, &second] {
+        let early = store.publish(layer.commit());
+        assert!(matches!(early, Err(StoreError::Missing { .. })), "{early:?}");
+        layer.publish(&store).expect("is whole");
+    }
+    let units = |store: &Store| {
+        let mut units: Vec<_> = store.slots().all().into_iter().map(|s| s.unit).collect();
+        units.sort();
+        units
+    };
+    drop(store);
+    let store = open(&disk, SMALL).expect("opens");
+    assert_eq!(units(&store), [first.unit.clone(), second.unit.clone()]);
+    second.send(&store).expect("its content is here");
+    assert_eq!(units(&store), std::slice::from_ref(&first.unit));
+    let late = store.publish(second.commit());
+    assert!(matches!(late, Err(StoreError::Generation { .. })), "it is committed: {late:?}");
+    let third = Layer::large(3);
+    third.publish(&store).expect("is whole");
+    drop(store);
+    // The first's content was synced with the second's commit, the third's by nobody.
+    let cut: Arc<dyn Disk> = Arc::new(sim.after_crash(Unsynced::Dropped));
+    let store = open(&cut, SMALL).expect("opens");
+    assert!(!units(&store).contains(&third.unit));
+    assert_eq!(units(&store), std::slice::from_ref(&first.unit));
+    store.commit(first.commit()).expect("all that it names is here");
 }

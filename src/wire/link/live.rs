@@ -21,6 +21,7 @@ pub(super) enum Ask {
     Offer,
     Missing { count: usize },
     Commit(CommitRequest),
+    Publish,
     Fetch,
 }
 
@@ -30,6 +31,7 @@ pub(super) enum Answer {
     Known(bool),
     Wanted(Vec<u8>),
     Committed(Record),
+    Published,
     Rejected(String),
     NotFound,
     Block(Vec<u8>),
@@ -54,6 +56,8 @@ struct Inner {
     /// Charges of blocks sent and not credited.
     charged: u64,
     following: Option<Following>,
+    /// Watches that weren't answered.
+    watches: usize,
     /// A Follow was sent while an earlier one was answered: batches that don't fit may be the earlier one's.
     may_be_stale: bool,
     ended: Option<String>,
@@ -112,8 +116,8 @@ impl Live {
         let slots = if matches!(ask, Ask::Fetch) { &self.fetches } else { &self.questions };
         let slot = Arc::clone(slots).acquire_owned().await.map_err(|_| self.down())?;
         let (tell, answer) = oneshot::channel();
-        // A commit must not overtake the blocks that it needs; everything else may.
-        let queue = if matches!(ask, Ask::Commit(_)) { &self.bulk } else { &self.urgent };
+        // A commit must not overtake the blocks that it needs, nor a snapshot; everything else may.
+        let queue = if matches!(ask, Ask::Commit(_) | Ask::Publish) { &self.bulk } else { &self.urgent };
         let id = self.register(Waiting { ask, tell, _slot: slot })?;
         queue.send(question(id)).map_err(|_| self.down())?;
         answer.await.unwrap_or_else(|_| Err(self.down()))
@@ -170,6 +174,7 @@ impl Live {
         match (ask, answer) {
             (Ask::Offer, Answer::Known(_))
             | (Ask::Commit(_), Answer::Rejected(_))
+            | (Ask::Publish, Answer::Published | Answer::Rejected(_))
             | (Ask::Fetch, Answer::NotFound | Answer::Rejected(_) | Answer::Block(_)) => true,
             (Ask::Missing { count }, Answer::Wanted(bits)) => {
                 let spare = bits.len() * 8 - count.min(&(bits.len() * 8));
@@ -235,6 +240,19 @@ impl Live {
         let mut inner = self.lock();
         inner.may_be_stale = false;
         inner.following.take().map(drop).ok_or_else(|| "a resync that nobody asked for".to_owned())
+    }
+
+    /// Asks what became of the snapshots since `version`. One answer to each question bounds what the store can make us hold.
+    pub(super) fn watch(&self, version: u64, started: Option<u64>) {
+        self.lock().watches += 1;
+        self.say(&ToStore::Watch(version, started));
+    }
+
+    /// The store has answered a watch.
+    pub(super) fn watched(&self) -> Result<(), String> {
+        let mut inner = self.lock();
+        inner.watches = inner.watches.checked_sub(1).ok_or("snapshots that nobody asked for")?;
+        Ok(())
     }
 
     /// Sends a message that has no answer. Where the session has ended, nobody needs it.

@@ -298,6 +298,8 @@ fn take(shared: &Shared, live: &Arc<Live>, bytes: &[u8]) -> Result<(), End> {
         FromStore::Resync(head) => live.resync().map(|()| shared.tell(LinkEvent::Resync(head))),
         FromStore::Credit(bytes) => live.credited(bytes),
         FromStore::Pong => Ok(()),
+        FromStore::Published(id) => answer(id, Answer::Published),
+        FromStore::Snapshots(changes) => live.watched().map(|()| shared.tell(LinkEvent::Snapshots(changes))),
     };
     fits.map_err(End::Broken)
 }

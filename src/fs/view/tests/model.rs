@@ -169,8 +169,7 @@ fn shown_by(lab: &Lab, path: &RelPath) -> Shown {
 }
 
 fn names_by(lab: &Lab, dir: &RelPath) -> Vec<Vec<u8>> {
-    let listing = lab.ask(|view| view.list(dir));
-    listing.into_iter().filter(|(_, resolved)| resolved.winner().is_some()).map(|(name, _)| name).collect()
+    shown(lab.ask(|view| view.list(dir))).into_iter().collect()
 }
 
 proptest! {

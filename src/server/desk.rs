@@ -1,0 +1,152 @@
+//! What is asked of whoever has the store open, on `<store_dir>/control.sock`: `verify --store` and `adopt`.
+//!
+//! Only root and the user that the daemon runs as can ask. One thing at a time, on a thread of its own.
+
+use std::{
+    io::{self, BufRead, BufReader, Read, Write},
+    os::unix::{
+        fs::PermissionsExt,
+        net::{UnixListener, UnixStream},
+    },
+    path::Path,
+    sync::{Arc, Weak},
+    thread,
+};
+
+use fs_err as fs;
+use rustix::net::sockopt::socket_peercred;
+use serde_json::{Value, json};
+
+use super::{CONTROL_SOCKET, Server, adopt, adopt::Adopted};
+use crate::{
+    catalog::Snapshot,
+    clock::{Clock, SystemClock},
+    control::{Reply, Request},
+    offload::OwnerNames,
+    store::Store,
+    verify::{
+        Sample, VerifyOptions, json,
+        store::{Source, verify_store},
+    },
+};
+
+/// Longest request.
+const REQUEST_BYTES: u64 = 64 << 10;
+/// Exit code for what was done in part.
+const WITH_FINDINGS: u8 = 3;
+
+/// Answers while the server lives, if its store is on a disk. The store's lock is held, so that a socket which is there already is a dead
+/// process's.
+pub(super) fn open(server: &Arc<Server>) {
+    let Some(store) = server.store.on_disk() else { return };
+    if let Err(e) = listen(server, &store.dir().join(CONTROL_SOCKET)) {
+        tracing::warn!("`verify` and `adopt` can't ask this daemon: {e}");
+    }
+}
+
+fn listen(server: &Arc<Server>, socket: &Path) -> io::Result<()> {
+    let _ = fs::remove_file(socket);
+    let listener = UnixListener::bind(socket)?;
+    fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))?;
+    let server = Arc::downgrade(server);
+    thread::Builder::new().name("store-desk".into()).spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let Some(server) = Weak::upgrade(&server) else { return };
+            if let Err(e) = one(&server, &stream) {
+                tracing::debug!("a caller went away: {e}");
+            }
+        }
+    })?;
+    Ok(())
+}
+
+fn one(server: &Server, stream: &UnixStream) -> io::Result<()> {
+    let mut line = String::new();
+    BufReader::new(stream.take(REQUEST_BYTES)).read_line(&mut line)?;
+    match (serde_json::from_str(&line), server.store.on_disk()) {
+        (Ok(Request::VerifyStore { read_data, sample }), Some(store)) => {
+            verify(store, read_data, sample, stream)
+        }
+        (Ok(Request::Adopt { host, dry_run }), _) => adopt_host(server, &host, dry_run, stream),
+        _ => {
+            let message = "this is the store's daemon; it checks and adopts".to_owned();
+            reply(stream, &Reply::Failed { message, hint: None })
+        }
+    }
+}
+
+fn verify(store: &Store, read_data: bool, sample: Option<(u32, u32)>, stream: &UnixStream) -> io::Result<()> {
+    let sample = sample.and_then(|(part, of)| Sample::new(part, of));
+    let options = VerifyOptions { read_data, sample };
+    let report = verify_store(Source::Open(store), &options, &|_| {});
+    for finding in &report.findings {
+        item(stream, json::finding(finding))?;
+    }
+    item(stream, json::summary(&report, "store"))?;
+    reply(stream, &Reply::Done { exit: report.exit_code() })
+}
+
+/// The plan, and then, unit by unit, what became of it.
+fn adopt_host(server: &Server, host: &str, dry_run: bool, stream: &UnixStream) -> io::Result<()> {
+    let planned = match adopt::plan(server, host) {
+        Ok(planned) => planned,
+        Err(refusal) => {
+            let (message, hint) = (refusal.to_string(), Some(refusal.hint().to_owned()));
+            return reply(stream, &Reply::Failed { message, hint });
+        }
+    };
+    for snapshot in &planned {
+        item(stream, adoption(snapshot, "planned", None, None))?;
+    }
+    let mut exit = 0;
+    let by = asker(stream);
+    for snapshot in planned.iter().filter(|_| !dry_run) {
+        let (result, seq, note) = match adopt::adopt(server, snapshot, &by) {
+            Adopted::At(seq) => ("adopted", Some(seq.0), None),
+            Adopted::Not(why) => {
+                exit = WITH_FINDINGS;
+                ("kept", None, Some(why))
+            }
+        };
+        item(stream, adoption(snapshot, result, seq, note))?;
+    }
+    reply(stream, &Reply::Done { exit })
+}
+
+/// The user at the other end.
+fn asker(stream: &UnixStream) -> String {
+    let uid = socket_peercred(stream).map(|cred| cred.uid.as_raw());
+    uid.map_or_else(
+        |_| "unknown".to_owned(),
+        |uid| OwnerNames::default().user(uid).unwrap_or_else(|| format!("uid {uid}")),
+    )
+}
+
+fn adoption(snapshot: &Snapshot, result: &str, seq: Option<u64>, note: Option<String>) -> Value {
+    json!({
+        "v": 1,
+        "kind": "adoption",
+        "unit": snapshot.unit.to_string(),
+        "result": result,
+        "host": snapshot.host_name,
+        "host_uuid": snapshot.host.to_string(),
+        "generation": snapshot.generation.0,
+        "seq": seq,
+        "manifest": snapshot.manifest.to_string(),
+        "time_ms": snapshot.time_ms,
+        "age_s": SystemClock.now_ms().saturating_sub(snapshot.time_ms) / 1000,
+        "bytes": snapshot.bytes,
+        "entries": snapshot.entries,
+        "note": note,
+    })
+}
+
+fn item(stream: &UnixStream, value: Value) -> io::Result<()> {
+    reply(stream, &Reply::Item(value))
+}
+
+fn reply(mut stream: &UnixStream, reply: &Reply) -> io::Result<()> {
+    let mut line = serde_json::to_vec(reply)?;
+    line.push(b'\n');
+    stream.write_all(&line)
+}
