@@ -50,6 +50,10 @@ pub enum Request {
         read_data: bool,
         sample: Option<(u32, u32)>,
     },
+    /// End without unmounting: a process of this program takes the mount over.
+    HandOver {
+        program: RawPath,
+    },
     /// Of the store's daemon: makes a dead host's snapshots commits; with `dry_run` only says which.
     Adopt {
         host: String,

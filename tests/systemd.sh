@@ -33,6 +33,7 @@ main() {
     check_offload
     check_stop
     check_service_alone
+    check_takeover
     check_killed
     check_broken_config
     check_next_boot
@@ -201,8 +202,42 @@ check_service_alone() {
     check "the service starts after that" inside systemctl start $mount_unit
     check "the same files are there after that" same_files
     check "the service restarts" inside systemctl restart resultsfs.service
-    check "the mount unit follows the restart" within 10 inside systemctl is-active $mount_unit
+    check "the mount unit stays active over the restart" inside systemctl is-active $mount_unit
     check "the same files are there after a restart" same_files
+}
+
+# P7: systemd keeps the mount. A process works in it, with its directory, files and lock, and must notice nothing.
+check_takeover() {
+    local before writer
+    mkdir -p "$work/t/root/root/out"
+    cp "$here/tests/lab/writer.py" "$work/t/root/root/writer.py"
+    inside python3 /root/writer.py $tree/drone_tmp/writer /root/out/stop > "$work/t/root/root/out/said" 2>&1 &
+    writer=$!
+    within 10 test -s "$work/t/state/spool/drone_tmp/writer/log"
+    check "systemd holds the mount" status_has '"held_by":"systemd"'
+    for round in 1 2 3; do
+        before=$(inside systemctl show -P MainPID resultsfs.service)
+        inside kill -9 "$before"
+        check "after kill -9 ($round) the next daemon takes over" within 30 came_back "$before"
+        check "systemctl restart ($round) takes over" inside systemctl restart resultsfs.service
+    done
+    check "it was taken over each time" within 10 status_has '"takeovers":6'
+    check "the mount unit is active all the while" inside systemctl is-active $mount_unit
+    touch "$work/t/root/root/out/stop"
+    check "a writer has noticed nothing of it" ended_well $writer "$work/t/root/root/out/said"
+    check "the same files are there after the take-overs" same_files
+    check "a stop unmounts" inside systemctl stop resultsfs.service
+    check "nothing is mounted then" within 10 gone
+    check "nothing is kept for the next start" inside systemctl start $mount_unit
+    check "which is a new mount" status_has '"takeovers":0'
+}
+
+status_has() {
+    inside resultsfs status --json | grep -F "$1"
+}
+
+ended_well() {
+    wait "$1" || { cat "$2"; return 1; }
 }
 
 # Autotest's processes have their working directory in the tree.

@@ -78,9 +78,18 @@ pub struct MountArgs {
     /// Make what is in the mount point the spool: it is renamed there, so both must be on one file system.
     #[arg(long)]
     pub adopt: bool,
+    /// In the foreground: the service manager keeps the mount while the daemon is restarted (FileDescriptorStoreMax=).
+    #[arg(long, requires = "foreground")]
+    pub fd_store: bool,
+    /// Nobody keeps the mount if the daemon dies.
+    #[arg(long, conflicts_with = "fd_store")]
+    pub unsupervised: bool,
     /// This is the daemon that a `mount` in the background has started; it says on stdout when it is ready.
     #[arg(long, hide = true)]
     pub background_child: bool,
+    /// This is the supervisor of such a daemon.
+    #[arg(long, hide = true)]
+    pub supervisor: bool,
     /// Accepted as mount(8) passes them to its helpers; without effect.
     #[arg(short = 's', hide = true)]
     pub sloppy: bool,
@@ -101,6 +110,9 @@ pub struct UmountArgs {
     /// Detach at once; files that are open then may fail.
     #[arg(long, short)]
     pub lazy: bool,
+    /// As the ExecStop= of this unit: a restart leaves the mount to the next daemon.
+    #[arg(long, value_name = "UNIT")]
+    pub service: Option<String>,
 }
 
 /// `serve`.

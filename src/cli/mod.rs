@@ -9,6 +9,7 @@ mod places;
 mod print;
 mod remote;
 mod serve;
+mod service;
 mod verify;
 
 use std::{

@@ -1,7 +1,8 @@
 //! `mount` and `umount`: the daemon in the foreground or behind, and its end.
 //!
-//! In the background, the command starts itself again with `--background-child`, in a session of its own, and waits until that says on
-//! its stdout that the mount answers or why it doesn't. So a script that goes on after `mount` finds the tree.
+//! In the background, the command starts itself again as a supervisor, in a session of its own, and that the daemon, with
+//! `--background-child`; it waits until the daemon says on its stdout that the mount answers or why it doesn't. So a script that goes on after
+//! `mount` finds the tree.
 
 use std::{
     fs::File,
@@ -9,7 +10,7 @@ use std::{
     os::{fd::OwnedFd, unix::ffi::OsStrExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use fs_err as fs;
@@ -18,13 +19,23 @@ use super::{
     args::{Cli, MountArgs, UmountArgs},
     failure::{Failure, Outcome},
     places,
+    service::{self, Stopped},
 };
 use crate::{
     config::Config,
-    control::{self, ControlError, Request},
-    daemon::{self, DaemonOptions},
+    control::{self, ControlError, RawPath, Request},
+    daemon::{
+        self, DaemonOptions, HeldBy,
+        supervisor::{self, Supervised},
+    },
     fuse::{self, Passthrough},
 };
+
+/// How long a new daemon may take to answer: it reads its databases.
+const HAND_OVER: Duration = Duration::from_secs(60);
+
+/// How long a mount without an answer is given before it counts as dead.
+const TAKE_OVER: Duration = Duration::from_secs(10);
 
 /// Options of mount(8) that mean nothing to the daemon but may stand in an fstab.
 const IGNORED_OPTIONS: &[&str] = &[
@@ -72,18 +83,26 @@ pub fn mount(cli: &Cli, args: &MountArgs) -> Outcome {
     let options = parse_options(args)?;
     let config = load(cli, args, &options)?;
     let mountpoint = mountpoint(args, &config)?;
+    if args.supervisor {
+        return supervise(args, &config, mountpoint);
+    }
     if let Some(done) = already_served(&config, &mountpoint)? {
         return Ok(done);
     }
+    if options.by_service && !args.background_child && !args.foreground {
+        return Err(Failure::new(format!("the service that makes {} isn't up", mountpoint.display()))
+            .hint("`systemctl status resultsfs.service` says why"));
+    }
     let Options { read_only, passthrough, .. } = options;
-    let options = DaemonOptions { config, mountpoint, read_only, passthrough, adopt: args.adopt };
+    let held_by = held_by(args);
+    let options = DaemonOptions { config, mountpoint, read_only, passthrough, adopt: args.adopt, held_by };
     if args.background_child {
         return background_child(options);
     }
     if args.foreground {
         return daemon::run(options, daemon::notify_systemd).map(|()| 0).map_err(from_daemon);
     }
-    start_in_background(&options)
+    start_in_background(args, &options)
 }
 
 fn from_daemon(error: daemon::DaemonError) -> Failure {
@@ -104,13 +123,17 @@ struct Options {
     read_only: bool,
     passthrough: Passthrough,
     config: Option<PathBuf>,
+    /// Only where a service has made the mount already.
+    by_service: bool,
 }
 
 fn parse_options(args: &MountArgs) -> Result<Options, Failure> {
-    let mut options = Options { read_only: false, passthrough: Passthrough::Auto, config: None };
+    let mut options =
+        Options { read_only: false, passthrough: Passthrough::Auto, config: None, by_service: false };
     for option in args.options.iter().map(String::as_str).filter(|o| !o.is_empty()) {
         match option.split_once('=').unwrap_or((option, "")) {
             ("ro", "") => options.read_only = true,
+            ("service", "") => options.by_service = true,
             ("passthrough", "auto") => options.passthrough = Passthrough::Auto,
             ("passthrough", "off") => options.passthrough = Passthrough::Off,
             ("config", path) if !path.is_empty() => options.config = Some(path.into()),
@@ -152,10 +175,70 @@ fn mountpoint(args: &MountArgs, config: &Config) -> Result<PathBuf, Failure> {
 fn already_served(config: &Config, mountpoint: &Path) -> Result<Option<u8>, Failure> {
     let Some(serving) = served(config)? else { return Ok(None) };
     if serving == mountpoint {
-        tracing::info!("{} is mounted already", mountpoint.display());
-        return Ok(Some(0));
+        return hand_over_to_this_program(config, mountpoint).map(Some);
     }
     Err(is_elsewhere(config, &serving).hint("unmount that first, or give this mount a state_dir of its own"))
+}
+
+/// The mount is there. A daemon of another program than this one, such as the one before an update, makes place for one of this program.
+fn hand_over_to_this_program(config: &Config, mountpoint: &Path) -> Outcome {
+    let Some(pid) = daemon_pid(&config.control_socket()) else { return Ok(0) };
+    let program = this_program()?;
+    if is_same_program(pid, &program) {
+        tracing::info!("{} is mounted already", mountpoint.display());
+        return Ok(0);
+    }
+    let request = Request::HandOver { program: raw_path(&program) };
+    match control::ask(&config.control_socket(), &request, |_| {}) {
+        Ok(_) => {}
+        Err(e) => {
+            eprintln!("resultsfs: {} is mounted by another program: {e}", mountpoint.display());
+            return Ok(0);
+        }
+    }
+    let end = Instant::now() + HAND_OVER;
+    while Instant::now() < end {
+        match daemon_pid(&config.control_socket()) {
+            Some(other) if other != pid => return Ok(0),
+            _ => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
+    Err(Failure::new("the mount was handed over, but the new daemon doesn't answer")
+        .hint(format!("its log is {}", log_path(config).display())))
+}
+
+fn raw_path(path: &Path) -> RawPath {
+    let bytes = path.as_os_str().as_bytes().to_vec();
+    RawPath { given: bytes.clone(), absolute: bytes }
+}
+
+fn is_same_program(pid: rustix::process::Pid, program: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let number = |path: &Path| std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
+    let running = format!("/proc/{}/exe", pid.as_raw_nonzero());
+    number(Path::new(&running)).is_none_or(|running| Some(running) == number(program))
+}
+
+/// The same for a mount whose daemon may just be followed by another one.
+fn served_soon(config: &Config, mountpoint: &Path) -> Result<Option<PathBuf>, Failure> {
+    let known = served(config)?;
+    if known.is_some() || source_of_mount(mountpoint).is_none() {
+        return Ok(known);
+    }
+    if fuse::answers(mountpoint, TAKE_OVER) { served(config) } else { Ok(None) }
+}
+
+/// Has the daemon end without unmounting; false if it can't.
+fn hand_over(cli: &Cli, args: &UmountArgs) -> Result<bool, Failure> {
+    let (config, _) = find_mount(cli, args)?;
+    let request = Request::HandOver { program: raw_path(&this_program()?) };
+    match control::ask(&config.control_socket(), &request, |_| {}) {
+        Ok(_) => Ok(true),
+        Err(e) => {
+            eprintln!("resultsfs: the mount can't be handed over, and is unmounted: {e}");
+            Ok(false)
+        }
+    }
 }
 
 /// Where this host's daemon has its mount, if it runs.
@@ -176,22 +259,21 @@ fn is_elsewhere(config: &Config, serving: &Path) -> Failure {
     ))
 }
 
-fn start_in_background(options: &DaemonOptions) -> Outcome {
+fn held_by(args: &MountArgs) -> HeldBy {
+    match args {
+        MountArgs { background_child: true, unsupervised: false, .. } => HeldBy::Supervisor,
+        MountArgs { fd_store: true, .. } => HeldBy::Systemd,
+        _ => HeldBy::Nobody,
+    }
+}
+
+fn start_in_background(args: &MountArgs, options: &DaemonOptions) -> Outcome {
     let log = open_log(&options.config)?;
-    let exe = std::env::current_exe().map_err(|e| Failure::new(format!("can't find this program: {e}")))?;
-    let mut command = Command::new(exe);
-    command.arg("--config").arg(&options.config.files[0]).args(["mount", "--background-child"]);
-    if options.adopt {
-        command.arg("--adopt");
-    }
-    if options.read_only {
-        command.args(["-o", "ro"]);
-    }
-    if matches!(options.passthrough, Passthrough::Off) {
-        command.args(["-o", "passthrough=off"]);
-    }
-    let mut child = command
-        .arg(&options.mountpoint)
+    let role =
+        if args.unsupervised { &["--background-child", "--unsupervised"][..] } else { &["--supervisor"] };
+    let arguments = daemon_arguments(args, &options.config, &options.mountpoint, role);
+    let mut child = Command::new(this_program()?)
+        .args(arguments)
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -199,6 +281,38 @@ fn start_in_background(options: &DaemonOptions) -> Outcome {
         .spawn()
         .map_err(|e| Failure::new(format!("can't start the daemon: {e}")))?;
     await_ready(&mut child, &options.config)
+}
+
+fn this_program() -> Result<PathBuf, Failure> {
+    std::env::current_exe().map_err(|e| Failure::new(format!("can't find this program: {e}")))
+}
+
+/// The words that start a daemon or its supervisor as this command was told to.
+fn daemon_arguments(
+    args: &MountArgs,
+    config: &Config,
+    mountpoint: &Path,
+    role: &[&str],
+) -> Vec<std::ffi::OsString> {
+    let mut words = vec!["--config".into(), config.files[0].clone().into(), "mount".into()];
+    words.extend(role.iter().map(Into::into));
+    if args.adopt {
+        words.push("--adopt".into());
+    }
+    for option in &args.options {
+        words.extend(["-o".into(), option.into()]);
+    }
+    words.extend(["--".into(), mountpoint.into()]);
+    words
+}
+
+/// The supervisor behind a `mount` in the background. It stays with the words that it was given, so that each daemon reads the
+/// configuration anew.
+fn supervise(args: &MountArgs, config: &Config, mountpoint: PathBuf) -> Outcome {
+    rustix::process::setsid().map_err(|e| Failure::new(format!("setsid: {e}")))?;
+    let arguments = daemon_arguments(args, config, &mountpoint, &["--background-child"]);
+    let supervised = Supervised { program: this_program()?, arguments, mountpoint };
+    supervisor::supervise(supervised).map_err(|e| Failure::new(format!("the supervisor: {e}")))
 }
 
 fn await_ready(child: &mut Child, config: &Config) -> Outcome {
@@ -232,7 +346,9 @@ fn open_log(config: &Config) -> Result<File, Failure> {
 
 /// The daemon behind a `mount` that waits for one line: `ready`, or `failed` with the reason and a line with the hint.
 fn background_child(options: DaemonOptions) -> Outcome {
-    rustix::process::setsid().map_err(|e| Failure::new(format!("setsid: {e}")))?;
+    if options.held_by == HeldBy::Nobody {
+        rustix::process::setsid().map_err(|e| Failure::new(format!("setsid: {e}")))?;
+    }
     let ready = || {
         let mut stdout = std::io::stdout();
         // The parent may have been killed; the mount goes on.
@@ -252,8 +368,15 @@ fn background_child(options: DaemonOptions) -> Outcome {
 
 /// `umount MOUNTPOINT`.
 pub fn umount(cli: &Cli, args: &UmountArgs) -> Outcome {
+    if let Some(unit) = &args.service {
+        match service::why_stopped(unit) {
+            Stopped::ByItself => return Ok(0),
+            Stopped::ToRestart if hand_over(cli, args)? => return Ok(0),
+            Stopped::ToRestart | Stopped::ForGood => {}
+        }
+    }
     let (config, mountpoint) = find_mount(cli, args)?;
-    match served(&config)? {
+    match served_soon(&config, &mountpoint)? {
         None => return clear_dead(&mountpoint),
         Some(serving) if serving != mountpoint => {
             return Err(
@@ -275,11 +398,15 @@ pub fn umount(cli: &Cli, args: &UmountArgs) -> Outcome {
     }
 }
 
-/// The daemon as a process, to wait for its end: only then are journal and spool free.
-fn daemon_process(socket: &Path) -> Option<OwnedFd> {
+fn daemon_pid(socket: &Path) -> Option<rustix::process::Pid> {
     let mut pid = None;
     control::ask(socket, &Request::Hello, |item| pid = item["pid"].as_i64()).ok()?;
-    let pid = rustix::process::Pid::from_raw(i32::try_from(pid?).ok()?)?;
+    rustix::process::Pid::from_raw(i32::try_from(pid?).ok()?)
+}
+
+/// The daemon as a process, to wait for its end: only then are journal and spool free.
+fn daemon_process(socket: &Path) -> Option<OwnedFd> {
+    let pid = daemon_pid(socket)?;
     rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()
 }
 

@@ -66,6 +66,7 @@ pub fn status(json: bool, item: &Value) {
         number(live, "remote")
     );
     println!("data path   {}", text(item, "data_path"));
+    println!("held by     {}, {} take-overs", text(item, "held_by"), number(item, "takeovers"));
     for list in ["unrecognised", "warnings", "errors"] {
         for entry in item[list].as_array().into_iter().flatten() {
             println!("{list:11} {}", entry.as_str().unwrap_or_default());

@@ -10,7 +10,7 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::{End, Host, report, users};
+use super::{End, HeldBy, Host, report, users};
 use crate::{
     control::{RawPath, Reply, Request},
     fuse::Mounted,
@@ -113,14 +113,18 @@ impl Commands {
         let mut line = String::new();
         BufReader::new(tokio::io::AsyncReadExt::take(read, REQUEST_BYTES)).read_line(&mut line).await?;
         let Ok(request) = serde_json::from_str::<Request>(&line) else { return Ok(()) };
-        let ends = matches!(request, Request::Umount { .. });
+        let ends = match request {
+            Request::Umount { .. } => Some(End::Command),
+            Request::HandOver { .. } => Some(End::HandOver),
+            _ => None,
+        };
         let last = match self.run(request, &mut output).await? {
             Ok(exit) => Reply::Done { exit },
             Err(Refusal { message, hint }) => Reply::Failed { message, hint },
         };
         output.reply(&last).await?;
-        if ends && matches!(last, Reply::Done { .. }) {
-            let _ = self.stop.send(End::Command).await;
+        if let (Some(end), Reply::Done { .. }) = (ends, &last) {
+            let _ = self.stop.send(end).await;
         }
         Ok(())
     }
@@ -152,6 +156,7 @@ impl Commands {
             Request::VerifyStore { .. } | Request::Adopt { .. } => {
                 Ok(Err(Refusal::new("this is the mount's daemon, not the store's")))
             }
+            Request::HandOver { program } => Ok(self.hand_over(&program)),
             Request::Umount { lazy, timeout_s } => Ok(self.umount(lazy, timeout_s).await),
         }
     }
@@ -351,6 +356,17 @@ impl Commands {
             return format!("; {} files are open", self.host.activity.open_handles());
         }
         format!("; in use: {}", users.join(", "))
+    }
+
+    fn hand_over(&self, program: &RawPath) -> Ended {
+        if self.host.held_by() == HeldBy::Nobody {
+            return Err(Refusal::new("nobody keeps this mount, so no other process can take it over")
+                .hint("unmount, and mount again"));
+        }
+        use std::os::unix::ffi::OsStrExt;
+        let program = Path::new(std::ffi::OsStr::from_bytes(&program.absolute));
+        self.host.holder.ask_for_successor(program);
+        Ok(0)
     }
 
     async fn umount(&self, lazy: bool, timeout_s: u64) -> Ended {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! run ── open the journal (lock), spool, cache, view, file system
-//!     ── mount, control socket, link, engine                        then `ready`
+//!     ── mount, or take the mount over, control socket, link, engine then `ready`
 //!     ── until: umount command │ signal │ somebody unmounted us
 //!     ── stop the engine, close the journal
 //! ```
@@ -11,9 +11,12 @@
 mod adopt;
 mod commands;
 mod follow;
+mod holder;
 mod live;
 mod report;
 mod seams;
+mod start;
+pub mod supervisor;
 mod users;
 
 use std::{
@@ -23,6 +26,8 @@ use std::{
     time::Duration,
 };
 
+pub use self::holder::HeldBy;
+use self::holder::{Holder, Word};
 use fs_err as fs;
 use tokio::{
     runtime::{Handle, Runtime},
@@ -33,13 +38,12 @@ use tracing::{error, info, warn};
 
 use crate::{
     cache::Cache,
-    clock::SystemClock,
     config::{self, Config, ResultsHost},
-    fs::{Fs, FsParts, view::View},
-    fuse::{self, MountOptions, Mounted, Passthrough},
+    fs::{Fs, ledger::Keep, view::View},
+    fuse::{self, Mounted, Passthrough},
     journal::{Journal, JournalError},
     layout::{self, LayoutRules},
-    offload::{CachedContents, Engine, EngineError, EngineParts, EvictionRules, Settings, Uplink},
+    offload::{Engine, EngineError, EvictionRules, Settings},
     spool::{Spool, SpoolError, activity::Activity, raise_descriptor_limit},
     transport::Target,
     wire::link::{Link, LinkEvent},
@@ -55,6 +59,8 @@ pub struct DaemonOptions {
     pub passthrough: Passthrough,
     /// What is in the mount point becomes the spool.
     pub adopt: bool,
+    /// Who keeps the mount when the daemon dies.
+    pub held_by: HeldBy,
 }
 
 /// Why the daemon didn't start, or ended badly.
@@ -101,6 +107,8 @@ pub(crate) struct Host {
     rules: LayoutRules,
     link: Option<Link>,
     engine: Engine,
+    holder: Holder,
+    keep: Option<Keep>,
 }
 
 /// Why the daemon ends.
@@ -110,6 +118,8 @@ enum End {
     Unmounted,
     /// The `umount` command, after it has unmounted.
     Command,
+    /// Another process is to take the mount over.
+    HandOver,
 }
 
 /// Runs the daemon until it is unmounted or told to end. `ready` is called once the mount answers.
@@ -147,7 +157,7 @@ fn make_dir(dir: &Path, mode: u32) -> Result<(), DaemonError> {
 
 async fn serve(options: DaemonOptions, ready: impl FnOnce()) -> Result<(), DaemonError> {
     let (stop, mut stopped) = mpsc::channel(1);
-    let (host, mounted, events) = start(options)?;
+    let (host, mounted, events) = start::start(options)?;
     let mounted = Arc::new(mounted);
     let control = control_listener(&host.config)?;
     let tasks = [
@@ -157,10 +167,13 @@ async fn serve(options: DaemonOptions, ready: impl FnOnce()) -> Result<(), Daemo
     watch_session(mounted.clone(), stop.clone());
     watch_signals(stop).map_err(|source| DaemonError::Io { what: "can't watch for signals", source })?;
     info!("{} is mounted", host.mountpoint.display());
+    host.holder.say(&Word::Ready);
     ready();
-    match stopped.recv().await {
+    let end = stopped.recv().await;
+    match end {
         Some(End::Signal) => unmount_at_signal(&host, &mounted).await,
         Some(End::Unmounted) => info!("{} was unmounted", host.mountpoint.display()),
+        Some(End::HandOver) => info!("the mount goes on with another process"),
         Some(End::Command) | None => {}
     }
     host.engine.stop().await;
@@ -169,74 +182,12 @@ async fn serve(options: DaemonOptions, ready: impl FnOnce()) -> Result<(), Daemo
     }
     tasks.iter().for_each(tokio::task::JoinHandle::abort);
     let _ = fs::remove_file(host.config.control_socket());
+    if !matches!(end, Some(End::HandOver)) {
+        host.holder.drop_kept();
+        host.holder.say(&Word::Ended);
+    }
     info!("ended");
     Ok(())
-}
-
-fn start(
-    options: DaemonOptions,
-) -> Result<(Arc<Host>, Mounted, mpsc::UnboundedReceiver<LinkEvent>), DaemonError> {
-    let DaemonOptions { config, mountpoint, read_only, passthrough, adopt } = options;
-    let path_error = |what, path: &Path| {
-        let path = path.to_owned();
-        move |source| DaemonError::Path { what, path, source }
-    };
-    let clock = Arc::new(SystemClock);
-    let journal = Journal::open(&config.state_dir, clock.clone())?;
-    if adopt {
-        let adopted = adopt::adopt(&mountpoint, &config.spool_dir)?;
-        info!("{adopted} entries of {} are now in the spool", mountpoint.display());
-    }
-    let spool = Spool::open(&config.spool_dir)?;
-    let cache_dir = config.state_dir.join("cache");
-    let cache = Cache::open(&cache_dir, config.cache_max_mib << 20)
-        .map_err(path_error("can't open the cache", &cache_dir))?;
-    let view = Arc::new(View::new(journal.clone(), cache.clone()));
-    let (activity, touched) = Activity::new();
-    let rules = layout_rules(&config);
-    let (link, events) = start_link(&config, &journal, &cache);
-    let fs = Fs::new(FsParts {
-        spool: spool.clone(),
-        activity: activity.clone(),
-        journal: journal.clone(),
-        view: view.clone(),
-        cache: cache.clone(),
-        rules: rules.clone(),
-        tmp_dir: tmp_dir(&config),
-        keep: None,
-    })
-    .map_err(|e| DaemonError::Fs(e.to_string()))?;
-    let mount_options = MountOptions {
-        allow_other: rustix::process::geteuid().is_root(),
-        read_only,
-        fs_name: source(&config),
-        passthrough,
-    };
-    let mounted = fuse::mount(fs.clone(), &mountpoint, &mount_options)?;
-    let notices = mounted.notifier();
-    let engine = Engine::start(EngineParts {
-        journal: journal.clone(),
-        activity: activity.clone(),
-        touched,
-        spool: spool.clone(),
-        link: link.clone().map(|link| Arc::new(link) as Arc<dyn Uplink>),
-        contents: Arc::new(CachedContents::new(cache.clone(), link.clone())),
-        clock,
-        on_evicted: Box::new({
-            let fs = fs.clone();
-            move |unit| notices.tell(fs.evicted(std::slice::from_ref(unit)))
-        }),
-        settings: engine_settings(&config, &rules),
-    });
-    let engine = match engine {
-        Ok(engine) => engine,
-        Err(e) => {
-            let _ = mounted.unmount(true);
-            return Err(e.into());
-        }
-    };
-    let host = Host { config, mountpoint, journal, spool, activity, cache, view, fs, rules, link, engine };
-    Ok((Arc::new(host), mounted, events))
 }
 
 /// The connection to the store, where there is one, and its events.

@@ -4,10 +4,10 @@ use std::os::unix::ffi::OsStrExt;
 
 use serde_json::{Map, Value, json};
 
-use super::Host;
+use super::{HeldBy, Host};
 use crate::{
     clock::{Clock, SystemClock},
-    fs::union::Candidate,
+    fs::{ledger::Keep, union::Candidate},
     fuse::Mounted,
     ids::{RelPath, UnitId},
     journal::{LayerHead, State, UnitRecord},
@@ -21,6 +21,11 @@ const VERSION: u32 = 1;
 const LIST_BOUND: usize = 20;
 
 impl Host {
+    /// Who keeps the mount if this process dies.
+    pub(super) fn held_by(&self) -> HeldBy {
+        if self.keep.as_ref().is_some_and(Keep::is_usable) { self.holder.by() } else { HeldBy::Nobody }
+    }
+
     /// Where a path of the tree belongs.
     fn place(&self, path: &RelPath) -> Place {
         let is_dir = self.in_spool(path).map_or_else(|| self.shown_as_dir(path), |meta| meta.is_dir());
@@ -85,6 +90,8 @@ pub fn status(host: &Host, mounted: &Mounted) -> Value {
         "host_uuid": host.journal.host().to_string(),
         "mountpoint": host.mountpoint.display().to_string(),
         "pid": std::process::id(),
+        "held_by": host.held_by().word(),
+        "takeovers": host.keep.as_ref().map_or(0, Keep::takeovers),
         "data_path": if mounted.is_passthrough() { "passthrough" } else { "ordinary" },
         "connection": connection(host),
         "units": {

@@ -65,7 +65,7 @@ use std::{
 
 pub use self::{
     attr::{Attr, Caller, Entry, Kind, SetAttr, SetTime},
-    dirs::DirItem,
+    dirs::{DirItem, FIRST_PLACE},
     error::{FsError, FsResult, Need},
     files::Opened,
     invalidate::Invalidation,

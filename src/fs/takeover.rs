@@ -4,7 +4,12 @@
 //! effect is taken for it, and the request is answered as the first attempt would have been. The kernel holds the directory's lock until
 //! it has the answer, so nobody else can have done the same meanwhile. What each operation does is in `docs/takeover.md`.
 
-use std::{collections::HashMap, ffi::OsStr, os::fd::BorrowedFd, sync::Arc};
+use std::{
+    collections::HashMap,
+    ffi::OsStr,
+    os::{fd::BorrowedFd, unix::ffi::OsStrExt},
+    sync::Arc,
+};
 
 use rustix::fs::{self as sys, AtFlags, OFlags, RenameFlags};
 
@@ -173,10 +178,17 @@ impl Fs {
     /// Whether this request has removed `name` before a take-over; then the table knows now, too.
     pub(super) fn was_removed(&self, parent: NodeId, name: &[u8], caller: Caller) -> FsResult<bool> {
         let is_gone = self.requests.resumed(caller.request).is_some() && self.doomed(parent, name)?.is_none();
-        if is_gone {
-            self.forget_name(parent, name);
+        if !is_gone {
+            return Ok(false);
         }
-        Ok(is_gone)
+        // The deletion was noted, and the spool's file may still be there, hidden.
+        if let (Some((_, stat)), Some(dir)) = (self.in_spool(parent, name)?, self.dir_fd(parent)?) {
+            let is_dir = Kind::of_mode(stat.st_mode) == Kind::Dir;
+            let flags = if is_dir { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+            let _ = sys::unlinkat(&dir, OsStr::from_bytes(name), flags);
+        }
+        self.forget_name(parent, name);
+        Ok(true)
     }
 
     /// Whether this request has renamed `from` before a take-over; then the table knows now, too.
@@ -191,6 +203,13 @@ impl Fs {
         let number = |there: Option<(Inode, sys::Stat)>| there.map_or(0, |(_, stat)| stat.st_ino);
         let now = (number(self.in_spool(from.0, from.1)?), number(self.in_spool(to.0, to.1)?));
         let is_exchange = flags.contains(RenameFlags::EXCHANGE);
+        if !is_exchange && now.0 != 0 && self.doomed(from.0, from.1)?.is_none() {
+            // The old name was noted as gone, and the file is still there, hidden.
+            let (old_dir, new_dir) = (self.dir_for_change(from.0)?, self.dir_for_change(to.0)?);
+            let (old, new) = (OsStr::from_bytes(from.1), OsStr::from_bytes(to.1));
+            sys::renameat_with(&old_dir, old, &new_dir, new, flags)?;
+            return self.was_renamed(from, to, flags, caller);
+        }
         let is_done = if is_exchange { now == (known_by.1, known_by.0) } else { now.0 == 0 && now.1 != 0 };
         if !is_done {
             return Ok(false);

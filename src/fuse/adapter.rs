@@ -26,8 +26,8 @@ use fuser::{
 use super::{backing::Backings, bare::BareNames, notice::Notices, pool::Pool};
 use crate::{
     fs::{
-        Attr, Caller, Entry, Fs, FsError, FsResult, Invalidation, Kind, Lookup, Need, Opened, SetAttr,
-        SetTime,
+        Attr, Caller, Entry, FIRST_PLACE, Fs, FsError, FsResult, Invalidation, Kind, Lookup, Need, Opened,
+        SetAttr, SetTime,
     },
     manifest::Timestamp,
 };
@@ -38,8 +38,9 @@ const REQUEST_BYTES: u32 = 1 << 20;
 const BACKGROUND: u16 = 512;
 /// How often an operation may find that it needs yet another thing.
 const ATTEMPTS: usize = 64;
-/// `.` and `..` come before a listing's own lines.
-const DOTS: usize = 2;
+/// They come before a listing's own lines, at the places 1 and 2.
+const DOTS: [&str; 2] = [".", ".."];
+const _: () = assert!((DOTS.len() as u64) < FIRST_PLACE);
 
 /// What we ask of the kernel where it has it. Left out on purpose: the locks (kept in the kernel they work between all processes),
 /// killing of setuid bits and extended setxattr (fuser can't tell us), the write-back cache (loses data).
@@ -456,8 +457,7 @@ impl Filesystem for Adapter {
     }
 
     fn readdir(&self, _: &Request, node: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let skip = (offset as usize).saturating_sub(DOTS);
-        for (at, dots) in [".", ".."].iter().enumerate().skip(offset as usize) {
+        for (at, dots) in DOTS.iter().enumerate().skip(offset as usize) {
             if reply.add(node, at as u64 + 1, FileType::Directory, dots) {
                 return reply.ok();
             }
@@ -465,8 +465,8 @@ impl Filesystem for Adapter {
         self.answer(
             move |fs| {
                 let mut items = Vec::new();
-                fs.readdir(fh.0, skip, &mut |item, at| {
-                    items.push((item.clone(), at));
+                fs.readdir((node.0, fh.0), offset, &mut |item| {
+                    items.push(item.clone());
                     items.len() >= 256
                 })?;
                 Ok(items)
@@ -474,11 +474,11 @@ impl Filesystem for Adapter {
             move |shared, result| match result {
                 Ok(items) => {
                     let is_end = items.is_empty();
-                    for (item, at) in items {
+                    for item in items {
                         let name = OsStr::from_bytes(&item.name);
                         // Any number but 0, which means deleted.
                         let ino = INodeNo(item.ino.max(1));
-                        if reply.add(ino, (at + DOTS + 1) as u64, file_type(item.kind), name) {
+                        if reply.add(ino, item.place, file_type(item.kind), name) {
                             break;
                         }
                     }
@@ -500,24 +500,24 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        for (at, dots) in [".", ".."].iter().enumerate().skip(offset as usize) {
+        for (at, dots) in DOTS.iter().enumerate().skip(offset as usize) {
             let attr = FileAttr { ino: node, kind: FileType::Directory, ..nothing() };
             if reply.add(node, at as u64 + 1, dots, &Duration::ZERO, &attr, Generation(0)) {
                 return reply.ok();
             }
         }
-        let skip = (offset as usize).saturating_sub(DOTS);
+        let dir = (node.0, fh.0);
         let mut page = Page {
             reply,
             unique: req.unique().0,
             names: BareNames::default(),
-            is_told: offset < DOTS as u64,
+            is_told: offset < DOTS.len() as u64,
         };
-        match attempt(|| page.fill(&self.shared.fs, fh.0, skip)) {
+        match attempt(|| page.fill(&self.shared.fs, dir, offset)) {
             Err(FsError::Need(need)) => {
                 let shared = self.shared.clone();
                 self.pool.submit(move || {
-                    let filled = page.fill_insisting(&shared, need, fh.0, skip);
+                    let filled = page.fill_insisting(&shared, need, dir, offset);
                     page.send(&shared, filled, node.0, fh.0);
                 });
             }
@@ -643,11 +643,11 @@ struct Page {
 }
 
 impl Page {
-    /// Fills it from line `skip` on; what needs something is told only while the answer is empty.
-    fn fill(&mut self, fs: &Fs, fh: u64, skip: usize) -> FsResult<()> {
+    /// Fills it from behind the place `after` on; what needs something is told only while the answer is empty.
+    fn fill(&mut self, fs: &Fs, dir: (u64, u64), after: u64) -> FsResult<()> {
         let Self { reply, names, is_told, .. } = self;
-        fs.readdirplus(fh, skip, &mut |item, at, entry| {
-            let next = (at + DOTS + 1) as u64;
+        fs.readdirplus(dir, after, &mut |item, entry| {
+            let next = item.place;
             let Some(entry) = entry else { return *is_told || names.add(&item.name, next) };
             if !names.is_empty() {
                 return true;
@@ -659,10 +659,16 @@ impl Page {
         })
     }
 
-    fn fill_insisting(&mut self, shared: &Shared, mut need: Need, fh: u64, skip: usize) -> FsResult<()> {
+    fn fill_insisting(
+        &mut self,
+        shared: &Shared,
+        mut need: Need,
+        dir: (u64, u64),
+        after: u64,
+    ) -> FsResult<()> {
         for _ in 0..ATTEMPTS {
             attempt(|| shared.fs.fulfil(&need))?;
-            match attempt(|| self.fill(&shared.fs, fh, skip)) {
+            match attempt(|| self.fill(&shared.fs, dir, after)) {
                 Err(FsError::Need(next)) => need = next,
                 result => return result,
             }

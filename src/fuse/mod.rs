@@ -40,7 +40,7 @@ use std::{
 use self::{adapter::Adapter, point::Point, session::Prepared};
 pub use self::{
     notice::Notices,
-    point::{abort_connection, clear_dead},
+    point::{abort_at, abort_connection, answers, clear_dead},
 };
 use crate::fs::{Fs, ledger::Origin};
 
@@ -155,6 +155,16 @@ pub fn prepare(fs: Arc<Fs>, mountpoint: &Path, options: &MountOptions) -> Result
     }
 }
 
+/// Whether the mount with this number is still on `mountpoint`.
+pub fn is_mounted(mountpoint: &Path, number: u32) -> bool {
+    Point::existing(mountpoint, number).is_some()
+}
+
+/// Whether the session behind `device` lives.
+pub fn is_live(device: &OwnedFd) -> bool {
+    session::is_alive(device.as_fd())
+}
+
 /// Goes on with the mount on `mountpoint` that another process has served through `device`, with what `fs` has inherited from it.
 pub fn take_over(
     fs: Arc<Fs>,
@@ -163,9 +173,8 @@ pub fn take_over(
     mountpoint: &Path,
     options: &MountOptions,
 ) -> Result<Mounted, MountError> {
-    let point = Point::existing(mountpoint, origin.device)
-        .filter(|_| session::is_alive(device.as_fd()))
-        .ok_or_else(|| MountError::Over(mountpoint.to_owned()))?;
+    let point =
+        Point::existing(mountpoint, origin.device).ok_or_else(|| MountError::Over(mountpoint.to_owned()))?;
     // What the kernel has of it was settled when the mount was made.
     let parts = Parts::new(if session::has_passthrough(origin.capabilities) {
         Passthrough::Auto

@@ -254,6 +254,18 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     plain
 }
 
+/// Whether somebody answers for the mount on `path` within `bound`. What waits longer than that waits in a thread of its own.
+pub fn answers(path: &Path, bound: Duration) -> bool {
+    let (told, answer) = std::sync::mpsc::channel();
+    let path = path.to_owned();
+    thread::spawn(move || {
+        let is_dead = matches!(sys::statfs(&path), Err(sysio::Errno::NOTCONN | sysio::Errno::CONNABORTED));
+        // Who asked may have gone on.
+        let _ = told.send(!is_dead);
+    });
+    answer.recv_timeout(bound).unwrap_or(false)
+}
+
 /// Ends the kernel's connection of the mount with this device number: everything that waits for it fails at once. For whoever
 /// must not hang, come what may. The kernel's control file system is mounted for it where nobody has done that.
 pub fn abort_connection(device: u32) -> io::Result<()> {
@@ -262,6 +274,15 @@ pub fn abort_connection(device: u32) -> io::Result<()> {
         rustix::mount::mount("fusectl", CONNECTIONS, "fusectl", MountFlags::empty(), None)?;
     }
     fs_err::write(path, "1")
+}
+
+/// The same for the mount of ours on `path`, if there is one.
+pub fn abort_at(path: &Path) {
+    if let Some(line) = mount_at(path).filter(|line| line.fs_type == FS_TYPE)
+        && let Err(e) = abort_connection(line.minor)
+    {
+        tracing::warn!("can't abort the mount at {}: {e}", path.display());
+    }
 }
 
 #[cfg(test)]

@@ -173,17 +173,17 @@ fn an_unmount_that_is_held_up_names_who_does() {
     closer.join().expect("closed");
 }
 
-/// A daemon that was killed leaves a dead mount; both commands clear it.
+/// A daemon that was killed and that nobody supervises leaves a dead mount; both commands clear it.
 #[test]
 fn a_dead_mount_is_cleared() {
     let (mut lab, drone) = lab();
-    lab.mount(&drone);
+    lab.mount_with(&drone, &["--unsupervised"]);
     fs::write(drone.mount.join("file"), "x").expect("written");
     kill(&drone);
     assert!(is_mounted(&drone));
     umount(&drone, &[]).expect(0, &["dead mount", "cleared"]);
     assert!(!is_mounted(&drone));
-    lab.mount(&drone);
+    lab.mount_with(&drone, &["--unsupervised"]);
     kill(&drone);
     mount(&drone, &[]).expect(0, &[]);
     assert_eq!(fs::read_to_string(drone.mount.join("file")).expect("alive"), "x");

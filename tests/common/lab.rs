@@ -197,7 +197,14 @@ impl Lab {
 
     /// Mounts, in the background, as a user would.
     pub fn mount(&mut self, machine: &Machine) {
-        let out = machine.run(["mount", "--", &machine.mount.display().to_string()]);
+        self.mount_with(machine, &[]);
+    }
+
+    /// The same with options of `mount`.
+    pub fn mount_with(&mut self, machine: &Machine, options: &[&str]) {
+        let place = machine.mount.display().to_string();
+        let words = ["mount"].into_iter().chain(options.iter().copied()).chain(["--", &place]);
+        let out = machine.run(words);
         let log = fs::read_to_string(machine.state.join("daemon.log")).unwrap_or_default();
         assert!(out.status.success(), "mount of {}: {}\n{log}", machine.name, text(&out.stderr));
         self.mounts.push(machine.mount.clone());

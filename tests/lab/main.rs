@@ -12,4 +12,5 @@ mod nasty;
 mod overlay;
 mod promises;
 mod recovery;
+mod takeover;
 mod union;

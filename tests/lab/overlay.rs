@@ -71,7 +71,7 @@ fn a_deleted_job_is_gone_everywhere_and_stays_in_the_store() {
     let mut lab = Lab::new(Duration::from_secs(240));
     let (a, b) = (lab.machine("drone1"), lab.machine_with_delete("admin"));
     lab.mount(&a);
-    lab.mount(&b);
+    lab.mount_with(&b, &["--unsupervised"]);
     job(&a, "7-me");
     b.catch_up(&a);
     assert_same("the other host", &picture(&a.mount), &picture(&b.mount));
