@@ -76,6 +76,9 @@ impl Fs {
 
     /// Sets attributes. With a size, `fh` is the handle of ftruncate(2), if it is one.
     pub fn setattr(&self, node: NodeId, set: SetAttr, fh: Option<Fh>) -> FsResult<Entry> {
+        if let Some(entry) = self.setattr_plain(node, &set, fh)? {
+            return Ok(entry);
+        }
         let local = match self.shown(node)? {
             Shown::Local(local) => local,
             Shown::Remote(_) => return Err(Need::CopyUp { node, keep: set.size.unwrap_or(u64::MAX) }.into()),
@@ -95,6 +98,29 @@ impl Fs {
         self.getattr(node)
     }
 
+    /// The same of a file that nobody else can have anything of, through a handle that is open on it if there is one; `None` if it isn't
+    /// such a file.
+    fn setattr_plain(&self, node: NodeId, set: &SetAttr, fh: Option<Fh>) -> FsResult<Option<Entry>> {
+        let brief = self.brief(node)?;
+        let (Some((parent, _)), Some(inode)) = (&brief.place, &brief.local) else { return Ok(None) };
+        if brief.kind == Kind::Dir || !self.is_private(*parent) {
+            return Ok(None);
+        }
+        let open = brief.handle.and_then(|fh| self.local_file(fh));
+        let stat = self.change_node(node, || {
+            let file = match open {
+                Some(file) => Some(file),
+                None => self.reach(inode, true)?.map(|(file, _)| file),
+            };
+            // Inside the operation nobody frees the unit; whoever did it before has said so before.
+            let Some(file) = file.filter(|_| self.is_private(*parent)) else { return Ok(None) };
+            let writable = fh.and_then(|fh| self.writable_file(fh));
+            apply(file.as_fd(), writable.as_ref().map(|fd| fd.as_fd()), set)?;
+            Ok(Some(sys::fstat(&file)?))
+        })?;
+        stat.map(|stat| Ok(self.entry(self.local_attr(node, &stat, None)?, brief.is_written))).transpose()
+    }
+
     /// A directory that shows with another host's attributes gets them for its own, before one of them is changed.
     pub(super) fn settle_attrs(&self, local: &Local) -> FsResult<()> {
         let Some(candidate) = &local.attrs else { return Ok(()) };
@@ -107,7 +133,7 @@ impl Fs {
     }
 }
 
-/// Sets attributes of what `identity`, an `O_PATH` descriptor, names. Owner before mode, since chown(2) clears setuid bits.
+/// Sets attributes of what `identity`, an `O_PATH` descriptor or an open file, names. Owner before mode, since chown(2) clears setuid bits.
 pub(super) fn apply(
     identity: BorrowedFd<'_>,
     writable: Option<BorrowedFd<'_>>,

@@ -9,7 +9,10 @@
 use std::{
     collections::HashMap,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use rustix::fs as sys;
@@ -47,6 +50,8 @@ pub(super) enum Inside {
 pub(super) struct KeptDir {
     fd: Arc<OwnedFd>,
     facts: Mutex<Option<Arc<Facts>>>,
+    /// The epoch in which it was last asked whether it is still there; `u64::MAX` = in none.
+    seen: AtomicU64,
 }
 
 impl KeptDir {
@@ -73,7 +78,7 @@ impl KeptDirs {
         if dirs.len() >= DIRS_KEPT {
             dirs.clear();
         }
-        dirs.insert(node, Arc::new(KeptDir { fd, facts: Mutex::default() }));
+        dirs.insert(node, Arc::new(KeptDir { fd, facts: Mutex::default(), seen: AtomicU64::new(u64::MAX) }));
     }
 
     /// The directory was removed, or its node forgotten.
@@ -117,6 +122,13 @@ impl Fs {
         }
         self.kept.drop(node);
         None
+    }
+
+    /// Whether the directory kept for `node` may have been removed since somebody last asked: where one is removed or comes back, a
+    /// record changes. A directory above units that goes a moment later still is found empty, as it is.
+    pub(super) fn may_be_removed(&self, node: NodeId) -> bool {
+        let epoch = self.committed.epoch();
+        self.kept.get(node).is_none_or(|kept| kept.seen.swap(epoch, Ordering::AcqRel) != epoch)
     }
 
     /// Whether `fd`, kept for `node`, is a directory that isn't there any more; then it isn't kept any longer.

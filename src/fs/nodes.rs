@@ -10,6 +10,7 @@
 //! it, no handle is open on it and no child names it as its parent; the root is never dropped.
 
 mod kept;
+mod spread;
 
 use std::{
     collections::HashMap,
@@ -17,6 +18,7 @@ use std::{
     sync::{Mutex, MutexGuard},
 };
 
+use self::spread::Spread;
 use super::{
     Fh, Kind, NodeId, ROOT,
     ledger::{Ledger, LedgerError, Record},
@@ -94,8 +96,8 @@ pub(super) struct Nodes {
 /// The table under its lock. No call in it does I/O.
 #[derive(Debug)]
 pub(super) struct Table {
-    nodes: HashMap<NodeId, Node>,
-    by_inode: HashMap<(u64, u64), NodeId>,
+    nodes: HashMap<NodeId, Node, Spread>,
+    by_inode: HashMap<(u64, u64), NodeId, Spread>,
     next: NodeId,
     highest_backing: u32,
     dev: u64,

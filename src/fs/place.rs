@@ -101,7 +101,7 @@ impl Fs {
     }
 
     /// `None` if the inode is gone, or has lost its name though it should have one.
-    fn reach(&self, inode: &Inode, has_name: bool) -> FsResult<Option<(Arc<OwnedFd>, Stat)>> {
+    pub(super) fn reach(&self, inode: &Inode, has_name: bool) -> FsResult<Option<(Arc<OwnedFd>, Stat)>> {
         let fd = match self.spool.reach(inode) {
             Ok(fd) => fd,
             Err(e) if e.raw_os_error() == Some(libc::ESTALE) => return Ok(None),
@@ -122,10 +122,12 @@ impl Fs {
     pub(super) fn in_spool(&self, parent: NodeId, name: &[u8]) -> FsResult<Option<(Inode, Stat)>> {
         let Some(dir) = self.dir_fd(parent)? else { return Ok(None) };
         match found(self.spool.identify(dir.as_fd(), name))? {
-            None if self.is_removed(parent, dir.as_fd()) => match self.dir_fd(parent)? {
-                Some(dir) => found(self.spool.identify(dir.as_fd(), name)),
-                None => Ok(None),
-            },
+            None if self.may_be_removed(parent) && self.is_removed(parent, dir.as_fd()) => {
+                match self.dir_fd(parent)? {
+                    Some(dir) => found(self.spool.identify(dir.as_fd(), name)),
+                    None => Ok(None),
+                }
+            }
             found => Ok(found),
         }
     }
@@ -273,7 +275,7 @@ impl Fs {
     }
 
     /// An answer that the kernel may believe as long as nobody says otherwise.
-    fn entry(&self, attr: Attr, is_written: bool) -> Entry {
+    pub(super) fn entry(&self, attr: Attr, is_written: bool) -> Entry {
         let ttl = self.ttl();
         Entry { attr, entry_ttl: ttl, attr_ttl: if is_written { WRITTEN_TTL.min(ttl) } else { ttl } }
     }
@@ -282,7 +284,7 @@ impl Fs {
         if self.committed.is_troubled() { TROUBLED_TTL } else { TTL }
     }
 
-    fn local_attr(&self, node: NodeId, stat: &Stat, attrs: Option<&Candidate>) -> FsResult<Attr> {
+    pub(super) fn local_attr(&self, node: NodeId, stat: &Stat, attrs: Option<&Candidate>) -> FsResult<Attr> {
         let mut attr = Attr::of_stat(node, stat);
         attr.nlink = attr.nlink.saturating_sub(self.orphans.hidden_links(node));
         if attr.kind == Kind::Dir && self.facts(node).is_some_and(|facts| !facts.is_private) {

@@ -14,8 +14,8 @@ use crate::{
 impl Table {
     pub(super) fn empty(dev: u64) -> Self {
         Self {
-            nodes: HashMap::new(),
-            by_inode: HashMap::new(),
+            nodes: HashMap::default(),
+            by_inode: HashMap::default(),
             next: COUNTED_FROM,
             highest_backing: 0,
             dev,
