@@ -11,6 +11,7 @@
 
 mod disk;
 mod flight;
+mod holes;
 pub mod lru;
 mod object;
 mod read;

@@ -121,6 +121,19 @@ impl Cache {
         }
     }
 
+    /// A file's recipe, if it is on this host, and `None` in it for a file that is one chunk and has none.
+    pub(super) fn local_layout(
+        &self,
+        content: &Hash,
+        size: u64,
+        params: &ChunkParams,
+    ) -> Option<Option<Arc<Layout>>> {
+        if params.content_kind(size) != ObjectKind::Recipe {
+            return Some(None);
+        }
+        File { cache: self, content, size, params, remote: false }.layout().ok().map(Some)
+    }
+
     /// Whether the content `start` is the beginning of `whole`, each with its size. Chunks that both have needn't be looked at, so that of
     /// a log that grows only the last one is.
     pub fn begins_with(

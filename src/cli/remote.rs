@@ -3,8 +3,9 @@
 use std::{
     ffi::{OsStr, OsString},
     io::Write,
-    os::unix::ffi::OsStrExt,
+    os::unix::{ffi::OsStrExt, net::UnixStream},
     path::Path,
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
@@ -15,9 +16,13 @@ use super::{
     load_config, places, print,
 };
 use crate::{
+    config::Config,
     control::{self, ControlError, RawPath, Request},
     server,
 };
+
+/// How long the store may take to open: after a power cut it looks at what was written last.
+const WAKES_WITHIN: Duration = Duration::from_secs(30);
 
 /// `status`: once, or every second.
 pub fn status(cli: &Cli, watch: bool) -> Outcome {
@@ -26,7 +31,7 @@ pub fn status(cli: &Cli, watch: bool) -> Outcome {
         if !watch {
             return Ok(code);
         }
-        std::thread::sleep(std::time::Duration::from_secs(1));
+        std::thread::sleep(Duration::from_secs(1));
         if !cli.json {
             print::clear_screen();
         }
@@ -81,10 +86,23 @@ pub fn adopt(cli: &Cli, args: &AdoptArgs) -> Outcome {
     let config = load_config(cli)?;
     let request = Request::Adopt { host: args.host.clone(), dry_run: args.dry_run };
     let socket = config.store_dir.join(server::CONTROL_SOCKET);
+    wake_store(&config, &socket);
     match control::ask(&socket, &request, |item| print::adoption(cli.json, &item)) {
         Err(error @ ControlError::NotRunning { .. }) => Err(Failure::new(error)
             .hint("adopt is for the results host, as root or the user of `serve`, while that runs")),
         done => done.map_err(Failure::from_control),
+    }
+}
+
+/// systemd starts the store's daemon when somebody connects; where no host is left to do that, we do.
+fn wake_store(config: &Config, control: &Path) {
+    let answers = |socket: &Path| UnixStream::connect(socket).is_ok();
+    if answers(control) || !answers(&config.serve_socket) {
+        return;
+    }
+    let end = Instant::now() + WAKES_WITHIN;
+    while !answers(control) && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 

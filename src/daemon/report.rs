@@ -398,14 +398,8 @@ fn explain_unit(host: &Host, unit: &UnitId, out: &mut Map<String, Value>) {
     let record = host.journal.get(unit);
     let is_own = record.is_some() || host.engine.running().contains(unit);
     let state = record.as_ref().map_or(State::Running, |r| r.state);
-    out.insert(
-        "state".into(),
-        json!(match () {
-            () if is_own => state.name(),
-            () if host.journal.runs_elsewhere(unit) => "live",
-            () => "remote",
-        }),
-    );
+    let elsewhere = || if host.journal.runs_elsewhere(unit) { "live" } else { "remote" };
+    out.insert("state".into(), json!(if is_own { state.name() } else { elsewhere() }));
     if let Some(record) = &record {
         explain_record(host, record, out);
     }

@@ -351,6 +351,11 @@ impl Committed {
         self.cache.read_local(&content, size, &self.params(), offset, len)
     }
 
+    /// Where data or a hole begins from `offset` on, see [`Cache::seek`]; `None` if that isn't known here.
+    pub(super) fn seek(&self, (size, content): (u64, Hash), offset: u64, hole: bool) -> Option<u64> {
+        self.cache.seek(&content, size, &self.params(), offset, hole)
+    }
+
     /// Bytes of a file; waits for the network.
     pub(super) fn read(
         &self,
@@ -378,7 +383,7 @@ impl Committed {
             }
             Need::Comparison { old, new, .. } => self.compare(*old, *new),
             Need::Names { users, groups } => self.owners.learn(users, groups),
-            Need::CopyUp { .. } | Need::Subtree { .. } | Need::Thaw(_) => {}
+            Need::CopyUp { .. } | Need::Subtree { .. } | Need::Thaw(_) | Need::Turn(_) => {}
         }
         Ok(())
     }

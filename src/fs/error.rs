@@ -42,6 +42,8 @@ pub enum Need {
     Names { users: Vec<String>, groups: Vec<String> },
     /// The unit is just being freed.
     Thaw(UnitId),
+    /// Another operation is at work at this path.
+    Turn(RelPath),
 }
 
 impl FsError {

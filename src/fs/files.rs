@@ -372,7 +372,7 @@ impl Fs {
         Ok(sys::fallocate(&fd, FallocateFlags::from_bits_retain(mode as u32), offset, len)?)
     }
 
-    /// `SEEK_DATA` and `SEEK_HOLE`. What is only committed has no holes.
+    /// `SEEK_DATA` and `SEEK_HOLE`.
     pub fn seek(&self, fh: Fh, offset: u64, whence: i32) -> FsResult<u64> {
         let position = match whence {
             libc::SEEK_DATA => SeekFrom::Data(offset),
@@ -383,10 +383,22 @@ impl Fs {
         match self.data_of(&file)? {
             Data::Lost => Err(FsError::Errno(libc::EIO)),
             Data::Local(fd) => Ok(sys::seek(&fd, position)?),
-            Data::Remote(candidate, _) => match candidate.file {
-                Some((size, _)) if offset < size => Ok(if whence == libc::SEEK_DATA { offset } else { size }),
-                _ => Err(FsError::Errno(libc::ENXIO)),
-            },
+            Data::Remote(candidate, _) => self.seek_committed(file.node, &candidate, offset, whence),
+        }
+    }
+
+    /// The holes of what is only committed are where its recipe repeats the chunk of zeros.
+    fn seek_committed(&self, node: NodeId, candidate: &Candidate, offset: u64, whence: i32) -> FsResult<u64> {
+        let (size, content) =
+            candidate.file.filter(|(size, _)| offset < *size).ok_or(FsError::Errno(libc::ENXIO))?;
+        let is_hole = whence == libc::SEEK_HOLE;
+        match self.committed.seek((size, content), offset, is_hole) {
+            Some(found) if found < size || is_hole => Ok(found),
+            Some(_) => Err(FsError::Errno(libc::ENXIO)),
+            None => {
+                let path = self.path_of(node).unwrap_or_else(|| candidate.entry.path.clone());
+                Err(Need::Bytes { path, content, size, offset, len: 1 }.into())
+            }
         }
     }
 

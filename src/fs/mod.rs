@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `nodes` | what the kernel's inode numbers mean |
 //! | `ledger` | what of them outlives this process |
+//! | `lengths` | how long a path may be |
 //! | `place` | a node's directory, its inode in the spool, what shows at its path |
 //! | `kept` | directories kept open, with what holds for everything in them |
 //! | `names` | look-up, creation, deletion |
@@ -18,6 +19,7 @@
 //! | `takeover` | going on where another process was killed |
 //! | `change` | attributes; the journal's part in every change |
 //! | `copyup` | bringing back what is only committed, to change it |
+//! | `claims` | who is at work at a path that is committed |
 //! | `committed` | the seam to journal, view and cache |
 //! | `conflict` | changes that knew nothing of one another |
 //! | `union`, `view` | what all hosts' committed layers say of a path |
@@ -33,6 +35,7 @@
 
 mod attr;
 mod change;
+mod claims;
 mod committed;
 pub mod conflict;
 mod copyup;
@@ -43,6 +46,7 @@ mod following;
 mod invalidate;
 mod kept;
 pub mod ledger;
+mod lengths;
 mod names;
 mod nodes;
 mod orphans;
@@ -72,6 +76,7 @@ pub use self::{
     names::Lookup,
 };
 use self::{
+    claims::Claims,
     committed::Committed,
     dirs::OpenDir,
     files::OpenFile,
@@ -131,6 +136,8 @@ pub struct Fs {
     dirs: RwLock<HashMap<Fh, Arc<OpenDir>>>,
     next_fh: AtomicU64,
     moves: AtomicU64,
+    claims: Claims,
+    longest_path: usize,
     /// Counts changes of what is committed or runs elsewhere; a remote handle that has seen fewer looks again.
     news: AtomicU64,
     requests: Requests,
@@ -157,6 +164,7 @@ impl Fs {
         copyup::clear_leftovers(&tmp_dir);
         Self {
             nodes,
+            longest_path: lengths::longest(spool.path(), &tmp_dir),
             committed: Committed::new(journal, view, cache, rules),
             spool,
             activity,
@@ -165,6 +173,7 @@ impl Fs {
             dirs: RwLock::default(),
             next_fh: AtomicU64::new(first_fh),
             moves: AtomicU64::new(0),
+            claims: Claims::default(),
             news: AtomicU64::new(0),
             requests,
             inherited,

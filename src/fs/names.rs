@@ -194,6 +194,7 @@ impl Fs {
 
     /// Nothing shows at `path`; what the spool has there, hidden by a newer deletion elsewhere, goes.
     pub(super) fn must_be_free(&self, parent: NodeId, name: &[u8], path: &RelPath) -> FsResult<()> {
+        self.must_fit(path)?;
         if self.is_private(parent) || !self.committed.relevant(path) {
             return Ok(());
         }
@@ -339,6 +340,7 @@ impl Fs {
         if self.is_private(parent) {
             return self.remove_private(parent, name, flags, caller);
         }
+        let _claim = self.claim(&[(parent, name)])?;
         let doomed = self.doomed(parent, name)?.ok_or(FsError::Errno(libc::ENOENT))?;
         match (doomed.kind == Kind::Dir, flags.contains(AtFlags::REMOVEDIR)) {
             (true, false) => return Err(FsError::Errno(libc::EISDIR)),

@@ -49,6 +49,7 @@ impl Fs {
         if self.was_renamed(from, to, flags, caller)? {
             return Ok(());
         }
+        let _claim = self.claim(&[from, to])?;
         let source = self.doomed(from.0, from.1)?.ok_or(FsError::Errno(libc::ENOENT))?;
         let target = self.doomed(to.0, to.1)?;
         if flags.contains(RenameFlags::NOREPLACE) && target.is_some() {
@@ -80,6 +81,7 @@ impl Fs {
         self.change_all(&changed, || {
             let (old_dir, new_dir) = (self.dir_for_change(from.0)?, self.dir_for_change(to.0)?);
             let (old, new) = (OsStr::from_bytes(from.1), OsStr::from_bytes(to.1));
+            self.must_fit_at((old_dir.as_fd(), from.1), &source.path, (&target_path, source.kind))?;
             self.note_replaced(&target_path, is_dir, target)?;
             self.note_moved(&below)?;
             self.orphans.about_to_lose(self, to.0, to.1)?;
@@ -117,6 +119,8 @@ impl Fs {
         changed.extend(self.moved(at_b, &below_b, &at_a.path));
         self.change_all(&changed, || {
             let (dir_a, dir_b) = (self.dir_for_change(a.0)?, self.dir_for_change(b.0)?);
+            self.must_fit_at((dir_a.as_fd(), a.1), &at_a.path, (&at_b.path, at_a.kind))?;
+            self.must_fit_at((dir_b.as_fd(), b.1), &at_b.path, (&at_a.path, at_b.kind))?;
             self.note_replaced(&at_a.path, at_b.kind == Kind::Dir, Some(at_a))?;
             self.note_replaced(&at_b.path, at_a.kind == Kind::Dir, Some(at_b))?;
             self.note_moved(&below_a)?;

@@ -13,7 +13,7 @@ use std::{
     io::{self, Write},
     os::unix::{
         ffi::OsStrExt,
-        fs::{FileExt, MetadataExt, PermissionsExt},
+        fs::{MetadataExt, PermissionsExt},
     },
     path::{Path, PathBuf},
     sync::Arc,
@@ -32,13 +32,11 @@ use crate::{
     ids::{Hash, RelPath, UnitId},
     journal::{Journal, JournalError, UnitRecord},
     manifest::{Attrs, Body, Entry, Manifest},
-    spool::activity::Activity,
+    spool::{activity::Activity, sparse::write_sparsely},
 };
 
 /// Read from the store at once: one block's worth, which comes as a whole anyway.
 const READ_BYTES: usize = 1 << 20;
-/// Zeros of this size and place become a hole.
-const PAGE_BYTES: usize = 4096;
 
 /// Names of the directories in which trees are built begin with this.
 const SCRATCH_PREFIX: &str = "recall-";
@@ -331,16 +329,6 @@ impl Copy<'_> {
         file.set_len(size).and_then(|()| file.flush()).map_err(|e| at(path, e))?;
         Ok(size)
     }
-}
-
-/// Writes all but the pages of zeros.
-fn write_sparsely(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
-    for (page, at) in bytes.chunks(PAGE_BYTES).zip((offset..).step_by(PAGE_BYTES)) {
-        if page.iter().any(|byte| *byte != 0) {
-            file.write_all_at(page, at)?;
-        }
-    }
-    Ok(())
 }
 
 /// The numbers that a manifest's owners have on this host.

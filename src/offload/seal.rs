@@ -26,6 +26,7 @@ use crate::{
     ids::{Generation, Hash, PathError, RelPath, Scope, Seq, UnitId},
     journal::Note,
     manifest::{Attrs, Body, Entry, Manifest, ManifestError, Name, Omitted, OmittedKind},
+    spool::sparse::SparseReader,
 };
 
 /// Bytes read at once: BLAKE3 is at its best from 64 KiB, and the system calls are few.
@@ -210,11 +211,12 @@ impl<'a> Draft<'a> {
     fn hash_file(&mut self, path: &RelPath) -> Result<(Attrs, u64, Hash), SealError> {
         let changed = || SealError::Changed { path: path.clone() };
         let fail = |e| io_error(path, e);
-        let mut file = self.subject.tree.open_file(&self.in_spool(path)?).map_err(fail)?;
+        let file = self.subject.tree.open_file(&self.in_spool(path)?).map_err(fail)?;
         let before = file.metadata().map_err(fail)?;
         if !before.is_file() {
             return Err(changed());
         }
+        let mut file = SparseReader::new(file).map_err(fail)?;
         let mut hasher = blake3::Hasher::new();
         let mut size = 0;
         loop {
@@ -227,7 +229,7 @@ impl<'a> Draft<'a> {
             }
         }
         self.bytes_read += size;
-        let after = file.metadata().map_err(fail)?;
+        let after = file.file().metadata().map_err(fail)?;
         if size != before.len() || stamp(&before) != stamp(&after) {
             return Err(changed());
         }

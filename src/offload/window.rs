@@ -5,7 +5,6 @@
 
 use std::{
     collections::VecDeque,
-    fs::File,
     io::{self, Read},
     sync::Arc,
 };
@@ -15,6 +14,7 @@ use crate::{
     chunk::{ChunkParams, ChunkRef, Recipe, cutter::Cutter},
     ids::{Hash, RelPath},
     limits,
+    spool::sparse::SparseReader,
 };
 
 /// Bytes of a window: some 256 chunks a question, which at 20 ms a round trip is 400 MB a second.
@@ -79,7 +79,7 @@ struct Cutting {
 
 /// Hashes what is read through it.
 struct Hashing {
-    file: io::Take<File>,
+    file: io::Take<SparseReader>,
     hasher: blake3::Hasher,
     bytes: u64,
 }
@@ -114,6 +114,8 @@ impl WindowReader {
 
     fn begin(&self, wanted: Wanted) -> Result<Cutting, UploadError> {
         let (path, file) = self.source.open(&wanted)?;
+        let file =
+            SparseReader::new(file).map_err(|source| UploadError::Io { path: path.clone(), source })?;
         let file = file.take(self.source.reads_to(wanted.size));
         let reader = Hashing { file, hasher: blake3::Hasher::new(), bytes: 0 };
         let cutter = Cutter::new(reader, &self.params)?;

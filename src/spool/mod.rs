@@ -6,6 +6,7 @@
 
 pub mod activity;
 mod handle;
+pub mod sparse;
 
 use std::{
     ffi::{CString, OsStr},

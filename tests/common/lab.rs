@@ -138,6 +138,11 @@ impl Lab {
         }
     }
 
+    /// The store's daemon.
+    pub fn serve_pid(&self) -> rustix::process::Pid {
+        rustix::process::Pid::from_child(self.serve.as_ref().expect("it runs"))
+    }
+
     pub fn start_sshd(&mut self) {
         let dir = self.path().to_owned();
         fs::create_dir_all("/run/sshd").expect("sshd's privilege separation directory");

@@ -1,12 +1,15 @@
 //! The main job, end to end: real mounts, a real sshd, a real store, several hosts on one machine.
 
+mod away;
 mod eviction;
 mod faults;
 #[path = "../common/lab.rs"]
 mod harness;
 mod identity;
+mod limits;
 mod live;
 mod nasty;
 mod overlay;
+mod promises;
 mod recovery;
 mod union;

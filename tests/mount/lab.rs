@@ -23,7 +23,7 @@ use tempfile::TempDir;
 use crate::store::FakeStore;
 
 /// No test takes longer, not even on a busy machine.
-const BOUND: Duration = Duration::from_secs(60);
+const BOUND: Duration = Duration::from_secs(180);
 
 /// A live mount; unmounted when dropped.
 pub struct Lab {
@@ -84,6 +84,12 @@ impl Lab {
     /// Another host commits what stands in `source` as its layer of `unit`, and this host hears of it.
     pub fn foreign(&self, unit: &UnitId, source: &Path) {
         self.store.commit_foreign(unit, source);
+        self.told(self.fs.remote_changed(std::slice::from_ref(unit)));
+    }
+
+    /// Another host runs what stands in `source` as its layer of `unit`, and this host hears of it.
+    pub fn runs(&self, unit: &UnitId, source: &Path) {
+        self.store.run_foreign(unit, source);
         self.told(self.fs.remote_changed(std::slice::from_ref(unit)));
     }
 
@@ -156,7 +162,7 @@ fn watch(device: u32) -> mpsc::Sender<()> {
 /// Runs a shell script and gives what it says; fails if it fails. `$1`… are `args`.
 pub fn sh(script: &str, args: &[&Path]) -> String {
     let mut command = Command::new("timeout");
-    command.args(["50", "bash", "-euo", "pipefail", "-c", script, "test"]).args(args);
+    command.args(["150", "bash", "-euo", "pipefail", "-c", script, "test"]).args(args);
     let output = command.output().expect("runs");
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{script}\n{out}{err}");

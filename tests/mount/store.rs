@@ -12,7 +12,7 @@ use std::{
 
 use resultsfs::{
     cache::{BlockSource, FetchError},
-    catalog::{Commit, Head, Record, RecordBody},
+    catalog::{Commit, Head, Record, RecordBody, Snapshot},
     chunk::{
         ObjectKind,
         block::{Block, BlockBuilder},
@@ -69,6 +69,23 @@ impl FakeStore {
         let manifest = self.take(unit, source, *generation);
         self.publish(self.other, unit, *generation, &manifest);
         *generation = generation.next();
+    }
+
+    /// Another host runs what stands in `source`, on top of what it has committed of the unit.
+    pub fn run_foreign(&self, unit: &UnitId, source: &Path) {
+        let generation = *self.generation.lock().expect("not poisoned");
+        let manifest = self.take(unit, source, generation);
+        self.journal.set_snapshot(Snapshot {
+            host: self.other,
+            host_name: "other".into(),
+            unit: unit.clone(),
+            generation,
+            manifest: self.keep(&manifest),
+            time_ms: 1_000,
+            begun_ms: 1_000,
+            bytes: manifest.bytes(),
+            entries: manifest.entries().len() as u64,
+        });
     }
 
     /// The same layer as another host's layer of each of these units, in one batch.
