@@ -137,7 +137,6 @@ pub struct Fs {
     next_fh: AtomicU64,
     moves: AtomicU64,
     claims: Claims,
-    longest_path: usize,
     /// Counts changes of what is committed or runs elsewhere; a remote handle that has seen fewer looks again.
     news: AtomicU64,
     requests: Requests,
@@ -164,7 +163,6 @@ impl Fs {
         copyup::clear_leftovers(&tmp_dir);
         Self {
             nodes,
-            longest_path: lengths::longest(spool.path(), &tmp_dir),
             committed: Committed::new(journal, view, cache, rules),
             spool,
             activity,
