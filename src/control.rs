@@ -26,6 +26,11 @@ pub enum Request {
     Explain {
         path: RawPath,
     },
+    /// What one host has committed at a path: its bytes, in hexadecimal pieces.
+    Cat {
+        path: RawPath,
+        host: String,
+    },
     Offload {
         paths: Vec<RawPath>,
         wait: bool,
@@ -116,4 +121,29 @@ pub fn ask(socket: &Path, request: &Request, mut each: impl FnMut(Value)) -> Res
         }
     }
     Err(broken(io::ErrorKind::UnexpectedEof.into()))
+}
+
+/// Bytes as an item: JSON carries none.
+pub fn bytes_item(bytes: &[u8]) -> Value {
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    serde_json::json!({"bytes": hex})
+}
+
+/// The bytes of a [`bytes_item`]; none of anything else.
+pub fn bytes_of(item: &Value) -> Vec<u8> {
+    let hex = item["bytes"].as_str().unwrap_or_default().as_bytes();
+    let digit = |hex: u8| char::from(hex).to_digit(16).unwrap_or_default() as u8;
+    hex.chunks_exact(2).map(|pair| digit(pair[0]) << 4 | digit(pair[1])).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_survive_being_an_item() {
+        let bytes: Vec<u8> = (0..=255).collect();
+        assert_eq!(bytes_of(&bytes_item(&bytes)), bytes);
+        assert!(bytes_of(&serde_json::json!({"v": 1})).is_empty());
+    }
 }

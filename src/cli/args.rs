@@ -38,7 +38,7 @@ pub enum Command {
     /// List units.
     Jobs(JobsArgs),
     /// Say everything that is known of a path: where its bytes are and what happens next.
-    Explain(PathArg),
+    Explain(ExplainArgs),
     /// Offload now instead of after the settling time.
     Offload(OffloadArgs),
     /// Say of units that they are complete, whatever their pidfiles say.
@@ -147,11 +147,14 @@ pub struct JobsArgs {
     pub pattern: Option<String>,
 }
 
-/// One path.
+/// `explain`.
 #[derive(Debug, Args)]
-pub struct PathArg {
+pub struct ExplainArgs {
     /// A path in the mount, or from the top of the results tree.
     pub path: OsString,
+    /// Print what this host (name or UUID) has committed there instead, whatever shows.
+    #[arg(long, value_name = "HOST", conflicts_with = "json")]
+    pub cat: Option<String>,
 }
 
 /// Some paths.

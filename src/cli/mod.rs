@@ -58,7 +58,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Serve(args) => serve::serve(&cli, args),
         Command::Status(args) => remote::status(&cli, args.watch),
         Command::Jobs(args) => remote::jobs(&cli, args.pattern.clone()),
-        Command::Explain(args) => remote::explain(&cli, &args.path),
+        Command::Explain(args) => remote::explain(&cli, args),
         Command::Offload(args) => remote::offload(&cli, args),
         Command::Complete(args) => remote::complete(&cli, &args.paths),
         Command::Evict(args) => remote::evict(&cli, &args.paths),

@@ -2,6 +2,7 @@
 
 use std::{
     ffi::{OsStr, OsString},
+    io::Write,
     os::unix::{ffi::OsStrExt, net::UnixStream},
     path::Path,
     time::{Duration, Instant},
@@ -10,7 +11,7 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    args::{AdoptArgs, Cli, OffloadArgs},
+    args::{AdoptArgs, Cli, ExplainArgs, OffloadArgs},
     failure::{Failure, Outcome},
     load_config, places, print,
 };
@@ -43,8 +44,20 @@ pub fn jobs(cli: &Cli, pattern: Option<String>) -> Outcome {
 }
 
 /// `explain PATH`.
-pub fn explain(cli: &Cli, path: &OsStr) -> Outcome {
-    ask(cli, &Request::Explain { path: raw(path)? }, |item| print::explain(cli.json, &item))
+pub fn explain(cli: &Cli, args: &ExplainArgs) -> Outcome {
+    let path = raw(&args.path)?;
+    let Some(host) = &args.cat else {
+        return ask(cli, &Request::Explain { path }, |item| print::explain(cli.json, &item));
+    };
+    let mut written = Ok(());
+    let mut out = std::io::stdout().lock();
+    let code = ask(cli, &Request::Cat { path, host: host.clone() }, |item| {
+        if written.is_ok() {
+            written = out.write_all(&control::bytes_of(&item));
+        }
+    })?;
+    written.map_err(|e| Failure::new(format!("standard output: {e}")))?;
+    Ok(code)
 }
 
 /// `offload [PATH…]`.

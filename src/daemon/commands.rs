@@ -12,11 +12,12 @@ use tracing::{debug, warn};
 
 use super::{End, HeldBy, Host, report, users};
 use crate::{
-    control::{RawPath, Reply, Request},
+    control::{self, RawPath, Reply, Request},
     fuse::Mounted,
     ids::{RelPath, UnitId},
     journal::State,
     layout::Reason,
+    manifest::Body,
     offload::CommandError,
     verify,
 };
@@ -26,6 +27,9 @@ const REQUEST_BYTES: u64 = 16 << 20;
 
 /// Most users of a mount that are named.
 const USERS_NAMED: usize = 10;
+
+/// Bytes of a file told at a time.
+const CAT_BYTES: usize = 1 << 20;
 
 /// How long a close(2) may be on its way to us.
 const CLOSE_GRACE: Duration = Duration::from_millis(500);
@@ -146,6 +150,7 @@ impl Commands {
                 Ok(Ok(0))
             }
             Request::Explain { path } => self.explain(&path, output).await,
+            Request::Cat { path, host } => self.cat(&path, host, output).await,
             Request::Offload { paths, wait, timeout_s } => {
                 self.offload(&paths, wait, timeout_s, output).await
             }
@@ -215,6 +220,37 @@ impl Commands {
             }
             Err(e) => Ok(Err(Refusal::new(e))),
         }
+    }
+
+    async fn cat(&self, raw: &RawPath, name: String, output: &mut Output) -> io::Result<Ended> {
+        let path = match self.tree_path(raw) {
+            Ok(path) => path,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let (host, of) = (self.host.clone(), path.clone());
+        let entry = match tokio::task::spawn_blocking(move || report::entry_of(&host, &of, &name)).await {
+            Ok(Ok(entry)) => entry,
+            Ok(Err(why)) => return Ok(Err(Refusal::new(why))),
+            Err(e) => return Ok(Err(Refusal::new(e))),
+        };
+        if let Body::Symlink { target } = &entry.entry.body {
+            output.item(control::bytes_item(target)).await?;
+            return Ok(Ok(0));
+        }
+        let Some((size, content)) = entry.file else {
+            return Ok(Err(Refusal::new(format!("{path} isn't a file there"))));
+        };
+        for offset in (0..size).step_by(CAT_BYTES) {
+            let fs = self.host.fs.clone();
+            let read =
+                tokio::task::spawn_blocking(move || fs.read_committed((size, content), offset, CAT_BYTES));
+            match read.await {
+                Ok(Ok(bytes)) => output.item(control::bytes_item(&bytes)).await?,
+                Ok(Err(e)) => return Ok(Err(Refusal::new(format!("{path}: {e}")))),
+                Err(e) => return Ok(Err(Refusal::new(e))),
+            }
+        }
+        Ok(Ok(0))
     }
 
     async fn offload(

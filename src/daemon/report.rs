@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::{HeldBy, Host};
 use crate::{
     clock::{Clock, SystemClock},
-    fs::{ledger::Keep, union::Candidate},
+    fs::{conflict::conflicts_among, ledger::Keep, union::Candidate},
     fuse::Mounted,
     ids::{RelPath, UnitId},
     journal::{LayerHead, State, UnitRecord},
@@ -295,6 +295,7 @@ pub fn explain(host: &Host, path: &RelPath) -> Value {
     out.insert("place".into(), json!(place_text(&place)));
     out.insert("in_spool".into(), json!(host.in_spool(path).is_some()));
     explain_shown(host, path, &mut out);
+    explain_conflict(host, path, &mut out);
     let hidden_upto = host.journal.hidden_upto(path);
     if hidden_upto.0 > 0 {
         out.insert("deleted_here_upto_seq".into(), json!(hidden_upto.0));
@@ -334,6 +335,46 @@ fn explain_shown(host: &Host, path: &RelPath, out: &mut Map<String, Value>) {
             out.insert(key.into(), candidate_json(&candidate));
         }
     }
+}
+
+/// Whether somebody's change of this path was overtaken unseen, and how to get at it.
+fn explain_conflict(host: &Host, path: &RelPath, out: &mut Map<String, Value>) {
+    let Ok(entries) = host.view.entries_at(path) else { return };
+    let conflicts = conflicts_among(&entries);
+    out.insert("conflict".into(), json!(!conflicts.is_empty()));
+    let lost = conflicts.iter().map(|conflict| {
+        let mut lost = candidate_json(&conflict.lost);
+        let layers = host.journal.layers(&conflict.lost.unit);
+        let of_host = layers.into_iter().find(|layer| layer.host == conflict.lost.host);
+        let name = of_host.map_or_else(|| conflict.lost.host.to_string(), |layer| layer.host_name);
+        if conflict.lost.entry.body != Body::Whiteout {
+            lost["get"] = json!(format!("resultsfs explain --cat {name} {path}"));
+        }
+        lost["host"] = json!(name);
+        lost
+    });
+    let lost: Vec<Value> = lost.collect();
+    if !lost.is_empty() {
+        out.insert("overtaken".into(), json!(lost));
+    }
+}
+
+/// What the host called `name`, or with this UUID, has committed at a path. Waits for the network.
+pub fn entry_of(host: &Host, path: &RelPath, name: &str) -> Result<Candidate, String> {
+    let entries = match host.view.entries_at(path) {
+        Ok(entries) => entries,
+        Err(need) => {
+            host.view.fetch(&need).map_err(|e| format!("{path}: {e}"))?;
+            host.view.entries_at(path).map_err(|_| format!("{path}: its manifests don't stay here"))?
+        }
+    };
+    let is_named = |entry: &Candidate| {
+        let layers = host.journal.layers(&entry.unit);
+        entry.host.to_string() == name
+            || layers.iter().any(|layer| layer.host == entry.host && layer.host_name == name)
+    };
+    let entry = entries.into_iter().find(is_named);
+    entry.ok_or_else(|| format!("{name} has committed nothing at {path}"))
 }
 
 fn candidate_json(candidate: &Candidate) -> Value {

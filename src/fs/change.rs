@@ -122,7 +122,7 @@ impl Fs {
     }
 
     /// A directory that shows with another host's attributes gets them for its own, before one of them is changed.
-    fn settle_attrs(&self, local: &Local) -> FsResult<()> {
+    pub(super) fn settle_attrs(&self, local: &Local) -> FsResult<()> {
         let Some(candidate) = &local.attrs else { return Ok(()) };
         let (uid, gid) = self.committed.owner(candidate)?;
         let attrs = &candidate.entry.attrs;

@@ -16,7 +16,7 @@ use crate::{
     cache::{Cache, lru::Lru},
     chunk::ChunkParams,
     ids::{Generation, Hash, RelPath, Seq, UnitId},
-    journal::{Journal, JournalError, Note},
+    journal::{Journal, JournalError, Note, UnitRecord},
     layout::{self, LayoutRules, Place},
     manifest::{Body, Manifest},
 };
@@ -34,6 +34,13 @@ const CONTINUED: u64 = 4096;
 /// Manifests whose links are remembered.
 const LINKS: usize = 1024;
 
+/// In which opening of a unit a path was changed. A generation may be opened again, when nothing had changed after all.
+struct Mark {
+    unit: UnitId,
+    generation: Generation,
+    opened_ms: Option<u64>,
+}
+
 /// What a comparison told, and when.
 type Compared = (Option<bool>, Instant);
 
@@ -45,8 +52,8 @@ pub(super) struct Committed {
     rules: LayoutRules,
     params: RwLock<ChunkParams>,
     owners: Owners,
-    /// Paths changed since the daemon's start in units that were committed before, with the generation that the change is in.
-    marks: Mutex<HashMap<RelPath, (UnitId, Generation)>>,
+    /// Paths changed since the daemon's start in units that were committed before.
+    marks: Mutex<HashMap<RelPath, Mark>>,
     failures: Mutex<HashMap<Hash, (Instant, String)>>,
     /// Whether a content is the beginning of another; `None`: it couldn't be told then.
     continued: Mutex<Lru<(Hash, Hash), Compared>>,
@@ -123,19 +130,22 @@ impl Committed {
         }
         let mut marks = self.marks.lock().expect("no code panics under this lock");
         if marks.len() >= MARKS {
-            marks.retain(|_, (unit, generation)| self.is_uncommitted(unit, *generation));
+            marks.retain(|_, mark| self.is_uncommitted(mark));
         }
-        marks.insert(path.clone(), (record.unit, record.generation));
+        let UnitRecord { unit, generation, running_ms: opened_ms, .. } = record;
+        marks.insert(path.clone(), Mark { unit, generation, opened_ms });
     }
 
     pub(super) fn is_marked(&self, path: &RelPath) -> bool {
         let marks = self.marks.lock().expect("no code panics under this lock");
-        marks.get(path).is_some_and(|(unit, generation)| self.is_uncommitted(unit, *generation))
+        marks.get(path).is_some_and(|mark| self.is_uncommitted(mark))
     }
 
-    fn is_uncommitted(&self, unit: &UnitId, generation: Generation) -> bool {
-        let committed = self.journal.get(unit).and_then(|record| record.committed);
-        committed.is_some_and(|committed| committed.generation < generation)
+    fn is_uncommitted(&self, mark: &Mark) -> bool {
+        let Some(record) = self.journal.get(&mark.unit) else { return false };
+        let is_open = record.generation > mark.generation
+            || record.generation == mark.generation && record.running_ms == mark.opened_ms;
+        is_open && record.committed.is_some_and(|committed| committed.generation < mark.generation)
     }
 
     /// Whether anything committed can show at or below `path` that the spool doesn't hold.
@@ -201,13 +211,30 @@ impl Committed {
             Body::Whiteout => true,
             _ if self.is_partial(&own.unit) && !own.synthetic => !self.is_gone(&own.unit, path),
             // The way to what is only committed below it.
-            Body::Dir => self
-                .journal
-                .units_below(path)
-                .iter()
-                .any(|record| record.partial && (own.synthetic || record.unit.root != *path)),
+            Body::Dir => self.journal.units_below(path).iter().any(|record| {
+                self.shows_without_the_spool(record) && (own.synthetic || record.unit.root != *path)
+            }),
             _ => false,
         }
+    }
+
+    /// A partial layer whose root is gone, or that only deletes, has nothing to show.
+    fn shows_without_the_spool(&self, record: &UnitRecord) -> bool {
+        let is_there = record.partial && !self.journal.is_gone(&record.unit, &RelPath::ROOT);
+        let committed = record.committed.filter(|_| is_there);
+        committed.is_some_and(|committed| match self.journal.manifest(&committed.manifest) {
+            Ok(Some(manifest)) => manifest.entries().iter().any(|entry| entry.body != Body::Whiteout),
+            _ => true,
+        })
+    }
+
+    /// Roots of own units below a directory.
+    pub(super) fn unit_roots_below(&self, dir: &RelPath) -> Vec<RelPath> {
+        let mut roots: Vec<_> =
+            self.journal.units_below(dir).into_iter().map(|record| record.unit.root).collect();
+        roots.retain(|root| root != dir);
+        roots.dedup();
+        roots
     }
 
     /// Whether an own layer at or below `path` shows what the spool doesn't have.
@@ -356,7 +383,7 @@ impl Committed {
             }
             Need::Comparison { old, new, .. } => self.compare(*old, *new),
             Need::Names { users, groups } => self.owners.learn(users, groups),
-            Need::CopyUp { .. } | Need::Thaw(_) | Need::Turn(_) => {}
+            Need::CopyUp { .. } | Need::Subtree { .. } | Need::Thaw(_) | Need::Turn(_) => {}
         }
         Ok(())
     }

@@ -55,6 +55,7 @@ impl Fs {
     pub fn fulfil(&self, need: &Need) -> FsResult<()> {
         match need {
             Need::CopyUp { node, keep } => self.copy_up(*node, *keep),
+            Need::Subtree { node } => self.bring_subtree(*node),
             Need::Thaw(unit) => {
                 drop(self.activity.begin(unit));
                 Ok(())
@@ -67,7 +68,7 @@ impl Fs {
         }
     }
 
-    fn copy_up(&self, node: NodeId, keep: u64) -> FsResult<()> {
+    pub(super) fn copy_up(&self, node: NodeId, keep: u64) -> FsResult<()> {
         let Shown::Remote(candidate) = self.shown(node)? else { return Ok(()) };
         let path = self.path_of(node).ok_or(FsError::Errno(libc::ESTALE))?;
         if candidate.entry.body == Body::Dir {

@@ -161,7 +161,7 @@ impl Fs {
     }
 
     /// All that shows in a directory.
-    fn list(&self, node: NodeId) -> FsResult<Vec<DirItem>> {
+    pub(super) fn list(&self, node: NodeId) -> FsResult<Vec<DirItem>> {
         let dir = self.live_dir_fd(node)?;
         let local = match &dir {
             Some(dir) => Spool::list(dir.as_fd())?,

@@ -36,6 +36,8 @@ pub enum Need {
     Comparison { path: RelPath, old: (Hash, u64), new: (Hash, u64) },
     /// The first `keep` bytes of the node's file, as a file of the spool.
     CopyUp { node: NodeId, keep: u64 },
+    /// All that shows in a directory, in the spool: it is about to be moved.
+    Subtree { node: NodeId },
     /// The local numbers of these names.
     Names { users: Vec<String>, groups: Vec<String> },
     /// The unit is just being freed.

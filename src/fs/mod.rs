@@ -11,7 +11,8 @@
 //! | `lengths` | how long a path may be |
 //! | `place` | a node's directory, its inode in the spool, what shows at its path |
 //! | `kept` | directories kept open, with what holds for everything in them |
-//! | `names` | look-up, creation, deletion, renaming |
+//! | `names` | look-up, creation, deletion |
+//! | `rename` | renaming, of directories as a whole |
 //! | `files`, `dirs` | open files, open directories |
 //! | `following` | remote handles while their files grow or are replaced |
 //! | `orphans` | open files without a name |
@@ -20,6 +21,7 @@
 //! | `copyup` | bringing back what is only committed, to change it |
 //! | `claims` | who is at work at a path that is committed |
 //! | `committed` | the seam to journal, view and cache |
+//! | `conflict` | changes that knew nothing of one another |
 //! | `union`, `view` | what all hosts' committed layers say of a path |
 //! | `owners` | local numbers of users and groups |
 //! | `invalidate` | what the kernel must forget |
@@ -35,6 +37,7 @@ mod attr;
 mod change;
 mod claims;
 mod committed;
+pub mod conflict;
 mod copyup;
 mod dirs;
 mod error;
@@ -49,6 +52,7 @@ mod nodes;
 mod orphans;
 mod owners;
 mod place;
+mod rename;
 mod takeover;
 pub mod union;
 pub mod view;
@@ -188,6 +192,12 @@ impl Fs {
     /// How the store cuts its files, once it has said so.
     pub fn set_params(&self, params: ChunkParams) {
         self.committed.set_params(params);
+    }
+
+    /// Bytes of a committed content, wherever it shows. Waits for the network.
+    pub fn read_committed(&self, file: (u64, Hash), offset: u64, len: usize) -> FsResult<Vec<u8>> {
+        let len = len.min(usize::try_from(file.0.saturating_sub(offset)).unwrap_or(usize::MAX));
+        self.committed.read(&RelPath::ROOT, file, offset, len)
     }
 
     /// Where the local layers are.

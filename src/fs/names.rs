@@ -1,4 +1,4 @@
-//! The name space: look-up, creation, deletion, renaming, links.
+//! The name space: look-up, creation, deletion, links.
 
 use std::{
     ffi::OsStr,
@@ -11,7 +11,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{self as sys, AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Stat, Uid},
+    fs::{self as sys, AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid},
     io as sysio,
 };
 
@@ -38,13 +38,16 @@ pub enum Lookup {
 
 /// A name that is about to be deleted, replaced or moved.
 pub(super) struct Doomed {
-    path: RelPath,
-    kind: Kind,
+    pub(super) path: RelPath,
+    pub(super) kind: Kind,
+    /// The spool has something there.
     is_local: bool,
+    /// What shows is the spool's.
+    pub(super) shows_spool: bool,
     /// Under which number anything was committed there; 0 = nothing is.
-    shown: Seq,
+    pub(super) shown: Seq,
     /// What keeps it from showing there again, and in which unit's notes.
-    note: Option<(UnitId, Note)>,
+    pub(super) note: Option<(UnitId, Note)>,
 }
 
 impl Fs {
@@ -213,7 +216,7 @@ impl Fs {
     }
 
     /// Removes a directory of the spool in which nothing shows: what is left in it is hidden by newer deletions elsewhere.
-    fn clear_hidden_dir(&self, parent: NodeId, name: &[u8], path: &RelPath) -> FsResult<()> {
+    pub(super) fn clear_hidden_dir(&self, parent: NodeId, name: &[u8], path: &RelPath) -> FsResult<()> {
         let Some(above) = self.dir_fd(parent)? else { return Ok(()) };
         let how = OFlags::PATH | OFlags::NOFOLLOW | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = sys::openat(&above, OsStr::from_bytes(name), how, Mode::empty())?;
@@ -272,19 +275,14 @@ impl Fs {
         let stat_kind = local.as_ref().map(|(_, stat)| Kind::of_mode(stat.st_mode));
         let is_local = local.is_some();
         if self.is_private(parent) || !self.committed.relevant(&path) {
-            return Ok(stat_kind.map(|kind| Doomed {
-                path,
-                kind,
-                is_local,
-                shown: Seq::default(),
-                note: None,
-            }));
+            let doomed = |kind| Doomed { path, kind, is_local, shows_spool: true, shown: Seq(0), note: None };
+            return Ok(stat_kind.map(doomed));
         }
         // Before anything is looked at: what is committed later isn't deleted.
         let heard = self.committed.heard();
-        let kind = match (self.winner_of(&path, local.as_ref())?, stat_kind) {
-            (Winner::Spool { .. }, Some(kind)) => kind,
-            (Winner::Remote(candidate), _) => super::place::kind_of(&candidate),
+        let (kind, shows_spool) = match (self.winner_of(&path, local.as_ref())?, stat_kind) {
+            (Winner::Spool { .. }, Some(kind)) => (kind, true),
+            (Winner::Remote(candidate), _) => (super::place::kind_of(&candidate), false),
             _ => return Ok(None),
         };
         let Resolved { own, foreign } = self.committed.resolve(&path, true)?.unwrap_or_default();
@@ -303,11 +301,11 @@ impl Fs {
             (Some(own), None) if self.committed.is_partial(&own.unit) => Some((own.unit.clone(), Note::Gone)),
             _ => None,
         };
-        Ok(Some(Doomed { path, kind, is_local, shown, note }))
+        Ok(Some(Doomed { path, kind, is_local, shows_spool, shown, note }))
     }
 
     /// Does what takes the name away, with what keeps committed entries from showing there noted before.
-    fn take_away(&self, doomed: &Doomed, act: impl FnOnce() -> FsResult<()>) -> FsResult<()> {
+    pub(super) fn take_away(&self, doomed: &Doomed, act: impl FnOnce() -> FsResult<()>) -> FsResult<()> {
         let Some((unit, note)) = &doomed.note else { return act() };
         let before = self.committed.note_of(unit, &doomed.path);
         if *note == Note::Gone && before.is_some_and(Note::is_deleted) {
@@ -382,107 +380,6 @@ impl Fs {
     pub(super) fn forget_name(&self, parent: NodeId, name: &[u8]) {
         let child = self.nodes.lock().detach(parent, name);
         child.iter().for_each(|node| self.kept.drop(*node));
-    }
-
-    /// As renameat2(2). A directory of which anything is only committed can't be moved as a whole: `EXDEV`, and mv(1) copies.
-    pub fn rename(
-        &self,
-        from: (NodeId, &[u8]),
-        to: (NodeId, &[u8]),
-        flags: u32,
-        caller: Caller,
-    ) -> FsResult<()> {
-        let flags = RenameFlags::from_bits_retain(flags);
-        if !(RenameFlags::NOREPLACE | RenameFlags::EXCHANGE).contains(flags) {
-            return Err(FsError::Errno(libc::EINVAL));
-        }
-        if self.was_renamed(from, to, flags, caller)? {
-            return Ok(());
-        }
-        let _claim = self.claim(&[from, to])?;
-        let source = self.doomed(from.0, from.1)?.ok_or(FsError::Errno(libc::ENOENT))?;
-        if !source.is_local && source.kind != Kind::Dir {
-            return Err(self.need_copy_up(from)?.into());
-        }
-        let target = self.doomed(to.0, to.1)?;
-        let target_path = self.path_in(to.0, to.1)?;
-        let is_merged = |path| source.kind == Kind::Dir && self.committed.relevant(path);
-        if is_merged(&source.path) || is_merged(&target_path) {
-            return Err(FsError::Errno(libc::EXDEV));
-        }
-        if flags.contains(RenameFlags::NOREPLACE) && target.is_some() {
-            return Err(FsError::Errno(libc::EEXIST));
-        }
-        if flags.contains(RenameFlags::EXCHANGE) && !target.as_ref().is_some_and(|t| t.is_local) {
-            return Err(FsError::Errno(libc::EINVAL));
-        }
-        self.move_name((from, &source), (to, &target_path, target), flags, caller)
-    }
-
-    fn move_name(
-        &self,
-        (from, source): ((NodeId, &[u8]), &Doomed),
-        (to, target_path, target): ((NodeId, &[u8]), &RelPath, Option<Doomed>),
-        flags: RenameFlags,
-        caller: Caller,
-    ) -> FsResult<()> {
-        let is_dir = source.kind == Kind::Dir;
-        let target_is_dir = target.as_ref().map_or(is_dir, |t| t.kind == Kind::Dir);
-        let (above, below) =
-            (source.path.parent().unwrap_or_default(), target_path.parent().unwrap_or_default());
-        let changed = [
-            (&source.path, is_dir),
-            (&above, true),
-            (target_path, is_dir),
-            (target_path, target_is_dir),
-            (&below, true),
-        ];
-        self.change(&changed, || {
-            let (old_dir, new_dir) = (self.dir_for_change(from.0)?, self.dir_for_change(to.0)?);
-            let (old, new) = (OsStr::from_bytes(from.1), OsStr::from_bytes(to.1));
-            self.must_fit_at((old_dir.as_fd(), from.1), &source.path, (target_path, source.kind))?;
-            if let (true, Some(target)) = (flags.contains(RenameFlags::EXCHANGE), &target) {
-                self.must_fit_at((new_dir.as_fd(), to.1), target_path, (&source.path, target.kind))?;
-            }
-            let act = || Ok(sys::renameat_with(&old_dir, old, &new_dir, new, flags)?);
-            if flags.contains(RenameFlags::EXCHANGE) {
-                self.begin_exchange(caller, (old_dir.as_fd(), old), (new_dir.as_fd(), new))?;
-                act()?;
-                self.nodes.lock().exchange(from, to);
-            } else {
-                self.note_replaced(target_path, is_dir, target.as_ref())?;
-                self.orphans.about_to_lose(self, to.0, to.1)?;
-                self.requests.begin(caller.request);
-                self.take_away(source, act)?;
-                self.nodes.lock().rename(from, to);
-            }
-            if is_dir || target_is_dir {
-                self.kept.clear();
-            }
-            if is_dir
-                || target_is_dir
-                || self.unit_of(&source.path, false) != self.unit_of(target_path, false)
-            {
-                self.rehome_handles();
-            }
-            Ok(())
-        })
-    }
-
-    /// What is put in place of something committed is based on that.
-    fn note_replaced(&self, path: &RelPath, is_dir: bool, target: Option<&Doomed>) -> FsResult<()> {
-        let Some(target) = target.filter(|target| !is_dir && target.shown > Seq::default()) else {
-            return Ok(());
-        };
-        match self.unit_of(path, is_dir) {
-            Some(unit) => self.committed.note(&unit, &[(path.clone(), Some(Note::Based(target.shown)))]),
-            None => Ok(()),
-        }
-    }
-
-    fn need_copy_up(&self, (parent, name): (NodeId, &[u8])) -> FsResult<Need> {
-        let node = self.nodes.lock().child(parent, name).ok_or(FsError::Errno(libc::ESTALE))?;
-        Ok(Need::CopyUp { node, keep: u64::MAX })
     }
 
     /// Gives a node one more name.

@@ -39,6 +39,26 @@ pub struct Layer {
     pub manifest: Arc<Manifest>,
 }
 
+impl Layer {
+    /// One of its entries as what may show at its path.
+    pub fn candidate(&self, entry: &Entry) -> Candidate {
+        Candidate {
+            host: self.head.host,
+            seq: self.seq_of(entry),
+            file: self.manifest.file_of(entry),
+            entry: entry.clone(),
+            unit: self.unit.clone(),
+            manifest: self.head.manifest,
+            synthetic: false,
+        }
+    }
+
+    /// A manifest that speaks of a generation beyond its commit breaks a rule; its entry is as new as the commit.
+    fn seq_of(&self, entry: &Entry) -> Seq {
+        self.head.seq_of(entry.since).unwrap_or_else(|| self.head.seq())
+    }
+}
+
 /// An entry that may show at a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidate {
@@ -314,17 +334,7 @@ impl Index {
     }
 
     fn candidate(&self, found: Ref) -> Candidate {
-        let layer = &self.layers[found.place.layer as usize];
-        let entry = entry_at(&self.layers, found.place);
-        Candidate {
-            host: layer.head.host,
-            seq: found.seq,
-            file: layer.manifest.file_of(entry),
-            entry: entry.clone(),
-            unit: layer.unit.clone(),
-            manifest: layer.head.manifest,
-            synthetic: false,
-        }
+        self.layers[found.place.layer as usize].candidate(entry_at(&self.layers, found.place))
     }
 }
 
@@ -434,9 +444,7 @@ impl<'a> Builder<'a> {
     fn offer(&mut self, place: Place) {
         let layer = &self.layers[place.layer as usize];
         let entry = entry_at(self.layers, place);
-        // A manifest that speaks of a generation beyond its commit breaks a rule; its entry is as new as the
-        // commit.
-        let seq = layer.head.seq_of(entry.since).unwrap_or_else(|| layer.head.seq());
+        let seq = layer.seq_of(entry);
         let side = if layer.head.host == self.own { Side::Own } else { Side::Foreign };
         let slot = self.top();
         let found = Ref { place, seq };

@@ -22,7 +22,10 @@ use std::{
 use tracing::warn;
 
 pub use super::union::{Candidate, Resolved};
-use super::union::{Index, Layer, Side, synthetic_dir};
+use super::{
+    conflict::entries_at,
+    union::{Index, Layer, Side, synthetic_dir},
+};
 use crate::{
     cache::{Cache, FetchError, lru::Lru},
     chunk::ObjectKind,
@@ -156,6 +159,11 @@ impl View {
         }
         let index = self.merged(&[chain, deeper].concat())?;
         Ok(resolve(&index, index.find(path)))
+    }
+
+    /// All that the committed layers have at `path`, newest first, whatever hides it.
+    pub fn entries_at(&self, path: &RelPath) -> Result<Vec<Candidate>, Need> {
+        Ok(entries_at(&self.load(&self.chain(path))?, path))
     }
 
     /// Adds evidence of what others have in a directory: the own one may be gone from the spool meanwhile.

@@ -7,6 +7,7 @@
 //!     └──── touch ─────────┴─────────────┴── unsend ───┴── recalled ────┘
 //!           (next generation)
 //! ```
+//! A complete layer that is what was committed last goes straight back to `Committed` ([`UnitRecord::unchanged`]), in that commit's generation.
 //!
 //! Invariants: `manifest` is there exactly from `Sealed` on and describes `generation`; `committed` is there from `Committed`
 //! on and is then of the same generation and manifest; an `Evicted` layer is partial.
@@ -182,6 +183,19 @@ impl UnitRecord {
             state: State::Sealed,
             manifest: Some(manifest),
             sealed_ms: Some(now_ms),
+            last_error: None,
+            ..self.clone()
+        })
+    }
+
+    /// Described, and the same as the last commit: this generation never was.
+    pub(super) fn unchanged(&self, generation: Generation, manifest: Hash, now_ms: u64) -> Option<Self> {
+        let committed = self.committed.filter(|committed| committed.manifest == manifest)?;
+        (self.state == State::Complete && self.generation == generation).then(|| Self {
+            state: State::Committed,
+            generation: committed.generation,
+            manifest: Some(manifest),
+            committed_ms: Some(now_ms),
             last_error: None,
             ..self.clone()
         })

@@ -85,6 +85,21 @@ impl Journal {
         Ok(hash)
     }
 
+    /// A complete unit turned out to be what was committed last: it is committed again, in that generation. Otherwise as [`Journal::seal`].
+    pub fn settle_unchanged(
+        &self,
+        unit: &UnitId,
+        generation: Generation,
+        manifest: Hash,
+    ) -> Result<(), JournalError> {
+        let _writer = self.writer();
+        let record = self.require(unit, "settle")?;
+        let settled = record.unchanged(generation, manifest, self.clock.now_ms());
+        let settled = settled.ok_or_else(|| stale(&record, "settling", generation))?;
+        let clears_notes = self.is_followed(unit);
+        self.write(vec![Change { clears_notes, ..changed(settled) }], None)
+    }
+
     /// The store has answered that it holds `generation` durably. If the unit has moved on since, only
     /// [`UnitRecord::committed`] follows. Doing it again does nothing.
     pub fn committed(

@@ -17,9 +17,10 @@ use super::{
     survey,
 };
 use crate::{
-    ids::UnitId,
+    ids::{RelPath, UnitId},
     journal::{CompleteHow, JournalError, State},
     layout::{LayoutRules, Reason, Verdict},
+    manifest::Body,
     spool::activity::Snapshot,
 };
 
@@ -58,11 +59,24 @@ pub fn run(shared: &Arc<Shared>, units: &[UnitId], rules: &LayoutRules) -> Round
     let mut candidates = Vec::new();
     for unit in &running(shared, units) {
         let now_ms = shared.clock.now_ms();
-        let seen = observe::observe(&shared.tree, &shared.activity, unit, rules, now_ms);
+        let committed = pidfiles_elsewhere(shared, unit);
+        let seen = observe::observe(&shared.tree, &shared.activity, unit, &committed, rules, now_ms);
         candidates.extend(sort_out(shared, seen, rules, &mut round));
     }
     complete(shared, candidates, &mut round);
     round
+}
+
+/// The names directly in a partial unit that its last commit has. Who parses an archived job again has no more pidfiles here than the parser's.
+fn pidfiles_elsewhere(shared: &Shared, unit: &UnitId) -> BTreeSet<Vec<u8>> {
+    let record = shared.journal.get(unit).filter(|record| record.partial);
+    let committed = record.and_then(|record| record.committed);
+    let manifest = committed.and_then(|c| shared.journal.manifest(&c.manifest).ok().flatten());
+    let is_here = |path: &RelPath| path.depth() == 1 && !shared.journal.is_gone(unit, path);
+    let entries = manifest.iter().flat_map(|manifest| manifest.entries());
+    let files =
+        entries.filter(|e| matches!(e.body, Body::File { .. } | Body::Link { .. }) && is_here(&e.path));
+    files.filter_map(|e| Some(e.path.name()?.to_vec())).collect()
 }
 
 /// Completes `units` because somebody said so, whatever their pidfiles say; only open files hold them up. Blocking.

@@ -29,6 +29,8 @@ counters! {
     files_sealed,
     /// File bytes read and hashed for that.
     bytes_hashed,
+    /// Of these, the ones that were what was committed last.
+    layers_unchanged,
     /// Layers that the store committed.
     layers_committed,
     /// Of these, the ones of which it knew everything already.

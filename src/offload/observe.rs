@@ -1,6 +1,7 @@
 //! Observing: what [`layout::judge`] wants to know of a layer in the spool.
 
 use std::{
+    collections::BTreeSet,
     fs::Metadata,
     io::{self, Read},
     os::unix::fs::MetadataExt,
@@ -35,16 +36,18 @@ pub enum Finding {
     Failed(io::Error),
 }
 
-/// Looks at `unit`. `now_ms` is the clock's, for what was last changed before this daemon's start.
+/// Looks at `unit`. `now_ms` is the clock's, for what was last changed before this daemon's start. Pidfiles that are only in the store (of a partial
+/// layer) were done when they were committed; `committed` are their names.
 pub fn observe(
     spool: &SpoolTree,
     activity: &Activity,
     unit: &UnitId,
+    committed: &BTreeSet<Vec<u8>>,
     rules: &LayoutRules,
     now_ms: u64,
 ) -> Observation {
     let snapshot = work_of(spool, activity, unit);
-    let finding = match look(spool, unit, &snapshot, rules, now_ms) {
+    let finding = match look(spool, unit, &snapshot, committed, rules, now_ms) {
         Ok(Some(verdict)) => Finding::Judged(verdict),
         Ok(None) => Finding::Gone,
         Err(e) => Finding::Failed(e),
@@ -56,13 +59,21 @@ fn look(
     spool: &SpoolTree,
     unit: &UnitId,
     snapshot: &Snapshot,
+    committed: &BTreeSet<Vec<u8>>,
     rules: &LayoutRules,
     now_ms: u64,
 ) -> io::Result<Option<Verdict>> {
     if spool.stat(&unit.root)?.is_none() {
         return Ok(None);
     }
-    let pidfiles = read_pidfiles(spool, &unit.root)?;
+    let mut pidfiles = read_pidfiles(spool, &unit.root)?;
+    for label in PIDFILES {
+        let is_elsewhere = !pidfiles.iter().any(|seen| seen.label == label);
+        if is_elsewhere && committed.contains(label.file_name().as_bytes()) {
+            let content = Pidfile::Done { pid: 0, exit_status: 0, failed: 0 };
+            pidfiles.push(Seen { label, content, pid_alive: false });
+        }
+    }
     let quiet_ms = match snapshot.changed {
         Some(at) => millis_since(at),
         None => now_ms.saturating_sub(last_change_ms(spool, unit, now_ms)),
@@ -157,7 +168,7 @@ mod tests {
         let (activity, _stream) = Activity::new();
         let unit = UnitId::tree(path("1-me/host1"));
         let now_ms = SystemClock.now_ms() + later_ms;
-        match observe(&spool.tree, &activity, &unit, rules, now_ms).finding {
+        match observe(&spool.tree, &activity, &unit, &BTreeSet::new(), rules, now_ms).finding {
             Finding::Judged(verdict) => verdict,
             other => panic!("{other:?}"),
         }
@@ -189,7 +200,8 @@ mod tests {
     fn a_unit_that_is_not_there_is_gone() {
         let (activity, _stream) = Activity::new();
         let unit = UnitId::tree(path("1-me/host1"));
-        let seen = observe(&Spool::new().tree, &activity, &unit, &LayoutRules::default(), 0);
+        let seen =
+            observe(&Spool::new().tree, &activity, &unit, &BTreeSet::new(), &LayoutRules::default(), 0);
         assert!(matches!(seen.finding, Finding::Gone));
     }
 }

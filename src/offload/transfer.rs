@@ -64,7 +64,8 @@ async fn advance(shared: &Arc<Shared>, unit: &UnitId) -> Result<Outcome, Transfe
     }
 }
 
-/// Describes a complete layer and journals its manifest.
+/// Describes a complete layer and journals its manifest, unless that is the one that was committed last: who writes the same again (rsync
+/// by Autotest itself does) has changed nothing.
 async fn seal_layer(shared: &Arc<Shared>, record: UnitRecord) -> Result<(), TransferError> {
     let (unit, generation) = (record.unit.clone(), record.generation);
     let worker = shared.clone();
@@ -72,8 +73,22 @@ async fn seal_layer(shared: &Arc<Shared>, record: UnitRecord) -> Result<(), Tran
     let described = described.await??;
     count_sealed(shared, &described);
     let (journal, sealed) = (shared.journal.clone(), unit.clone());
-    upload::blocking(move || journal.seal(&sealed, generation, &described.manifest)).await??;
-    tracing::debug!(%unit, %generation, "sealed");
+    let keep = move || -> Result<bool, JournalError> {
+        let manifest = Hash::of(&described.manifest.encode());
+        let committed = journal.get(&sealed).and_then(|record| record.committed);
+        let is_unchanged = committed.is_some_and(|committed| committed.manifest == manifest);
+        if is_unchanged {
+            journal.settle_unchanged(&sealed, generation, manifest)?;
+        } else {
+            journal.seal(&sealed, generation, &described.manifest)?;
+        }
+        Ok(is_unchanged)
+    };
+    let is_unchanged = upload::blocking(keep).await??;
+    if is_unchanged {
+        shared.counters.layers_unchanged.one();
+    }
+    tracing::debug!(%unit, %generation, is_unchanged, "described");
     Ok(())
 }
 

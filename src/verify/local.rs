@@ -14,8 +14,9 @@ use fs_err as fs;
 
 use super::{Finding, Report, Severity};
 use crate::{
+    fs::{conflict::conflicts_in, union::Layer},
     ids::{Hash, RelPath, Scope, UnitId},
-    journal::{Journal, State, UnitRecord},
+    journal::{Journal, LayerHead, State, UnitRecord},
     manifest::{Body, Entry, Manifest},
     spool::{Spool, activity::Activity},
 };
@@ -58,6 +59,7 @@ impl Check<'_> {
     fn unit(&mut self, record: &UnitRecord) {
         self.report.counts.units += 1;
         self.catalog(record);
+        self.conflicts(record);
         let manifest = self.manifest(record);
         match (record.state, manifest) {
             (State::Committed, Some(manifest)) => self.committed(record, &manifest),
@@ -86,6 +88,22 @@ impl Check<'_> {
                 ),
                 "it is sent again while the spool has it: `resultsfs offload`",
             );
+        }
+    }
+
+    /// Changes by several hosts that knew nothing of one another, as far as the manifests are here.
+    fn conflicts(&mut self, record: &UnitRecord) {
+        if !self.journal.has_foreign(&record.unit) {
+            return;
+        }
+        let heads = self.journal.layers(&record.unit).into_iter();
+        let layer = |head: LayerHead| {
+            let manifest = self.journal.manifest(&head.manifest).ok().flatten()?;
+            Some(Layer { unit: record.unit.clone(), head, manifest })
+        };
+        let layers: Vec<Layer> = heads.filter_map(layer).collect();
+        for conflict in conflicts_in(&layers) {
+            self.report.find(super::conflict(&layers, &conflict));
         }
     }
 

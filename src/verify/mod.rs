@@ -9,7 +9,11 @@ pub mod store;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::ids::{RelPath, UnitId};
+use crate::{
+    fs::{conflict::Conflict, union::Layer},
+    ids::{RelPath, UnitId},
+    manifest::Body,
+};
 
 /// Findings kept in a report; beyond that they are only counted. A lost disk must not fill the memory.
 pub const FINDINGS_MAX: usize = 10_000;
@@ -50,6 +54,30 @@ impl Finding {
         let (message, repair) = (message.into(), repair.into());
         Self { code, severity, message, units: Vec::new(), paths: Vec::new(), repair }
     }
+}
+
+/// A change that was overtaken by one that knew nothing of it.
+fn conflict(layers: &[Layer], conflict: &Conflict) -> Finding {
+    let Conflict { shown, lost } = conflict;
+    let name = |host| {
+        let of_host = layers.iter().find(|layer| layer.head.host == host);
+        of_host.map_or_else(|| host.to_string(), |layer| layer.head.host_name.clone())
+    };
+    let path = lost.unit.root.append(&lost.entry.path).unwrap_or_else(|_| lost.unit.root.clone());
+    let what = if lost.entry.body == Body::Whiteout { "deletion" } else { "change" };
+    let message = format!(
+        "{path}: the {what} by {} ({}) and that by {} ({}) knew nothing of one another; the latter counts",
+        name(lost.host),
+        lost.seq,
+        name(shown.host),
+        shown.seq
+    );
+    let repair = format!(
+        "`resultsfs explain --cat {} {path}` prints what was overtaken; whoever writes the file again settles it",
+        name(lost.host)
+    );
+    let units = vec![lost.unit.clone()];
+    Finding { units, paths: vec![path], ..Finding::new("conflict", Severity::Warning, message, repair) }
 }
 
 /// What was looked at.

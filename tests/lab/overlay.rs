@@ -111,3 +111,131 @@ fn a_deleted_job_is_gone_everywhere_and_stays_in_the_store() {
     assert!(!b.mount.join("7-me/host1/status.log").exists());
     assert!(!a.mount.join("7-me/host1/status.log").exists());
 }
+
+fn commit_all(machine: &Machine) {
+    wait_for("everything to be committed", Duration::from_secs(60), || {
+        machine.offload();
+        let settled = |state: Option<&str>| matches!(state, Some("committed" | "evicted" | "remote"));
+        machine.json(["jobs"]).iter().all(|unit| settled(unit["state"].as_str()))
+    });
+}
+
+fn evict(machine: &Machine, path: &str) {
+    wait_for("eviction", Duration::from_secs(20), || machine.run(["evict", path]).status.success());
+}
+
+fn sh(script: &str, args: &[&Path]) {
+    let out = Command::new("bash").args(["-euc", script, "test"]).args(args).output().expect("runs");
+    assert!(out.status.success(), "{script}\n{}{}", text(&out.stdout), text(&out.stderr));
+}
+
+/// Writing the same again (rsync by Autotest itself, `cp -p`) opens no new generation: the catalog doesn't move, wherever the unit is, and what was
+/// freed is freed again.
+#[test]
+fn the_same_again_is_no_new_generation() {
+    let mut lab = Lab::new(Duration::from_secs(180));
+    let a = lab.machine("drone1");
+    lab.mount(&a);
+    job(&a, "7-me");
+    let copy = lab.path().join("copy");
+    sh(r#"cp -a "$1" "$2""#, &[&a.mount.join("7-me"), &copy]);
+    let seq = a.seq();
+    let unchanged = |a: &Machine| a.status()["offload"]["layers_unchanged"].as_u64().unwrap_or(0);
+    for is_evicted in [false, true] {
+        if is_evicted {
+            evict(&a, "7-me");
+        }
+        let before = unchanged(&a);
+        let script = r#"cp -p "$1/host1/keyval" "$2/host1/keyval"; rsync -a --ignore-times "$1/" "$2/""#;
+        sh(script, &[&copy, &a.mount.join("7-me")]);
+        commit_all(&a);
+        assert!(unchanged(&a) > before, "something was looked at");
+        assert_eq!(a.seq(), seq, "the catalog has not moved; evicted: {is_evicted}");
+        assert_same("the tree", &picture(&copy), &picture(&a.mount.join("7-me")));
+        assert_eq!(a.run(["verify", "--local"]).status.code(), Some(0));
+    }
+    evict(&a, "7-me");
+    assert_same("the tree", &picture(&copy), &picture(&a.mount.join("7-me")));
+}
+
+/// P6 **Late writes count**, as a delta: a reparse of a large archived job moves kilobytes.
+#[test]
+fn a_reparse_moves_kilobytes() {
+    let mut lab = Lab::new(Duration::from_secs(180));
+    let a = lab.machine("drone1");
+    lab.mount(&a);
+    for i in 0..300 {
+        let line = |line: u32| format!("{i} {}\n", blake3::hash(format!("{i} {line}").as_bytes()));
+        let noise: String = (0..200).map(line).collect();
+        put(&a.mount, &format!("7-me/host1/debug/{i}.log"), &noise);
+    }
+    job(&a, "7-me");
+    evict(&a, "7-me");
+    let sent = || a.status()["connection"]["bytes_sent"].as_u64().expect("a number");
+    let (before, seq) = (sent(), a.seq());
+    let exec = a.mount.join("7-me/host1");
+    sh(
+        r#"cd "$1"; exec 9> .parse.lock; flock 9; echo 77 > .parser_execute; echo parsed >> .parse.log; head -c 2000 /dev/urandom > job.serialize
+           printf '77\n0\n0\n' > .parser_execute"#,
+        &[&exec],
+    );
+    wait_for("the reparse to be committed", Duration::from_secs(60), || {
+        a.offload();
+        a.seq() > seq
+    });
+    let moved = sent() - before;
+    assert!(moved < 64 << 10, "{moved} bytes sent");
+    let brought = fs::read_dir(a.state.join("spool/7-me/host1/debug")).map_or(0, Iterator::count);
+    assert_eq!(brought, 0, "nothing was brought back");
+}
+
+fn append(machine: &Machine, name: &str, line: &str) {
+    let path = machine.mount.join(name);
+    let mut file = fs::OpenOptions::new().append(true).open(&path).unwrap_or_else(|e| panic!("{name}: {e}"));
+    std::io::Write::write_all(&mut file, line.as_bytes()).expect("appended");
+}
+
+/// Two hosts changing one file: the last commit wins on every mount, the other stays retrievable, and `explain` and `verify` say so. Never a mix.
+#[test]
+fn of_two_changes_the_last_commit_wins_and_the_other_can_be_had() {
+    let mut lab = Lab::new(Duration::from_secs(240));
+    let (a, b) = (lab.machine("drone1"), lab.machine("drone2"));
+    lab.mount(&a);
+    lab.mount(&b);
+    job(&a, "7-me");
+    b.catch_up(&a);
+    let file = "7-me/host1/keyval";
+    assert_eq!(fs::read_to_string(b.mount.join(file)).expect("read"), "a=b\n");
+    let explained = |machine: &Machine| machine.json(["explain", file]).pop().expect("an object");
+    assert_eq!(explained(&a)["conflict"], false);
+    lab.kill_serve();
+    for pid in processes_with(&[&lab.path().display().to_string(), "--stdio"]) {
+        let _ = kill_process(pid, Signal::KILL);
+    }
+    append(&a, file, "by=a\n");
+    append(&b, file, "by=b\n");
+    lab.start_serve();
+    let both = ["a=b\nby=a\n", "a=b\nby=b\n"];
+    wait_for("both changes to be committed", Duration::from_secs(90), || {
+        [&a, &b].iter().all(|machine| machine.run(["offload", "7-me/host1", "--wait"]).status.success())
+            && explained(&a)["conflict"] == true
+            && explained(&b)["conflict"] == true
+    });
+    let shown = fs::read_to_string(a.mount.join(file)).expect("read");
+    assert!(both.contains(&&*shown), "{shown}");
+    assert_eq!(fs::read_to_string(b.mount.join(file)).expect("read"), shown);
+    for machine in [&a, &b] {
+        let lost = explained(machine)["overtaken"][0].clone();
+        let out = machine.run(["explain", "--cat", lost["host"].as_str().expect("a name"), file]);
+        let other = both.iter().find(|text| **text != shown).expect("the other");
+        assert_eq!((out.status.code(), &*text(&out.stdout)), (Some(0), *other), "{}", text(&out.stderr));
+    }
+    let findings = b.json(["verify", "--local"]);
+    let conflict = findings.iter().find(|f| f["code"] == "conflict").expect("found");
+    assert_eq!((&conflict["severity"], &conflict["paths"][0]), (&"warning".into(), &file.into()));
+    // Whoever changes what shows has seen it.
+    append(&b, file, "settled=1\n");
+    wait_for("the conflict to be settled", Duration::from_secs(60), || {
+        b.run(["offload", "7-me/host1", "--wait"]).status.success() && explained(&b)["conflict"] == false
+    });
+}

@@ -124,6 +124,12 @@ impl Lab {
         self.told(invalidations);
     }
 
+    /// What of `unit` the kernel and the node table know is looked up anew, as after a start of the daemon.
+    pub fn forget_all(&self, unit: &UnitId) {
+        self.told(self.fs.evicted(std::slice::from_ref(unit)));
+        self.told(self.fs.remote_changed(std::slice::from_ref(unit)));
+    }
+
     fn told(&self, invalidations: Vec<Invalidation>) {
         self.mounted.notifier().tell(invalidations);
         self.mounted.notifier().flush();

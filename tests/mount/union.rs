@@ -10,8 +10,9 @@ use std::{
 };
 
 use resultsfs::{
+    fs::Need,
     ids::{RelPath, UnitId},
-    journal::State,
+    journal::{Note, State},
 };
 
 use crate::{
@@ -38,6 +39,11 @@ fn results(lab: &Lab, name: &str) -> PathBuf {
 
 fn errno<T: std::fmt::Debug>(result: std::io::Result<T>) -> i32 {
     result.expect_err("refused").raw_os_error().expect("a number")
+}
+
+fn exchange(a: &Path, b: &Path) {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE).expect("exchanged");
 }
 
 fn append(path: &Path, text: &str) {
@@ -186,6 +192,103 @@ all_ways! {
         assert_eq!(sh(r#"ls "$1""#, &[&lab.at("7-me")]), "host3\n");
     }
 
+    /// A directory is renamed as a whole, wherever what is in it lies: the old name is gone, the new one is the same tree.
+    fn a_remote_directory_is_renamed(lab) {
+        let source = results(&lab, "theirs");
+        let (own, foreign) = (tree("7-me/host1"), tree("7-me/host2"));
+        sh(r#"mkdir -p "$2"; cp -a "$1/." "$2""#, &[&source, &lab.at("7-me/host1")]);
+        lab.commit(&own);
+        lab.evict(&own);
+        lab.foreign(&foreign, &source);
+        let at = |path: &str| lab.at(path);
+        let expected = describe(&at("7-me/host1/sysinfo"));
+        assert_eq!(errno(fs::rename(at("7-me/host2/sysinfo"), at("7-me/host2/moved"))), libc::EPERM);
+        assert!(!lab.spool("7-me/host2").exists(), "nothing was brought for nothing");
+        fs::rename(at("7-me/host1/sysinfo"), at("7-me/host1/moved")).expect("an own one");
+        assert_same_tree(&at("7-me/host1/moved"), &expected);
+        lab.store.allow_delete(true);
+        // A whole execution dir, with what this host has added to it, to another job and unit.
+        append(&at("7-me/host2/status.log"), "late\n");
+        let expected = describe(&at("7-me/host2"));
+        fs::create_dir(at("8-me")).expect("made");
+        fs::rename(at("7-me/host2"), at("8-me/host3")).expect("another host's");
+        assert_same_tree(&at("8-me/host3"), &expected);
+        assert!(!sh(r#"ls "$1" "$1/host1""#, &[&at("7-me")]).contains("host2"));
+        let moved = describe(&at("7-me/host1"));
+        for unit in [&own, &foreign, &tree("8-me/host3")] {
+            lab.commit(unit);
+            lab.evict(unit);
+        }
+        assert_same_tree(&at("8-me/host3"), &expected);
+        assert_same_tree(&at("7-me/host1"), &moved);
+        assert!(!at("7-me/host2").exists() && !at("7-me/host1/sysinfo").exists());
+        // A job dir with all its units.
+        let job = describe(&at("7-me/host1"));
+        fs::rename(at("7-me"), at("9-me")).expect("a job");
+        assert!(!at("7-me").exists());
+        assert_same_tree(&at("9-me/host1"), &job);
+        assert_eq!(lab.journal.get(&own).expect("a record").state, State::Running, "its old unit is open again");
+    }
+
+    /// Editors write beside and rename over; what was there goes as a whole.
+    fn what_is_committed_is_replaced_atomically(lab) {
+        let source = results(&lab, "theirs");
+        let (own, foreign) = (tree("7-me/host1"), tree("7-me/host2"));
+        sh(r#"mkdir -p "$2"; cp -a "$1/." "$2""#, &[&source, &lab.at("7-me/host1")]);
+        lab.commit(&own);
+        lab.evict(&own);
+        lab.foreign(&foreign, &source);
+        lab.store.allow_delete(true);
+        for host in ["host1", "host2"] {
+            let at = |path: &str| lab.at(Path::new("7-me").join(host).join(path));
+            fs::remove_file(at("hard")).expect("removed");
+            fs::write(at("status.log.tmp"), "edited").expect("written");
+            fs::rename(at("status.log.tmp"), at("status.log")).expect("replaced");
+            assert_eq!(fs::read_to_string(at("status.log")).expect("read"), "edited");
+            fs::create_dir(at("new")).expect("made");
+            assert_eq!(errno(fs::rename(at("new"), at("debug"))), libc::ENOTEMPTY);
+            fs::remove_file(at("debug/client.DEBUG")).expect("removed");
+            fs::write(at("new/x"), "x").expect("written");
+            fs::rename(at("new"), at("debug")).expect("an empty directory is replaced");
+            assert_eq!(sh(r#"ls "$1""#, &[&at("debug")]), "x\n");
+            exchange(&at("sysinfo"), &at("debug"));
+            assert_eq!(sh(r#"ls "$1/debug" "$1/sysinfo""#, &[&at("")]).matches("deep").count(), 1);
+            assert_eq!(fs::read_to_string(at("debug/deep/f")).expect("read"), "secret\n");
+        }
+        let expected = [describe(&lab.at("7-me/host1")), describe(&lab.at("7-me/host2"))];
+        for unit in [&own, &foreign] {
+            lab.commit(unit);
+            lab.evict(unit);
+        }
+        assert_same_tree(&lab.at("7-me/host1"), &expected[0]);
+        assert_same_tree(&lab.at("7-me/host2"), &expected[1]);
+    }
+
+    /// The states in which the daemon may die while it renames a directory: until the rename itself the old tree shows, from it on the new one.
+    fn a_rename_that_is_cut_off_leaves_one_tree(lab) {
+        let source = results(&lab, "theirs");
+        let unit = tree("7-me/host2");
+        lab.foreign(&unit, &source);
+        lab.store.allow_delete(true);
+        let at = |path: &str| lab.at(Path::new("7-me/host2").join(path));
+        let expected = describe(&at("sysinfo"));
+        let dir = fs::metadata(at("sysinfo")).expect("stat").ino();
+        lab.fs.fulfil(&Need::Subtree { node: dir }).expect("brought");
+        assert!(lab.spool("7-me/host2/sysinfo/deep/f").exists());
+        lab.forget_all(&unit);
+        assert_same_tree(&at("sysinfo"), &expected);
+        let hidden = Some(Note::Hidden(lab.journal.head().expect("follows").1.seq));
+        let notes = ["sysinfo", "sysinfo/deep", "sysinfo/deep/f"].map(|path| (RelPath::parse(path).expect("a path"), hidden));
+        lab.journal.note(&unit, &notes).expect("noted");
+        lab.forget_all(&unit);
+        assert_same_tree(&at("sysinfo"), &expected);
+        assert!(!at("moved").exists());
+        fs::rename(lab.spool("7-me/host2/sysinfo"), lab.spool("7-me/host2/moved")).expect("as the daemon does");
+        lab.forget_all(&unit);
+        assert_same_tree(&at("moved"), &expected);
+        assert!(!at("sysinfo").exists());
+    }
+
     /// Another host's deletion of what is in this host's spool hides it, and doesn't stand in the way of what comes there anew.
     fn a_foreign_deletion_hides_the_own_file(lab) {
         let unit = tree("7-me/host1");
@@ -287,8 +390,8 @@ all_ways! {
         assert_eq!(fs::read_to_string(at("sysinfo/deep/f")).expect("read"), "secret\nmore");
         fs::remove_file(at("sysinfo/deep/f")).expect("removed");
         assert!(!at("sysinfo/deep/f").exists());
-        assert_eq!(errno(fs::rename(at("sysinfo"), at("moved"))), libc::EXDEV);
-        sh(r#"cd "$1"; mv sysinfo moved; test ! -e sysinfo; test -d moved/deep; rm -rf "$1""#, &[&at("")]);
+        fs::rename(at("sysinfo"), at("moved")).expect("renamed");
+        sh(r#"cd "$1"; test ! -e sysinfo; test -d moved/deep; rm -rf "$1""#, &[&at("")]);
         assert!(!at("").exists());
     }
 
