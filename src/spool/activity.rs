@@ -31,6 +31,12 @@ impl Work {
     fn is_idle(&self) -> bool {
         self.handles == 0 && self.operations == 0
     }
+
+    /// It was changed now; whether that is to be told.
+    fn note_change(&mut self) -> bool {
+        self.changed = Some(Instant::now());
+        !std::mem::replace(&mut self.told, true)
+    }
 }
 
 /// A unit's activity at one moment.
@@ -94,30 +100,29 @@ impl Activity {
         work.writers += usize::from(writable);
     }
 
-    /// A handle was closed for good.
+    /// A handle was closed for good. After writing that is a change, at the same moment: who finds no writer finds the change, too.
     pub fn closed(&self, unit: &UnitId, writable: bool) {
         let mut units = self.lock();
         let work = units.entry(unit.clone()).or_default();
         debug_assert!(work.handles > 0, "a handle is closed once");
         work.handles -= 1;
         work.writers -= usize::from(writable);
+        let is_news = writable && work.note_change();
         drop(units);
-        if writable {
-            self.changed(unit);
-        }
+        self.tell(unit, is_news);
     }
 
     /// The unit was changed.
     pub fn changed(&self, unit: &UnitId) {
-        let mut units = self.lock();
-        let work = units.entry(unit.clone()).or_default();
-        work.changed = Some(Instant::now());
-        if std::mem::replace(&mut work.told, true) {
-            return;
+        let is_news = self.lock().entry(unit.clone()).or_default().note_change();
+        self.tell(unit, is_news);
+    }
+
+    fn tell(&self, unit: &UnitId, is_news: bool) {
+        if is_news {
+            // The receiver is gone only while the daemon stops, and then nobody needs to know.
+            let _ = self.touched.send(unit.clone());
         }
-        drop(units);
-        // The receiver is gone only while the daemon stops, and then nobody needs to know.
-        let _ = self.touched.send(unit.clone());
     }
 
     /// The stream's reader has heard of `unit` and is about to look: what changes from now on is told again.
@@ -236,6 +241,27 @@ mod tests {
         activity.closed(&unit, true);
         assert_eq!(stream.try_recv().expect("one"), unit);
         assert!(activity.snapshot(&unit).changed.is_some());
+    }
+
+    /// Otherwise a unit could be judged complete between the two, and would be opened again for a change that came before.
+    #[test]
+    fn who_finds_no_writer_finds_the_change() {
+        let (activity, _stream) = Activity::new();
+        let unit = UnitId::loose("1-me".parse().expect("a path"));
+        for _ in 0..2000 {
+            activity.opened(&unit, true);
+            let opened = Instant::now();
+            std::thread::scope(|scope| {
+                scope.spawn(|| activity.closed(&unit, true));
+                let seen = loop {
+                    let seen = activity.snapshot(&unit);
+                    if seen.writers == 0 {
+                        break seen;
+                    }
+                };
+                assert!(seen.changed.is_some_and(|changed| changed >= opened));
+            });
+        }
     }
 
     /// A test that writes a million files wakes nobody a million times, and its last change is never missed.
