@@ -182,6 +182,16 @@ impl Replica {
         Ok(())
     }
 
+    /// Makes durable what came so far: a file that is freed must be found again by who starts after a crash, also with the store away.
+    pub fn harden(&self) -> Result<(), JournalError> {
+        let mut tail = self.tail();
+        if tail.records > 0 {
+            self.db.write(Durability::Immediate, |txn| Ok(txn.open_table(META).map(drop)?))?;
+            tail.records = 0;
+        }
+        Ok(())
+    }
+
     /// Whether records came that the journal has not looked at, or may not have.
     pub fn is_unadopted(&self) -> Result<bool, JournalError> {
         Ok(self.db.get(META, b"unadopted")?.is_some())

@@ -149,6 +149,7 @@ impl Journal {
         let record = self.require(unit, "evict")?;
         let evicted = record.evicted(self.clock.now_ms());
         let evicted = evicted.ok_or_else(|| stale(&record, "eviction", record.generation))?;
+        self.replica.harden()?;
         self.write(vec![changed(evicted)], None)
     }
 

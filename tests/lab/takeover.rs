@@ -40,6 +40,13 @@ fn kill_daemon(machine: &Machine) {
     });
 }
 
+fn answers(machine: &Machine) {
+    let socket = machine.state.join("control.sock");
+    wait_for("an answer", Duration::from_secs(20), || {
+        std::os::unix::net::UnixStream::connect(&socket).is_ok()
+    });
+}
+
 fn takeovers(machine: &Machine) -> u64 {
     machine.status()["takeovers"].as_u64().expect("a number")
 }
@@ -74,12 +81,16 @@ fn storm(passthrough: &str, kills: u32) {
     lab.mount_with(&drone, &["-o", &format!("passthrough={passthrough}")]);
     let at_work = writers(&lab, &drone, 8);
     let mut random = Random(u64::from(kills));
-    for _ in 0..kills {
-        thread::sleep(Duration::from_millis(random.below(400)));
+    for round in 0..kills {
+        // One in three may die before it answers.
+        if round % 3 > 0 {
+            answers(&drone);
+        }
+        thread::sleep(Duration::from_millis(random.below(300)));
         kill_daemon(&drone);
     }
-    wait_for("an answer", Duration::from_secs(20), || drone.status()["held_by"] == "supervisor");
-    assert!(takeovers(&drone) > u64::from(kills) / 3, "most of them served");
+    answers(&drone);
+    assert!(takeovers(&drone) >= u64::from(kills) * 2 / 3);
     all_went_well(at_work);
     wait_for("every handle to be released", Duration::from_secs(10), || drone.status()["open_handles"] == 0);
     let orphans = fs::read_dir(drone.state.join("tmp")).expect("a directory").count();
@@ -119,11 +130,8 @@ fn evicted_files_are_read_across_kills() {
     let log = drone.mount.join("1-debug_user/host1/status.log");
     let content = fs::read(&log).expect("remote");
     let mut held = fs::File::open(&log).expect("remote");
-    let seq = drone.seq();
     for _ in 0..4 {
         kill_daemon(&drone);
-        // The replica of the catalog isn't durable; the next daemon has it from the store.
-        wait_for("the catalog", Duration::from_secs(20), || drone.seq() >= seq);
         assert_same("the evicted job", &expected, &picture(&drone.mount));
     }
     let mut through_held = Vec::new();
