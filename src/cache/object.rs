@@ -22,7 +22,7 @@ pub struct OpenBlock {
 impl OpenBlock {
     /// Checks and unpacks an encoded block.
     pub fn open(encoded: &[u8]) -> Result<Arc<Self>, BlockError> {
-        let block = Block::open(encoded)?;
+        let block = Block::open_for_objects(encoded)?;
         let mut sorted = block.table().to_vec();
         sorted.sort_unstable_by_key(|e| (e.kind, e.hash));
         Ok(Arc::new(Self { block, sorted }))

@@ -31,6 +31,9 @@ use crate::{
     spool::Spool,
 };
 
+/// Remote nodes of which it is known what the kernel has in its pages.
+const PAGED: usize = 16 << 10;
+
 /// What was opened.
 #[derive(Debug)]
 pub struct Opened {
@@ -40,6 +43,8 @@ pub struct Opened {
     pub backing: Option<Arc<OwnedFd>>,
     /// It was opened by this very request before the take-over: counted already.
     pub is_resumed: bool,
+    /// Of what is only committed: the kernel may go on with the pages that it has of the node, since they are of this content.
+    pub keeps_pages: bool,
 }
 
 /// One handle.
@@ -103,7 +108,10 @@ impl Fs {
             Shown::Remote(candidate) => {
                 let unit = self.unit_of_any(&paths);
                 let _operations = self.enter(unit.as_slice())?;
-                Ok(self.register((node, flags, caller), (unit, moves), Data::Remote(candidate, news)))
+                let keeps_pages = self.has_pages_of(node, &candidate, brief.handle.is_some());
+                let opened =
+                    self.register((node, flags, caller), (unit, moves), Data::Remote(candidate, news));
+                Ok(Opened { keeps_pages, ..opened })
             }
             Shown::Local(local) if writable || truncate => {
                 let changed: Vec<_> = paths.iter().map(|p| (p, false)).collect();
@@ -256,7 +264,27 @@ impl Fs {
         if self.moves() != moves {
             self.rehome(&file);
         }
-        Opened { fh, node, backing, is_resumed: false }
+        if backing.is_some() {
+            self.paged.lock().expect("no code panics under this lock").remove(&node);
+        }
+        Opened { fh, node, backing, is_resumed: false, keeps_pages: false }
+    }
+
+    /// Whether what the kernel has read of a remote node is this content, which it is from now on. Handles on another content that
+    /// are still open may go on filling pages with that.
+    fn has_pages_of(&self, node: NodeId, candidate: &Candidate, is_open: bool) -> bool {
+        let content = candidate.file.map(|(_, content)| content);
+        let mut paged = self.paged.lock().expect("no code panics under this lock");
+        let is_same = content.is_some() && paged.get(&node).copied() == content;
+        if is_open && !is_same {
+            paged.remove(&node);
+        } else if let (Some(content), false) = (content, is_same) {
+            if paged.len() >= PAGED {
+                paged.clear();
+            }
+            paged.insert(node, content);
+        }
+        is_same
     }
 
     pub(super) fn insert(
@@ -278,7 +306,7 @@ impl Fs {
     fn resumed_open(&self, caller: Caller) -> Option<Opened> {
         let fh = self.inherited.opened_by(caller.request)?;
         let node = self.file(fh).ok()?.node;
-        Some(Opened { fh, node, backing: self.local_file(fh), is_resumed: true })
+        Some(Opened { fh, node, backing: self.local_file(fh), is_resumed: true, keeps_pages: false })
     }
 
     pub(super) fn file(&self, fh: Fh) -> FsResult<Arc<OpenFile>> {

@@ -59,7 +59,11 @@ impl Fs {
             Err(e) => return Err(e),
         };
         match self.committed.is_continued(&path, old.file, new.file)? {
-            Some(true) => file.seen(&old, Some(new), news),
+            Some(true) => {
+                file.seen(&old, Some(new), news);
+                // From here on its pages are of both.
+                self.paged.lock().expect("no code panics under this lock").remove(&file.node);
+            }
             Some(false) => {
                 self.part(file.node);
                 file.seen(&old, None, news);

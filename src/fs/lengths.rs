@@ -1,29 +1,17 @@
 //! How long a path may be that is made here.
 //!
-//! The engine walks the spool by paths, and one system call takes [`KERNEL_PATH_BYTES`]. So what is too long for that, below the directories that
-//! it works in, is refused when it is to be made; otherwise it would be here and could never be offloaded. What other hosts have made
-//! shows, up to the bound of the formats.
+//! As long as one system call takes, from the top of the tree: what is longer is refused when it is to be made, by whichever call. By openat(2) it
+//! could be made, and by moving a directory, and then no manifest could name it.
 
-use std::{
-    os::fd::{AsFd, BorrowedFd},
-    path::Path,
-};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::{self as sys, Mode, OFlags};
 
 use super::{Fs, FsError, FsResult, Kind};
 use crate::{ids::RelPath, limits, spool::Spool};
 
-/// The longest path of one call, its end's NUL left out.
-const KERNEL_PATH_BYTES: usize = 4095;
-/// Room for the names of scratch directories in the directory for what is under way.
-const SCRATCH_BYTES: usize = 64;
-
-/// The longest path that may be made in `spool` while copies of it are put together in `tmp_dir`.
-pub(super) fn longest(spool: &Path, tmp_dir: &Path) -> usize {
-    let [spool, tmp] = [spool, tmp_dir].map(|dir| dir.as_os_str().len() + 1);
-    KERNEL_PATH_BYTES.saturating_sub(spool.max(tmp + SCRATCH_BYTES)).min(limits::PATH_BYTES)
-}
+/// The longest path of one call: the end's NUL counts.
+const LONGEST: usize = limits::PATH_BYTES - 1;
 
 impl Fs {
     /// Whether there may be something at `path`.
@@ -33,7 +21,7 @@ impl Fs {
 
     /// Bytes that a path may go on for below `path`.
     fn room_below(&self, path: &RelPath) -> FsResult<usize> {
-        let room = self.longest_path.checked_sub(path.as_bytes().len());
+        let room = LONGEST.checked_sub(path.as_bytes().len());
         room.ok_or(FsError::Errno(libc::ENAMETOOLONG))
     }
 
@@ -64,18 +52,4 @@ fn below_fits(dir: BorrowedFd<'_>, name: &[u8], room: usize) -> FsResult<()> {
         }
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_may_be_made_can_be_walked() {
-        let (spool, tmp) = (Path::new("/var/lib/resultsfs/spool"), Path::new("/var/lib/resultsfs/tmp"));
-        let longest = longest(spool, tmp);
-        assert!(longest > 4000 && longest < limits::PATH_BYTES);
-        let longest_in_spool = spool.as_os_str().len() + 1 + longest;
-        assert!(longest_in_spool <= KERNEL_PATH_BYTES);
-    }
 }

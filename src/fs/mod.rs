@@ -57,7 +57,7 @@ use std::{
     collections::HashMap,
     path::PathBuf,
     sync::{
-        Arc, RwLock,
+        Arc, Mutex, RwLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -86,7 +86,7 @@ use self::{
 use crate::{
     cache::Cache,
     chunk::ChunkParams,
-    ids::{RelPath, UnitId},
+    ids::{Hash, RelPath, UnitId},
     journal::Journal,
     layout::LayoutRules,
     spool::{Spool, activity::Activity},
@@ -130,10 +130,11 @@ pub struct Fs {
     kept: KeptDirs,
     files: RwLock<HashMap<Fh, Arc<OpenFile>>>,
     dirs: RwLock<HashMap<Fh, Arc<OpenDir>>>,
+    /// Of which content the kernel's pages of a remote node are, as far as that is known.
+    paged: Mutex<HashMap<NodeId, Hash>>,
     next_fh: AtomicU64,
     moves: AtomicU64,
     claims: Claims,
-    longest_path: usize,
     /// Counts changes of what is committed or runs elsewhere; a remote handle that has seen fewer looks again.
     news: AtomicU64,
     requests: Requests,
@@ -160,13 +161,13 @@ impl Fs {
         copyup::clear_leftovers(&tmp_dir);
         Self {
             nodes,
-            longest_path: lengths::longest(spool.path(), &tmp_dir),
             committed: Committed::new(journal, view, cache, rules),
             spool,
             activity,
             kept: KeptDirs::default(),
             files: RwLock::default(),
             dirs: RwLock::default(),
+            paged: Mutex::default(),
             next_fh: AtomicU64::new(first_fh),
             moves: AtomicU64::new(0),
             claims: Claims::default(),

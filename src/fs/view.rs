@@ -27,7 +27,7 @@ use crate::{
     cache::{Cache, FetchError, lru::Lru},
     chunk::ObjectKind,
     ids::{Hash, RelPath, Seq, UnitId},
-    journal::{Journal, LayerHead},
+    journal::{Journal, LayerHead, Weight},
     limits::UNIT_ROOT_DEPTH,
     manifest::Manifest,
 };
@@ -200,23 +200,25 @@ impl View {
     fn sights(&self, dir: &RelPath, index: &Index) -> Vec<Sight> {
         let mut sights: Vec<Sight> = Vec::new();
         let mut is_open = true;
-        let _ = self.walk(dir, &mut |unit, layers| {
-            let Some(name) = unit.root.components().nth(dir.depth()) else {
-                return ControlFlow::Continue(());
-            };
+        if dir.depth() >= UNIT_ROOT_DEPTH {
+            return sights;
+        }
+        self.journal.weigh_shown_layers(dir, &mut |name, layers| {
             if sights.last().is_none_or(|sight| sight.name != name) {
                 let bar = |path| index.bar(&path).max(self.journal.hidden_upto(&path));
                 is_open = dir.join(name).is_ok_and(|path| bar(path) == Seq::default());
                 sights.push(Sight { name: name.to_vec(), ..Sight::default() });
             }
             let sight = sights.last_mut().expect("one was put there if there was none");
+            let is_solid = |layer: &Weight| is_solid(layer.bytes, layer.entries);
             if is_open && !sight.is_foreign && sight.looks < EVIDENCE_UNITS && layers.iter().all(is_solid) {
-                sight.is_foreign |= layers.iter().any(|layer| self.side(layer) == Side::Foreign);
-                sight.is_own |= layers.iter().any(|layer| self.side(layer) == Side::Own);
+                let own = self.journal.host();
+                sight.is_foreign |= layers.iter().any(|layer| layer.host != own);
+                sight.is_own |= layers.iter().any(|layer| layer.host == own);
             }
             sight.looks += 1;
-            ControlFlow::Continue(())
         });
+        sights.sort_by(|a, b| a.name.cmp(&b.name));
         sights
     }
 
@@ -241,7 +243,7 @@ impl View {
         let mut looks = 0;
         let mut look = |unit: &UnitId, layers: &[LayerHead]| {
             looks += usize::from(!layers.is_empty());
-            if layers.iter().all(is_solid) {
+            if layers.iter().all(|layer| is_solid(layer.bytes, layer.entries)) {
                 for layer in layers {
                     let of_side = match self.side(layer) {
                         Side::Own => &mut found.own,
@@ -370,8 +372,8 @@ impl std::fmt::Debug for View {
 
 /// A layer that holds file bytes isn't one that only deletes, and one with more than one entry has a
 /// directory at its root.
-fn is_solid(layer: &LayerHead) -> bool {
-    layer.bytes > 0 && layer.entries > 1
+fn is_solid(bytes: u64, entries: u64) -> bool {
+    bytes > 0 && entries > 1
 }
 
 /// Directories at or above `path` that can be units' roots.

@@ -182,7 +182,11 @@ fn reply_open(shared: &Shared, reply: ReplyOpen, result: Result<Opened, Errno>) 
                 // Not ours to give back.
                 let _ = backing.into_raw();
             }
-            None => reply.opened(FileHandle(opened.fh), FopenFlags::FOPEN_NOFLUSH),
+            None => {
+                let kept =
+                    if opened.keeps_pages { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
+                reply.opened(FileHandle(opened.fh), FopenFlags::FOPEN_NOFLUSH | kept);
+            }
         },
         Err(e) => reply.error(e),
     }

@@ -144,7 +144,10 @@ pub fn prepare(fs: Arc<Fs>, mountpoint: &Path, options: &MountOptions) -> Result
         Ok((Prepared::begin(parts.adapter(fs), device, config(), acl(options))?, kept))
     });
     match begun {
-        Ok((prepared, device)) => Ok(parts.mounted(point, device, prepared)),
+        Ok((prepared, device)) => {
+            point.widen_read_ahead();
+            Ok(parts.mounted(point, device, prepared))
+        }
         Err(source) => {
             let _ = point.unmount(true);
             Err(MountError::Session { path: mountpoint.to_owned(), source })

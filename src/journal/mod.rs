@@ -59,7 +59,7 @@ pub use error::{JournalError, ReplicaError};
 pub use memory::Counts;
 pub use note::Note;
 pub use record::{Committed, CompleteHow, State, UnitRecord};
-pub use replica::LayerHead;
+pub use replica::{LayerHead, Weight};
 
 /// Notes of paths between two commits. The name is that of its first kind of note.
 const NOTES: Bytes = TableDefinition::new("gone");
@@ -431,6 +431,34 @@ impl Journal {
             }
         })?;
         running.into_values().try_for_each(|unit| visit(unit.clone(), &self.shown_layers(&unit)))
+    }
+
+    /// The same for who looks at very many: tells the name in `dir` of each unit below it, and how much its layers have. In the order of the
+    /// tree, but names under which others run something come last.
+    pub fn weigh_shown_layers(&self, dir: &RelPath, tell: &mut dyn FnMut(&[u8], &[Weight])) {
+        let running: BTreeSet<Vec<u8>> = self
+            .live()
+            .units_below(dir)
+            .into_values()
+            .filter_map(|unit| unit.root.components().nth(dir.depth()).map(<[u8]>::to_vec))
+            .collect();
+        self.replica.weigh(dir, &mut |name, layers| {
+            if !running.contains(name) {
+                tell(name, layers);
+            }
+        });
+        for name in running {
+            let Ok(path) = dir.join(&name) else { continue };
+            let _ = self.visit_shown_layers(&path, &mut |_, layers| {
+                let weight = |layer: &LayerHead| Weight {
+                    host: layer.host,
+                    bytes: layer.bytes,
+                    entries: layer.entries,
+                };
+                tell(&name, &layers.iter().map(weight).collect::<Vec<_>>());
+                ControlFlow::Continue(())
+            });
+        }
     }
 
     /// Whether another host runs `unit`.

@@ -43,7 +43,7 @@ use change::Change;
 use near::{Memo, NEAR_ROWS, Near, Place, Row, below};
 use row::Hosts;
 
-pub use row::LayerHead;
+pub use row::{LayerHead, Weight};
 
 /// Hosts by number.
 const HOSTS: Bytes = TableDefinition::new("hosts");
@@ -288,6 +288,32 @@ impl Replica {
                 Some(last) if rows.len() == ROWS_AT_ONCE => from = [&last.key[..], &[0]].concat(),
                 _ => return ControlFlow::Continue(()),
             }
+        }
+    }
+
+    /// Tells the name in `dir` of each unit below it, and how much its layers have, in the order of the tree; one pass over the rows.
+    pub fn weigh(&self, dir: &RelPath, tell: &mut dyn FnMut(&[u8], &[Weight])) {
+        let prefix = dir_key(dir);
+        let wrong = self.look(|units| {
+            // Not before the rows are settled: these hosts are all that they name.
+            let hosts = self.known().hosts.clone();
+            let mut weights = Vec::new();
+            for row in units.range::<&[u8]>(&prefix[..]..)? {
+                let (key, value) = row?;
+                let key = key.value();
+                if !key.starts_with(&prefix) {
+                    break;
+                }
+                let Some(name) = child_name(key, &prefix) else { continue };
+                if let Err(why) = hosts.weigh(value.value(), &mut weights) {
+                    return Ok(Some(why));
+                }
+                tell(name, &weights);
+            }
+            Ok(None)
+        });
+        if let Some(why) = wrong {
+            self.lost(&why);
         }
     }
 

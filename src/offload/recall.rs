@@ -356,3 +356,58 @@ impl Owners {
         set_mtime(place, attrs.mtime)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        ids::{Generation, Seq},
+        manifest::Timestamp,
+    };
+
+    /// A large file that is a hole but for its first byte.
+    struct Hole(u64);
+
+    impl Contents for Hole {
+        fn read(&self, _: &Hash, size: u64, offset: u64, len: usize) -> Result<Vec<u8>, FetchFailure> {
+            assert_eq!(size, self.0);
+            let mut bytes = vec![0; len.min(usize::try_from(size - offset)?)];
+            if offset == 0 {
+                bytes[0] = 1;
+            }
+            Ok(bytes)
+        }
+
+        fn manifest(&self, _: &Hash) -> Result<Vec<u8>, FetchFailure> {
+            unreachable!("the manifest is at hand")
+        }
+    }
+
+    #[test]
+    fn a_hole_of_a_gigabyte_takes_no_room_when_it_comes_back() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let size = (1 << 30) + 1;
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&[1]);
+        let zeros = vec![0; 1 << 20];
+        (0..1024).for_each(|_| _ = hasher.update(&zeros));
+        let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+        let attrs = Attrs { mode: 0o644, uid, gid, mtime: Timestamp::default() };
+        let entry = |path: &str, body| Entry {
+            path: RelPath::parse(path).expect("a path"),
+            attrs,
+            body,
+            since: Generation::FIRST,
+            base: Seq(0),
+        };
+        let body = Body::File { size, content: Hash::from(hasher.finalize()) };
+        let entries = vec![entry("", Body::Dir), entry("core", body)];
+        let manifest = Manifest::new(entries, Vec::new(), Vec::new(), Vec::new()).expect("a manifest");
+        let place = dir.path().join("tree");
+        let copy = Copy { manifest: &manifest, gone: &BTreeSet::new(), contents: &Hole(size), dir: &place };
+        assert_eq!(copy.build().expect("comes back"), size);
+        let stat = fs::metadata(place.join("core")).expect("there");
+        assert_eq!(stat.len(), size);
+        assert!(stat.blocks() * 512 < 1 << 20, "{} blocks", stat.blocks());
+    }
+}

@@ -171,7 +171,9 @@ async fn give_way(shared: &Shared, patience: &mut Duration) {
 async fn show(shared: &Arc<Shared>, uploader: &Uploader, unit: &UnitId) -> Result<(), ShowError> {
     let work = observe::work_of(&shared.tree, &shared.activity, unit);
     let before = shared.snapshots().units.get(unit).cloned().unwrap_or_default();
-    let generation = shared.journal.get(unit).map_or(Generation::FIRST, |record| record.generation);
+    let record = shared.journal.get(unit);
+    let generation = record.as_ref().map_or(Generation::FIRST, |record| record.generation);
+    let committed = record.and_then(|record| record.committed).map(|committed| committed.manifest);
     let is_shown = before.manifest.is_some() && before.generation == Some(generation);
     // Who has it open for writing may write past us.
     let is_quiet = work.writers == 0 && work.changed == before.changed;
@@ -184,7 +186,8 @@ async fn show(shared: &Arc<Shared>, uploader: &Uploader, unit: &UnitId) -> Resul
         let Some((manifest, files)) = described else { return Ok(()) };
         let hash = Hash::of(&manifest.encode());
         let contents: Arc<HashSet<Hash>> = Arc::new(manifest.contents().map(|(hash, _)| hash).collect());
-        if !is_shown || before.manifest != Some(hash) {
+        let shows = if is_shown { before.manifest } else { committed };
+        if shows != Some(hash) {
             let (unit, manifest, held) = (unit.clone(), Arc::new(manifest), Some(before.contents.clone()));
             let layer = Layer { unit, generation, manifest, hash, lost: false, held };
             match uploader.show(&layer).await {
@@ -240,16 +243,21 @@ async fn describe(
     Ok(shared.bounds.run(work).await??)
 }
 
-/// Units that were shown and don't run any more. A commit empties its slot by itself; where nothing was left to commit, the store is told.
+/// Units that were shown and don't run any more. The commit of what was shown, or of more, empties the slot by itself, and is waited for. Where none
+/// is to come (the unit was removed, or turned out to be as it was committed last), the store is told.
 async fn withdraw_ended(shared: &Arc<Shared>, uploader: &Uploader, running: &BTreeSet<UnitId>) {
     let ended: Vec<(UnitId, Option<Generation>)> = {
         let snapshots = shared.snapshots();
         let ended = snapshots.units.iter().filter(|(unit, _)| !running.contains(unit));
         ended.map(|(unit, published)| (unit.clone(), published.generation)).collect()
     };
-    for (unit, generation) in ended {
-        let is_gone = shared.journal.get(&unit).is_none();
-        if let Some(generation) = generation.filter(|_| is_gone) {
+    for (unit, shown) in ended {
+        let record = shared.journal.get(&unit);
+        if record.as_ref().is_some_and(|r| matches!(r.state, State::Complete | State::Sealed)) {
+            continue;
+        }
+        let committed = record.and_then(|record| record.committed).map(|committed| committed.generation);
+        if let Some(generation) = shown.filter(|shown| committed.is_none_or(|committed| committed < *shown)) {
             let request = PublishRequest { unit: unit.clone(), generation, manifest: None };
             if uploader.link.publish(request).await.is_err() {
                 return;

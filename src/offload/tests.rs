@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     chunk::ChunkParams,
-    clock::SystemClock,
+    clock::{Clock, SystemClock},
     ids::{Generation, Hash, UnitId},
     journal::{Journal, State},
     layout::LayoutRules,
@@ -486,4 +486,29 @@ async fn a_snapshot_of_a_reopened_unit_keeps_what_is_committed() {
     let since = |name: &str| manifest.get(&path(name)).expect("an entry").since;
     assert_eq!((since("old"), since("new")), (Generation(1), Generation(2)));
     assert_eq!(lab.store.snapshots().last().expect("one").generation, Generation(2));
+}
+
+/// A unit that is opened again and stays what was committed isn't shown as running anything else.
+#[tokio::test]
+async fn a_reopened_unit_with_nothing_new_is_not_published() {
+    let mut lab = live_lab();
+    let engine = lab.start(true);
+    lab.write(&unit(), "1-me/host1/old", b"old\n");
+    lab.finish_job(&unit());
+    engine.offload_now(&[unit()]).await.expect("a round");
+    lab.reaches(&unit(), State::Committed, 1).await;
+    let published = lab.store.snapshots().len();
+    let before_ms = SystemClock.now_ms();
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    lab.journal.touch(&unit()).expect("opened again");
+    lab.activity.changed(&unit());
+    for _ in 0..2000 {
+        // It was looked at since.
+        if engine.published_ms(&unit()).is_some_and(|ms| ms > before_ms) {
+            assert_eq!(lab.store.snapshots().len(), published, "{:?}", lab.store.snapshots().last());
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("no round has looked at it");
 }

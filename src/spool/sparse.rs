@@ -16,6 +16,7 @@ use rustix::{
 
 /// Zeros of this size and place become a hole.
 const PAGE_BYTES: usize = 4096;
+const ZEROS: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
 
 /// Reads a file from its start as anybody would, but makes the zeros of its holes itself: the kernel would fill its cache with them.
 #[derive(Debug)]
@@ -78,7 +79,7 @@ impl Read for SparseReader {
 pub fn write_sparsely(file: impl AsFd, bytes: &[u8], offset: u64) -> io::Result<()> {
     let mut from = 0;
     while from < bytes.len() {
-        let is_zero = |page: &[u8]| page.iter().all(|byte| *byte == 0);
+        let is_zero = |page: &[u8]| *page == ZEROS[..page.len()];
         let kind = is_zero(&bytes[from..bytes.len().min(from + PAGE_BYTES)]);
         let run = bytes[from..].chunks(PAGE_BYTES).take_while(|page| is_zero(page) == kind);
         let to = from + run.map(<[u8]>::len).sum::<usize>();

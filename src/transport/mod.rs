@@ -104,6 +104,23 @@ fn over_socket(stream: UnixStream) -> Connection {
     Connection { reader: Box::new(reader), writer: Box::new(writer), guard: Guard::none() }
 }
 
+/// OpenSSH's own ciphers, those first that this CPU has instructions for: its default costs twice their time. What `ssh_command` says of
+/// ciphers comes before it and wins.
+const CIPHERS: &str = "Ciphers=aes256-gcm@openssh.com,aes128-gcm@openssh.com,chacha20-poly1305@openssh.com,\
+                       aes256-ctr,aes192-ctr,aes128-ctr";
+
+fn has_aes() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("aes");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+/// Another program may not know the option.
+fn is_openssh(program: &str) -> bool {
+    std::path::Path::new(program).file_name().is_some_and(|name| name == "ssh")
+}
+
 /// The words that run the store's end on `host`.
 fn ssh_argv(
     command: &[String],
@@ -114,6 +131,9 @@ fn ssh_argv(
     check_name(host, "an ssh host")?;
     let mut argv = command.to_vec();
     argv.extend(["-o", "BatchMode=yes"].map(String::from));
+    if has_aes() && is_openssh(&argv[0]) {
+        argv.extend(["-o", CIPHERS].map(String::from));
+    }
     if let Some(user) = user {
         check_name(user, "an ssh user")?;
         argv.extend(["-l", user].map(String::from));
@@ -147,9 +167,13 @@ mod tests {
     fn ssh_gets_exactly_these_words() {
         let argv =
             ssh_argv(&words("ssh -p 2222"), Some("offloader"), "dumpster", &words("/opt/resultsfs -v"));
-        let expected =
-            "ssh -p 2222 -o BatchMode=yes -l offloader -- dumpster /opt/resultsfs -v serve --stdio";
+        let ciphers = if has_aes() { format!(" -o {CIPHERS}") } else { String::new() };
+        let expected = format!(
+            "ssh -p 2222 -o BatchMode=yes{ciphers} -l offloader -- dumpster /opt/resultsfs -v serve --stdio"
+        );
         assert_eq!(argv.expect("good names").join(" "), expected);
+        let other = ssh_argv(&words("dbclient"), None, "dumpster", &words("x")).expect("good names");
+        assert_eq!(other.join(" "), "dbclient -o BatchMode=yes -- dumpster x serve --stdio");
     }
 
     #[test]

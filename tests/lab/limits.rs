@@ -18,7 +18,7 @@ def make():
                     f.write(name)
     os.mkdir(top + "/deep")
     here = os.open(top + "/deep", os.O_RDONLY)
-    for depth in range(10_000):
+    for depth in range(62):
         with open(os.open("f", os.O_CREAT | os.O_WRONLY, dir_fd=here), "w") as f:
             f.write(str(depth))
         try:

@@ -32,6 +32,7 @@ pub struct Lab {
     pub activity: Arc<Activity>,
     pub journal: Arc<Journal>,
     pub store: Arc<FakeStore>,
+    pub cache: Arc<Cache>,
     pub dir: TempDir,
     _watchdog: mpsc::Sender<()>,
 }
@@ -57,7 +58,7 @@ impl Lab {
             activity: activity.clone(),
             view: Arc::new(View::new(journal.clone(), cache.clone())),
             journal: journal.clone(),
-            cache,
+            cache: cache.clone(),
             rules: LayoutRules::default(),
             tmp_dir: dir.path().join("tmp"),
             keep: None,
@@ -66,7 +67,7 @@ impl Lab {
         let options = MountOptions { passthrough, ..MountOptions::default() };
         let mounted = fuse::mount(fs.clone(), &dir.path().join("mnt"), &options).expect("mounted");
         let _watchdog = watch(mounted.device());
-        Self { fs, mounted, activity, journal, store, dir, _watchdog }
+        Self { fs, mounted, activity, journal, store, cache, dir, _watchdog }
     }
 
     /// A path in the mount.

@@ -386,3 +386,46 @@ all_ways! {
         });
     }
 }
+
+all_ways! {
+    /// What was read of a remote file the kernel keeps from one open to the next, as long as it is the same content.
+    fn a_remote_file_read_twice_is_asked_for_once(lab) {
+        let source = results(&lab, "theirs");
+        fs::write(source.join("log"), "first").expect("written");
+        lab.foreign(&tree("7-me/host2"), &source);
+        let log = lab.at("7-me/host2/log");
+        assert_eq!(fs::read(&log).expect("read"), b"first");
+        assert_eq!(fs::read(&log).expect("read"), b"first");
+        lab.cache.clear();
+        lab.store.set_away(true);
+        assert_eq!(fs::read(&log).expect("by the kernel alone"), b"first");
+        lab.store.set_away(false);
+        fs::write(source.join("log"), "other").expect("written");
+        lab.foreign(&tree("7-me/host2"), &source);
+        assert_eq!(fs::read(&log).expect("read"), b"other", "of the same length");
+        // Changed here, committed, freed: remote again.
+        append(&log, " line");
+        assert_eq!(fs::read(&log).expect("read"), b"other line");
+        lab.commit(&tree("7-me/host2"));
+        lab.evict(&tree("7-me/host2"));
+        assert_eq!(fs::read(&log).expect("read"), b"other line");
+        assert_eq!(fs::read(&log).expect("read"), b"other line");
+    }
+
+    /// Holes of a file that is copied up, to be changed, take no room in the spool.
+    fn a_hole_stays_a_hole_in_a_copy_up(lab) {
+        let source = results(&lab, "theirs");
+        let size = 200 << 10;
+        let file = File::create(source.join("core")).expect("made");
+        file.set_len(size).expect("a hole");
+        (&file).write_all(b"head").expect("written");
+        lab.foreign(&tree("7-me/host2"), &source);
+        append(&lab.at("7-me/host2/core"), "tail");
+        let stat = fs::metadata(lab.spool("7-me/host2/core")).expect("in the spool");
+        assert_eq!(stat.len(), size + 4);
+        assert!(stat.blocks() * 512 <= 32 << 10, "{} blocks", stat.blocks());
+        let mut read = Vec::new();
+        File::open(lab.at("7-me/host2/core")).and_then(|mut f| f.read_to_end(&mut read)).expect("read");
+        assert!(read.starts_with(b"head\0") && read.ends_with(b"\0tail") && read.len() as u64 == size + 4);
+    }
+}

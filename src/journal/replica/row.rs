@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use minicbor::{Decode, Encode};
+use minicbor::{Decode, Decoder, Encode};
 
 use crate::ids::{Generation, Hash, HostUuid, Seq};
 
@@ -82,6 +82,16 @@ pub(super) fn parse(value: &[u8]) -> Result<Vec<Layer>, String> {
     }
 }
 
+/// How much a layer has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Weight {
+    pub host: HostUuid,
+    /// Sum of its regular files' sizes.
+    pub bytes: u64,
+    /// Entries in its manifest.
+    pub entries: u64,
+}
+
 /// Hosts by number: the UUID would be in each layer otherwise.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Hosts {
@@ -110,6 +120,25 @@ impl Hosts {
             .collect()
     }
 
+    /// The same, no more than how much each layer has: for who looks at very many rows.
+    pub fn weigh(&self, value: &[u8], weights: &mut Vec<Weight>) -> Result<(), String> {
+        let mut row = Decoder::new(value);
+        let wrong = |e: minicbor::decode::Error| e.to_string();
+        let layers = row.array().map_err(wrong)?.ok_or("a row without a length")?;
+        weights.clear();
+        for _ in 0..layers {
+            // As `Layer` says.
+            let fields = row.array().map_err(wrong)?.ok_or("a layer without a length")?;
+            let host = row.u32().map_err(wrong)?;
+            row.skip().and_then(|()| row.skip()).map_err(wrong)?;
+            let (bytes, entries) = (row.u64().map_err(wrong)?, row.u64().map_err(wrong)?);
+            (5..fields).try_for_each(|_| row.skip()).map_err(wrong)?;
+            let (host, _) = self.known.get(host as usize).ok_or("a layer without a host")?;
+            weights.push(Weight { host: *host, bytes, entries });
+        }
+        Ok(())
+    }
+
     fn head(&self, layer: Layer) -> Option<LayerHead> {
         let (host, host_name) = self.known.get(layer.host as usize)?.clone();
         let generation = layer.commits.last()?.0;
@@ -126,5 +155,36 @@ impl Hosts {
             lost,
             adopted_by,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rows_weights_are_those_of_its_layers() {
+        let mut hosts = Hosts::default();
+        let layer = |host: u32, bytes: u64| Layer {
+            host,
+            manifest: Hash::of(b"m"),
+            time_ms: 1 << 40,
+            bytes,
+            entries: 300,
+            lost: host == 1,
+            commits: vec![(Generation(1), Seq(7)), (Generation(3), Seq(1 << 33))],
+            adopted_by: Some("root".to_owned()).filter(|_| host == 0),
+        };
+        let names = [HostUuid::random(), HostUuid::random()];
+        names.iter().for_each(|host| _ = hosts.number(*host, "drone".to_owned()));
+        let row = minicbor::to_vec([layer(1, 0), layer(0, 1 << 40)]).expect("encodes");
+        let mut weights = Vec::new();
+        hosts.weigh(&row, &mut weights).expect("a good row");
+        let told = hosts.tell(&row).expect("a good row");
+        let of = |head: &LayerHead| Weight { host: head.host, bytes: head.bytes, entries: head.entries };
+        assert_eq!(weights, told.iter().map(of).collect::<Vec<_>>());
+        for cut in 1..row.len() {
+            assert!(hosts.weigh(&row[..cut], &mut weights).is_err(), "cut at {cut}");
+        }
     }
 }
