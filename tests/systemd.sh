@@ -131,8 +131,9 @@ install_it() {
 }
 
 boot() {
+    # File handles, which systemd-nspawn denies, are what a mount is taken over by.
     systemd-nspawn -q -D "$work/t/root" --register=no --keep-unit --link-journal=no --private-network --boot \
-        --machine=resultstest --console=pipe --bind="$work/t/fuse:/dev/fuse" --bind="$work/t/state:/var/lib/resultsfs" \
+        --system-call-filter=open_by_handle_at --machine=resultstest --console=pipe --bind="$work/t/fuse:/dev/fuse" --bind="$work/t/state:/var/lib/resultsfs" \
         systemd.unit=multi-user.target < /dev/null > "$work/console" 2>&1 &
     nspawn=$!
     within 30 find_leader && within 30 inside systemctl show -p Version && within 60 booted
@@ -208,23 +209,27 @@ check_service_alone() {
 
 # P7: systemd keeps the mount. A process works in it, with its directory, files and lock, and must notice nothing.
 check_takeover() {
-    local before writer
+    local before writer times round
     mkdir -p "$work/t/root/root/out"
     cp "$here/tests/lab/writer.py" "$work/t/root/root/writer.py"
     inside python3 /root/writer.py $tree/drone_tmp/writer /root/out/stop > "$work/t/root/root/out/said" 2>&1 &
     writer=$!
     within 10 test -s "$work/t/state/spool/drone_tmp/writer/log"
     check "systemd holds the mount" status_has '"held_by":"systemd"'
+    times=$(inside resultsfs status --json | sed 's/.*"takeovers":\([0-9]*\).*/\1/')
     for round in 1 2 3; do
         before=$(inside systemctl show -P MainPID resultsfs.service)
         inside kill -9 "$before"
         check "after kill -9 ($round) the next daemon takes over" within 30 came_back "$before"
         check "systemctl restart ($round) takes over" inside systemctl restart resultsfs.service
     done
-    check "it was taken over each time" within 10 status_has '"takeovers":6'
+    check "it was taken over each time" within 10 status_has "\"takeovers\":$((times + 6))"
     check "the mount unit is active all the while" inside systemctl is-active $mount_unit
     touch "$work/t/root/root/out/stop"
-    check "a writer has noticed nothing of it" ended_well $writer "$work/t/root/root/out/said"
+    # Not in the subshell of a check.
+    wait $writer
+    check "a writer has noticed nothing of it" ended_well $? "$work/t/root/root/out/said"
+    inside rm -r $tree/drone_tmp
     check "the same files are there after the take-overs" same_files
     check "a stop unmounts" inside systemctl stop resultsfs.service
     check "nothing is mounted then" within 10 gone
@@ -237,7 +242,7 @@ status_has() {
 }
 
 ended_well() {
-    wait "$1" || { cat "$2"; return 1; }
+    [ "$1" = 0 ] || { cat "$2"; return 1; }
 }
 
 # Autotest's processes have their working directory in the tree.
