@@ -234,8 +234,10 @@ fn snapshots_survive_a_restart_of_the_store() {
     assert!(out.status.success(), "{}{}", text(&out.stdout), text(&out.stderr));
 }
 
-/// `kill -9` of a host's daemon.
+/// `kill -9` of a host's daemon and of who would start the next one.
 fn kill_daemon(machine: &Machine) {
+    let supervisor = crate::takeover::supervisor(machine);
+    rustix::process::kill_process(supervisor, rustix::process::Signal::KILL).expect("our own supervisor");
     let pid = i32::try_from(machine.pid()).ok().and_then(rustix::process::Pid::from_raw).expect("a pid");
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("our own daemon");
     wait_for("the daemon to be gone", PATIENCE, || {

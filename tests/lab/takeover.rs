@@ -23,7 +23,8 @@ fn daemon(machine: &Machine) -> Option<Pid> {
     processes_with(&["--background-child", &machine.mount.display().to_string()]).first().copied()
 }
 
-fn supervisor(machine: &Machine) -> Pid {
+/// Who keeps a machine's mount and starts its next daemon.
+pub(crate) fn supervisor(machine: &Machine) -> Pid {
     let found = processes_with(&["--supervisor", &machine.mount.display().to_string()]);
     *found.first().expect("a supervisor")
 }
