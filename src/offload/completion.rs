@@ -185,6 +185,8 @@ fn complete(shared: &Arc<Shared>, candidates: Vec<Candidate>, round: &mut Round)
     if candidates.is_empty() {
         return;
     }
+    // Before the journal says so: who hears of a change that was judged already, and finds the unit complete, must not open it again.
+    candidates.iter().for_each(|c| shared.note_judged(&c.unit, c.activity.changed));
     if let Err(why) = make_durable(shared, &candidates) {
         for candidate in candidates {
             fail(shared, candidate.unit, &why, round);
@@ -195,7 +197,7 @@ fn complete(shared: &Arc<Shared>, candidates: Vec<Candidate>, round: &mut Round)
         if is_undisturbed(shared, &candidate) {
             tracing::info!(unit = %candidate.unit, lost = candidate.how.lost, "complete");
             shared.looks().remove(&candidate.unit);
-            shared.note_judged(&candidate.unit, candidate.activity.changed);
+            shared.progressed();
             shared.enqueue(&candidate.unit);
             round.completed.push(candidate.unit);
         } else if let Err(error) = shared.reopen(&candidate.unit) {

@@ -437,7 +437,6 @@ impl Shared {
 
     pub fn note_judged(&self, unit: &UnitId, changed: Option<Instant>) {
         self.notes().judged.insert(unit.clone(), changed);
-        self.progressed();
     }
 
     /// Whether the unit was changed later than it was judged complete.
