@@ -4,7 +4,7 @@
 //! in the journal: what is here can be lost at any time, and the next start finds it again.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
     io,
     path::PathBuf,
     sync::{
@@ -315,22 +315,22 @@ impl Engine {
     /// Units that run, whether they have a record or not; also those of whose first change the scheduler hasn't heard yet: what a script
     /// wrote just before it called us counts.
     pub fn running(&self) -> Vec<UnitId> {
-        let mut units = self.shared.looks().units();
-        let Shared { journal, tree, rules, .. } = &*self.shared;
+        let Shared { journal, tree, .. } = &*self.shared;
         // A job dir that turned out to be one unit as a whole was several before.
-        let is_unit = |unit: &UnitId| {
-            super::survey::place(&unit.root, true, tree, journal, rules).unit().as_ref() == Some(unit)
+        let actual = |unit: UnitId| match journal.get(&unit) {
+            Some(_) => unit,
+            None => completion::actual_unit(&self.shared, &unit),
         };
-        units.retain(is_unit);
-        let known: HashSet<UnitId> = units.iter().cloned().collect();
         let is_running = |unit: &UnitId| {
             let record = journal.get(unit);
             let is_there = || record.is_some() || tree.stat(&unit.root).is_ok_and(|found| found.is_some());
-            record.as_ref().is_none_or(|r| r.state == State::Running) && is_there() && is_unit(unit)
+            record.as_ref().is_none_or(|r| r.state == State::Running) && is_there()
         };
-        let changed = self.shared.activity.changed_units();
-        units.extend(changed.into_iter().filter(|unit| !known.contains(unit) && is_running(unit)));
-        units
+        let looked_at: BTreeSet<UnitId> = self.shared.looks().units().into_iter().map(actual).collect();
+        let changed = self.shared.activity.changed_units().into_iter().map(actual);
+        let changed: BTreeSet<UnitId> =
+            changed.filter(|unit| !looked_at.contains(unit) && is_running(unit)).collect();
+        looked_at.into_iter().chain(changed).collect()
     }
 
     /// Stops: what is on the way is dropped and begins again with the next start. A panic of the engine goes on here.

@@ -72,12 +72,13 @@ async fn seal_layer(shared: &Arc<Shared>, record: UnitRecord) -> Result<(), Tran
     let described = shared.bounds.run(move || Subjected::of(&worker, &record.unit)?.describe(&worker, None));
     let described = described.await??;
     count_sealed(shared, &described);
-    let (journal, sealed) = (shared.journal.clone(), unit.clone());
+    let (journal, counters, sealed) = (shared.journal.clone(), shared.counters.clone(), unit.clone());
     let keep = move || -> Result<bool, JournalError> {
         let manifest = Hash::of(&described.manifest.encode());
         let committed = journal.get(&sealed).and_then(|record| record.committed);
         let is_unchanged = committed.is_some_and(|committed| committed.manifest == manifest);
         if is_unchanged {
+            counters.layers_unchanged.one();
             journal.settle_unchanged(&sealed, generation, manifest)?;
         } else {
             journal.seal(&sealed, generation, &described.manifest)?;
@@ -85,9 +86,6 @@ async fn seal_layer(shared: &Arc<Shared>, record: UnitRecord) -> Result<(), Tran
         Ok(is_unchanged)
     };
     let is_unchanged = upload::blocking(keep).await??;
-    if is_unchanged {
-        shared.counters.layers_unchanged.one();
-    }
     tracing::debug!(%unit, %generation, is_unchanged, "described");
     Ok(())
 }
