@@ -7,6 +7,7 @@ mod faults;
 mod harness;
 mod identity;
 mod limits;
+mod listing;
 mod live;
 mod nasty;
 mod overlay;
