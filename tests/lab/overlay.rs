@@ -239,3 +239,61 @@ fn of_two_changes_the_last_commit_wins_and_the_other_can_be_had() {
         b.run(["offload", "7-me/host1", "--wait"]).status.success() && explained(&b)["conflict"] == false
     });
 }
+
+/// Autotest's own archiver beside resultsfs, by its real command lines into the results host's mount: `rsync -L --delete`, which a dangling link makes
+/// fail, then `rm -rf` of the destination and scp. Nothing of the drone's is lost or changed, and nothing is stored twice.
+#[test]
+fn autotests_own_archiver_loses_nothing() {
+    let mut lab = Lab::new(Duration::from_secs(240));
+    let (a, results) = (lab.machine("drone1"), lab.machine("results"));
+    lab.mount(&a);
+    lab.mount(&results);
+    let exec = a.mount.join("7-me/host1");
+    put(&exec, "sysinfo/uname", "Linux\n");
+    put(&exec, "test/sysinfo/iteration.1/df", "full\n");
+    put(
+        &exec,
+        "debug/noise.log",
+        &(0..4000).map(|i| format!("{}\n", blake3::hash(&[i as u8, 7]))).collect::<String>(),
+    );
+    sh(r#"cd "$1"; ln -s ../../sysinfo test/sysinfo/reboot_current; ln -s nowhere dangling"#, &[&exec]);
+    job(&a, "7-me");
+    results.catch_up(&a);
+    let before = picture(&a.mount);
+    assert_same("the results host", &before, &picture(&results.mount));
+    let packs = || -> u64 {
+        let files = WalkDir::new(lab.store().join("packs")).into_iter().flatten();
+        files.filter_map(|e| e.metadata().ok()).filter(|meta| meta.is_file()).map(|meta| meta.len()).sum()
+    };
+    let stored = packs();
+
+    let ssh =
+        format!("ssh -a -x -F {}/ssh_config -o BatchMode=yes -o ConnectTimeout=30", lab.path().display());
+    let archiver = r#"
+        rsync -L --delete --timeout=1800 --rsh="$3 -o ServerAliveInterval=300" -az "$1/" dumpster:"$2" && exit 99
+        $3 dumpster "rm -rf $2 && mkdir $2" && exit 98
+        scp -rq -F "$4/ssh_config" "$1/"* "$1/".[!.]* "dumpster:$2" && exit 97
+        exit 0"#;
+    let out = Command::new("bash")
+        .args(["-c", archiver, "archiver"])
+        .args([&exec, &results.mount.join("7-me/host1")])
+        .arg(&ssh)
+        .arg(lab.path())
+        .output()
+        .expect("runs");
+    assert_eq!(
+        out.status.code(),
+        Some(0),
+        "each must have failed: {}{}",
+        text(&out.stdout),
+        text(&out.stderr)
+    );
+    assert_same("the drone's tree", &before, &picture(&a.mount));
+    commit_all(&results);
+    a.catch_up(&results);
+    assert_same("the drone's tree, with what the archiver has written", &before, &picture(&a.mount));
+    assert_same("the results host's", &before, &picture(&results.mount));
+    assert!(packs() - stored < 64 << 10, "{} bytes more", packs() - stored);
+    let verify = results.run(["verify", "--store", "--read-data"]);
+    assert_eq!(verify.status.code(), Some(0), "{}", text(&verify.stdout));
+}
