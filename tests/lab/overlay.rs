@@ -10,14 +10,14 @@ use crate::{
     harness::{Lab, Machine, assert_same, picture, text, wait_for},
 };
 
-fn put(dir: &Path, name: &str, content: &str) {
+pub fn put(dir: &Path, name: &str, content: &str) {
     let path = dir.join(name);
     fs::create_dir_all(path.parent().expect("a parent")).expect("a directory");
     fs::write(&path, content).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
 }
 
 /// A job of one host, played to its end and committed.
-fn job(machine: &Machine, name: &str) {
+pub fn job(machine: &Machine, name: &str) {
     for (at, content) in [("debug/client.DEBUG", "log\n"), ("status.log", "GOOD\n"), ("keyval", "a=b\n")] {
         put(&machine.mount, &format!("{name}/host1/{at}"), content);
     }
@@ -112,7 +112,7 @@ fn a_deleted_job_is_gone_everywhere_and_stays_in_the_store() {
     assert!(!a.mount.join("7-me/host1/status.log").exists());
 }
 
-fn commit_all(machine: &Machine) {
+pub fn commit_all(machine: &Machine) {
     wait_for("everything to be committed", Duration::from_secs(60), || {
         machine.offload();
         let settled = |state: Option<&str>| matches!(state, Some("committed" | "evicted" | "remote"));
@@ -124,7 +124,7 @@ fn evict(machine: &Machine, path: &str) {
     wait_for("eviction", Duration::from_secs(20), || machine.run(["evict", path]).status.success());
 }
 
-fn sh(script: &str, args: &[&Path]) {
+pub fn sh(script: &str, args: &[&Path]) {
     let out = Command::new("bash").args(["-euc", script, "test"]).args(args).output().expect("runs");
     assert!(out.status.success(), "{script}\n{}{}", text(&out.stdout), text(&out.stderr));
 }
@@ -189,7 +189,7 @@ fn a_reparse_moves_kilobytes() {
     assert_eq!(brought, 0, "nothing was brought back");
 }
 
-fn append(machine: &Machine, name: &str, line: &str) {
+pub fn append(machine: &Machine, name: &str, line: &str) {
     let path = machine.mount.join(name);
     let mut file = fs::OpenOptions::new().append(true).open(&path).unwrap_or_else(|e| panic!("{name}: {e}"));
     std::io::Write::write_all(&mut file, line.as_bytes()).expect("appended");
@@ -238,62 +238,4 @@ fn of_two_changes_the_last_commit_wins_and_the_other_can_be_had() {
     wait_for("the conflict to be settled", Duration::from_secs(60), || {
         b.run(["offload", "7-me/host1", "--wait"]).status.success() && explained(&b)["conflict"] == false
     });
-}
-
-/// Autotest's own archiver beside resultsfs, by its real command lines into the results host's mount: `rsync -L --delete`, which a dangling link makes
-/// fail, then `rm -rf` of the destination and scp. Nothing of the drone's is lost or changed, and nothing is stored twice.
-#[test]
-fn autotests_own_archiver_loses_nothing() {
-    let mut lab = Lab::new(Duration::from_secs(240));
-    let (a, results) = (lab.machine("drone1"), lab.machine("results"));
-    lab.mount(&a);
-    lab.mount(&results);
-    let exec = a.mount.join("7-me/host1");
-    put(&exec, "sysinfo/uname", "Linux\n");
-    put(&exec, "test/sysinfo/iteration.1/df", "full\n");
-    put(
-        &exec,
-        "debug/noise.log",
-        &(0..4000).map(|i| format!("{}\n", blake3::hash(&[i as u8, 7]))).collect::<String>(),
-    );
-    sh(r#"cd "$1"; ln -s ../../sysinfo test/sysinfo/reboot_current; ln -s nowhere dangling"#, &[&exec]);
-    job(&a, "7-me");
-    results.catch_up(&a);
-    let before = picture(&a.mount);
-    assert_same("the results host", &before, &picture(&results.mount));
-    let packs = || -> u64 {
-        let files = WalkDir::new(lab.store().join("packs")).into_iter().flatten();
-        files.filter_map(|e| e.metadata().ok()).filter(|meta| meta.is_file()).map(|meta| meta.len()).sum()
-    };
-    let stored = packs();
-
-    let ssh =
-        format!("ssh -a -x -F {}/ssh_config -o BatchMode=yes -o ConnectTimeout=30", lab.path().display());
-    let archiver = r#"
-        rsync -L --delete --timeout=1800 --rsh="$3 -o ServerAliveInterval=300" -az "$1/" dumpster:"$2" && exit 99
-        $3 dumpster "rm -rf $2 && mkdir $2" && exit 98
-        scp -rq -F "$4/ssh_config" "$1/"* "$1/".[!.]* "dumpster:$2" && exit 97
-        exit 0"#;
-    let out = Command::new("bash")
-        .args(["-c", archiver, "archiver"])
-        .args([&exec, &results.mount.join("7-me/host1")])
-        .arg(&ssh)
-        .arg(lab.path())
-        .output()
-        .expect("runs");
-    assert_eq!(
-        out.status.code(),
-        Some(0),
-        "each must have failed: {}{}",
-        text(&out.stdout),
-        text(&out.stderr)
-    );
-    assert_same("the drone's tree", &before, &picture(&a.mount));
-    commit_all(&results);
-    a.catch_up(&results);
-    assert_same("the drone's tree, with what the archiver has written", &before, &picture(&a.mount));
-    assert_same("the results host's", &before, &picture(&results.mount));
-    assert!(packs() - stored < 64 << 10, "{} bytes more", packs() - stored);
-    let verify = results.run(["verify", "--store", "--read-data"]);
-    assert_eq!(verify.status.code(), Some(0), "{}", text(&verify.stdout));
 }
