@@ -118,7 +118,7 @@ pub fn status(host: &Host, mounted: &Mounted) -> Value {
         "live": live(host),
         "open_handles": host.activity.open_handles(),
         "unrecognised": texts(unrecognised(host)),
-        "warnings": texts(host.config.warnings.iter().map(ToString::to_string).collect()),
+        "warnings": texts(host.config.warnings.iter().map(|w| format!("{}: {w}", w.code)).collect()),
         "errors": texts(engine.errors.iter().map(|e| format!("{}: {}", e.unit, e.text)).collect()),
     })
 }

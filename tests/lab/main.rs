@@ -1,5 +1,6 @@
 //! The main job, end to end: real mounts, a real sshd, a real store, several hosts on one machine.
 
+mod archiver;
 mod away;
 mod eviction;
 mod faults;
