@@ -3,6 +3,7 @@
 mod away;
 mod eviction;
 mod faults;
+mod handover;
 #[path = "../common/lab.rs"]
 mod harness;
 mod identity;
