@@ -1,5 +1,6 @@
 //! The main job, end to end: real mounts, a real sshd, a real store, several hosts on one machine.
 
+mod archiver;
 mod away;
 mod eviction;
 mod faults;
@@ -7,6 +8,7 @@ mod faults;
 mod harness;
 mod identity;
 mod limits;
+mod listing;
 mod live;
 mod nasty;
 mod overlay;
