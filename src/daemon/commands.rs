@@ -276,6 +276,7 @@ impl Commands {
         }
         let left = engine.wait(&units, Duration::from_secs(timeout_s)).await;
         if left.is_empty() {
+            self.all_followed().await;
             return Ok(Ok(0));
         }
         for unit in &left {
@@ -286,12 +287,14 @@ impl Commands {
     }
 
     /// A round of completion without settling. The kernel tells of a close after close(2) has returned, so a unit that only waits for
-    /// writers is looked at again for a moment: what a script wrote just before it called us counts.
+    /// writers, or in which one was just heard of, is looked at again for a moment: what a script wrote just before it called us counts.
     async fn complete_now(&self, units: &[UnitId]) -> Result<(), CommandError> {
         let end = tokio::time::Instant::now() + CLOSE_GRACE;
         loop {
             let round = self.host.engine.offload_now(units).await?;
-            let closing = round.not_yet.iter().any(|(_, reason)| matches!(reason, Reason::Writers { .. }));
+            let is_closing =
+                |reason: &Reason| matches!(reason, Reason::Writers { .. } | Reason::Settling { .. });
+            let closing = round.not_yet.iter().any(|(_, reason)| is_closing(reason));
             if !closing || tokio::time::Instant::now() >= end {
                 return Ok(());
             }
@@ -337,6 +340,17 @@ impl Commands {
             }
         }
         Ok(Ok(exit))
+    }
+
+    /// The same for all commits: a script that then reads how far the catalog is followed, and waits for that number on another host, finds
+    /// there what it has offloaded here.
+    async fn all_followed(&self) {
+        let end = tokio::time::Instant::now() + FOLLOW_GRACE;
+        let committed = self.host.journal.by_state(State::Committed).into_iter().filter_map(|r| r.committed);
+        let last = committed.map(|committed| committed.seq).max();
+        while last > Some(self.host.shown_seq()) && tokio::time::Instant::now() < end {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// A commit's own record comes back a moment after its ack.

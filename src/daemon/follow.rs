@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use super::{Host, live::LiveFollower};
+use super::{Host, live::LiveFollower, shown::Telling};
 use crate::{
     catalog::{Head, Record},
     fuse::Notices,
@@ -92,6 +92,7 @@ impl Follower {
     fn records(&mut self, records: &[Record]) {
         let Some(store) = self.store else { return };
         let adopted = self.begin_adopted(records);
+        let telling = records.first().map(|first| self.host.shown.begin(first.seq));
         if let Err(e) = self.host.journal.follow(store, records) {
             warn!("records don't follow the replica ({e}); it begins anew");
             let from = self.begin_anew(store);
@@ -102,7 +103,7 @@ impl Follower {
         let own = self.host.journal.host();
         let foreign: BTreeSet<UnitId> =
             records.iter().map(Record::commit).filter(|c| c.host != own).map(|c| c.unit.clone()).collect();
-        self.show(foreign.into_iter().collect());
+        self.show(foreign.into_iter().collect(), telling);
         self.compare_when_complete();
     }
 
@@ -122,8 +123,8 @@ impl Follower {
         adopted
     }
 
-    /// Lets the kernel forget what it has cached of these units, and fetches manifests ahead where there is a local layer.
-    fn show(&self, units: Vec<UnitId>) {
+    /// Lets the kernel forget what it has cached of these units, which ends `telling`, and fetches manifests ahead where there is a local layer.
+    fn show(&self, units: Vec<UnitId>, telling: Option<Telling>) {
         if units.is_empty() {
             return;
         }
@@ -133,6 +134,8 @@ impl Follower {
                 fetch_ahead(&host, unit);
             }
             notices.tell(host.fs.remote_changed(&units));
+            notices.flush();
+            drop(telling);
         });
     }
 

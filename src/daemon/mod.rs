@@ -15,6 +15,7 @@ mod holder;
 mod live;
 mod report;
 mod seams;
+mod shown;
 mod start;
 pub mod supervisor;
 mod users;
@@ -109,6 +110,7 @@ pub(crate) struct Host {
     engine: Engine,
     holder: Holder,
     keep: Option<Keep>,
+    shown: shown::Shown,
 }
 
 /// Why the daemon ends.

@@ -9,7 +9,7 @@ use crate::{
     clock::{Clock, SystemClock},
     fs::{conflict::conflicts_among, ledger::Keep, union::Candidate},
     fuse::Mounted,
-    ids::{RelPath, UnitId},
+    ids::{RelPath, Seq, UnitId},
     journal::{LayerHead, State, UnitRecord},
     layout::{self, Place},
     manifest::{Body, OmittedKind},
@@ -24,6 +24,11 @@ impl Host {
     /// Who keeps the mount if this process dies.
     pub(super) fn held_by(&self) -> HeldBy {
         if self.keep.as_ref().is_some_and(Keep::is_usable) { self.holder.by() } else { HeldBy::Nobody }
+    }
+
+    /// Up to which number of the catalog the mount shows what was committed.
+    pub(super) fn shown_seq(&self) -> Seq {
+        self.shown.upto(self.journal.head().map_or(Seq::default(), |(_, head)| head.seq))
     }
 
     /// Where a path of the tree belongs.
@@ -109,11 +114,11 @@ pub fn status(host: &Host, mounted: &Mounted) -> Value {
         "sent_bytes_per_s": engine.sent_bytes_per_s,
         "spool": spool(host),
         "cache": cache(host),
-        "catalog": {"seq": host.journal.head().map_or(0, |(_, head)| head.seq.0)},
+        "catalog": {"seq": host.shown_seq().0},
         "live": live(host),
         "open_handles": host.activity.open_handles(),
         "unrecognised": texts(unrecognised(host)),
-        "warnings": texts(host.config.warnings.iter().map(ToString::to_string).collect()),
+        "warnings": texts(host.config.warnings.iter().map(|w| format!("{}: {w}", w.code)).collect()),
         "errors": texts(engine.errors.iter().map(|e| format!("{}: {}", e.unit, e.text)).collect()),
     })
 }

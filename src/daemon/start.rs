@@ -8,7 +8,9 @@ use tracing::{info, warn};
 use super::{
     DaemonError, DaemonOptions, Host, adopt, engine_settings,
     holder::{Holder, Left, Word},
-    layout_rules, source, start_link, tmp_dir,
+    layout_rules,
+    shown::Shown,
+    source, start_link, tmp_dir,
 };
 use crate::{
     cache::Cache,
@@ -108,6 +110,7 @@ pub(super) fn start(
         engine,
         holder,
         keep,
+        shown: Shown::default(),
     };
     Ok((Arc::new(host), mounted, events))
 }

@@ -14,6 +14,7 @@ use std::{
 use super::{
     Entry, Fh, Fs, FsError, FsResult, Kind, Need, NodeId,
     committed::{Listing, Resolved},
+    error::found,
     names::Lookup,
     place::{Winner, kind_of},
     view::Evident,
@@ -163,8 +164,9 @@ impl Fs {
     /// All that shows in a directory.
     pub(super) fn list(&self, node: NodeId) -> FsResult<Vec<DirItem>> {
         let dir = self.live_dir_fd(node)?;
+        // A directory that is removed while it is read says ENOENT, which readdir(3) takes for the end: it may only have been evicted.
         let local = match &dir {
-            Some(dir) => Spool::list(dir.as_fd())?,
+            Some(dir) => found(Spool::list(dir.as_fd()))?.unwrap_or_default(),
             None => Vec::new(),
         };
         let mut items: Vec<_> = local
@@ -212,9 +214,11 @@ impl Fs {
         resolved: Resolved,
     ) -> FsResult<Option<DirItem>> {
         let path = dir.join(&item.name).map_err(|_| FsError::Errno(libc::EIO))?;
-        let Some((inode, stat)) = self.in_spool(node, &item.name)? else { return Ok(None) };
-        let fd = self.spool.reach(&inode)?;
-        Ok(match self.choose(&path, Some((fd.as_fd(), &stat)), resolved) {
+        // It may have left the spool since that was listed: then it shows as committed.
+        let inode = self.in_spool(node, &item.name)?.map(|(inode, _)| inode);
+        let reached = inode.map(|inode| self.reach(&inode, true)).transpose()?.flatten();
+        let local = reached.as_ref().map(|(fd, stat)| (fd.as_fd(), stat));
+        Ok(match self.choose(&path, local, resolved) {
             Winner::Spool { .. } => Some(item),
             Winner::Remote(candidate) => Some(DirItem { kind: kind_of(&candidate), ino: 0, ..item }),
             Winner::Nobody => None,

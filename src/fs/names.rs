@@ -53,6 +53,14 @@ pub(super) struct Doomed {
 impl Fs {
     /// What is at `name` in `parent`. A hit counts as a look-up until it is forgotten.
     pub fn lookup(&self, parent: NodeId, name: &[u8]) -> FsResult<Lookup> {
+        match self.look(parent, name) {
+            // It has left the spool between two looks there.
+            Err(FsError::Errno(libc::ESTALE)) => self.look(parent, name),
+            looked => looked,
+        }
+    }
+
+    fn look(&self, parent: NodeId, name: &[u8]) -> FsResult<Lookup> {
         let local = self.in_spool(parent, name)?;
         // After the look: who frees files says so first.
         if self.is_private(parent) {

@@ -1,5 +1,6 @@
 //! The main job, end to end: real mounts, a real sshd, a real store, several hosts on one machine.
 
+mod archiver;
 mod away;
 mod eviction;
 mod faults;
@@ -8,6 +9,7 @@ mod handover;
 mod harness;
 mod identity;
 mod limits;
+mod listing;
 mod live;
 mod nasty;
 mod overlay;

@@ -10,14 +10,14 @@ use crate::{
     harness::{Lab, Machine, assert_same, picture, text, wait_for},
 };
 
-fn put(dir: &Path, name: &str, content: &str) {
+pub fn put(dir: &Path, name: &str, content: &str) {
     let path = dir.join(name);
     fs::create_dir_all(path.parent().expect("a parent")).expect("a directory");
     fs::write(&path, content).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
 }
 
 /// A job of one host, played to its end and committed.
-fn job(machine: &Machine, name: &str) {
+pub fn job(machine: &Machine, name: &str) {
     for (at, content) in [("debug/client.DEBUG", "log\n"), ("status.log", "GOOD\n"), ("keyval", "a=b\n")] {
         put(&machine.mount, &format!("{name}/host1/{at}"), content);
     }
@@ -112,7 +112,7 @@ fn a_deleted_job_is_gone_everywhere_and_stays_in_the_store() {
     assert!(!a.mount.join("7-me/host1/status.log").exists());
 }
 
-fn commit_all(machine: &Machine) {
+pub fn commit_all(machine: &Machine) {
     wait_for("everything to be committed", Duration::from_secs(60), || {
         machine.offload();
         let settled = |state: Option<&str>| matches!(state, Some("committed" | "evicted" | "remote"));
@@ -124,7 +124,7 @@ fn evict(machine: &Machine, path: &str) {
     wait_for("eviction", Duration::from_secs(20), || machine.run(["evict", path]).status.success());
 }
 
-fn sh(script: &str, args: &[&Path]) {
+pub fn sh(script: &str, args: &[&Path]) {
     let out = Command::new("bash").args(["-euc", script, "test"]).args(args).output().expect("runs");
     assert!(out.status.success(), "{script}\n{}{}", text(&out.stdout), text(&out.stderr));
 }
@@ -189,7 +189,7 @@ fn a_reparse_moves_kilobytes() {
     assert_eq!(brought, 0, "nothing was brought back");
 }
 
-fn append(machine: &Machine, name: &str, line: &str) {
+pub fn append(machine: &Machine, name: &str, line: &str) {
     let path = machine.mount.join(name);
     let mut file = fs::OpenOptions::new().append(true).open(&path).unwrap_or_else(|e| panic!("{name}: {e}"));
     std::io::Write::write_all(&mut file, line.as_bytes()).expect("appended");
