@@ -91,8 +91,11 @@ pub struct CacheStats {
     pub failed_fetches: u64,
 }
 
-/// A block as it came, and unpacked.
-type Fetched = (BlockName, Arc<Vec<u8>>, Arc<OpenBlock>);
+/// A block as it came, and opened.
+struct Fetched {
+    encoded: Arc<Vec<u8>>,
+    block: Arc<OpenBlock>,
+}
 
 #[derive(Debug, Default)]
 struct Counters {
@@ -153,8 +156,8 @@ impl Cache {
             }),
         });
         // Others who wait for it needn't wait for the disk.
-        if let Some((name, encoded, block)) = fetched {
-            self.disk.keep(name, &encoded, &block);
+        if let Some(Fetched { encoded, block }) = fetched {
+            self.disk.keep(BlockName::of(&encoded), &encoded, &block);
         }
         landed
     }
@@ -178,22 +181,17 @@ impl Cache {
         self.counters.fetches.fetch_add(1, Ordering::Relaxed);
         let fetched = self.fetch_block(kind, hash);
         match &fetched {
-            Ok((encoded, ..)) => {
-                self.counters.fetched_bytes.fetch_add(encoded.len() as u64, Ordering::Relaxed)
+            Ok((_, fetched)) => {
+                self.counters.fetched_bytes.fetch_add(fetched.encoded.len() as u64, Ordering::Relaxed)
             }
             Err(_) => self.counters.failed_fetches.fetch_add(1, Ordering::Relaxed),
         };
-        let (encoded, block, object) = fetched?;
-        let name = BlockName::of(&encoded);
-        self.keep_open(name, block.clone());
-        Ok((object, (name, encoded, block)))
+        let (object, fetched) = fetched?;
+        self.keep_open(BlockName::of(&fetched.encoded), fetched.block.clone());
+        Ok((object, fetched))
     }
 
-    fn fetch_block(
-        &self,
-        kind: ObjectKind,
-        hash: &Hash,
-    ) -> Result<(Arc<Vec<u8>>, Arc<OpenBlock>, Object), FetchError> {
+    fn fetch_block(&self, kind: ObjectKind, hash: &Hash) -> Result<(Object, Fetched), FetchError> {
         let source = self.source.read().expect("no code panics under this lock").clone();
         let source = source.ok_or_else(|| FetchError::Unreachable("not connected yet".to_owned()))?;
         let encoded = Arc::new(source.fetch(kind, hash)?);
@@ -205,7 +203,7 @@ impl Cache {
             warn!(?kind, %hash, "the store sent a block without the object asked for");
             FetchError::Damaged
         })?;
-        Ok((encoded, block, object))
+        Ok((object, Fetched { encoded, block }))
     }
 
     fn keep_open(&self, name: BlockName, block: Arc<OpenBlock>) {
