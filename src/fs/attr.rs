@@ -109,7 +109,7 @@ pub enum SetTime {
 }
 
 /// Attributes to set; `None` = leave.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SetAttr {
     /// Permission bits with setuid, setgid and sticky.
     pub perm: Option<u32>,

@@ -5,9 +5,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use rustix::fs::{self as sys, AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
 
 use super::{
-    Entry, Fh, Fs, FsResult, Kind, Need, NodeId, SetAttr, SetTime,
+    Caller, Entry, Fh, Fs, FsResult, Kind, Need, NodeId, SetAttr, SetTime,
     kept::Inside,
     place::{Local, Shown},
+    setids,
 };
 use crate::{
     ids::{RelPath, UnitId},
@@ -75,18 +76,20 @@ impl Fs {
     }
 
     /// Sets attributes. With a size, `fh` is the handle of ftruncate(2), if it is one.
-    pub fn setattr(&self, node: NodeId, set: SetAttr, fh: Option<Fh>) -> FsResult<Entry> {
-        if let Some(entry) = self.setattr_plain(node, &set, fh)? {
+    pub fn setattr(&self, node: NodeId, set: SetAttr, fh: Option<Fh>, caller: Caller) -> FsResult<Entry> {
+        if let Some(entry) = self.setattr_plain(node, &set, fh, caller)? {
             return Ok(entry);
         }
         let local = match self.shown(node)? {
             Shown::Local(local) => local,
             Shown::Remote(_) => return Err(Need::CopyUp { node, keep: set.size.unwrap_or(u64::MAX) }.into()),
         };
+        let is_file = Kind::of_mode(local.stat.st_mode) == Kind::File;
         let act = || {
             self.settle_attrs(&local)?;
             let handle = fh.and_then(|fh| self.writable_file(fh));
-            apply(local.fd.as_fd(), handle.as_ref().map(|fd| fd.as_fd()), &set)
+            apply(local.fd.as_fd(), handle.as_ref().map(|fd| fd.as_fd()), &set)?;
+            if is_file && set.drops_ids(caller) { setids::drop_ids(local.fd.as_fd()) } else { Ok(()) }
         };
         if Kind::of_mode(local.stat.st_mode) == Kind::Dir {
             let paths = self.nodes.lock().paths(node);
@@ -100,7 +103,13 @@ impl Fs {
 
     /// The same of a file that nobody else can have anything of, through a handle that is open on it if there is one; `None` if it isn't
     /// such a file.
-    fn setattr_plain(&self, node: NodeId, set: &SetAttr, fh: Option<Fh>) -> FsResult<Option<Entry>> {
+    fn setattr_plain(
+        &self,
+        node: NodeId,
+        set: &SetAttr,
+        fh: Option<Fh>,
+        caller: Caller,
+    ) -> FsResult<Option<Entry>> {
         let brief = self.brief(node)?;
         let (Some((parent, _)), Some(inode)) = (&brief.place, &brief.local) else { return Ok(None) };
         if brief.kind == Kind::Dir || !self.is_private(*parent) {
@@ -116,9 +125,12 @@ impl Fs {
             let Some(file) = file.filter(|_| self.is_private(*parent)) else { return Ok(None) };
             let writable = fh.and_then(|fh| self.writable_file(fh));
             apply(file.as_fd(), writable.as_ref().map(|fd| fd.as_fd()), set)?;
+            if brief.kind == Kind::File && set.drops_ids(caller) {
+                setids::drop_ids(file.as_fd())?;
+            }
             Ok(Some(sys::fstat(&file)?))
         })?;
-        stat.map(|stat| Ok(self.entry(self.local_attr(node, &stat, None)?, brief.is_written))).transpose()
+        stat.map(|stat| Ok(self.entry(self.local_attr(node, &stat, None)?, brief.is_mapped))).transpose()
     }
 
     /// A directory that shows with another host's attributes gets them for its own, before one of them is changed.
@@ -156,7 +168,7 @@ pub(super) fn apply(
 }
 
 /// fchmodat2(2) takes an `O_PATH` descriptor; kernels before 6.6 haven't got it.
-fn change_mode(identity: BorrowedFd<'_>, perm: u32) -> FsResult<()> {
+pub(super) fn change_mode(identity: BorrowedFd<'_>, perm: u32) -> FsResult<()> {
     let empty = c"".as_ptr();
     // SAFETY: the descriptor is open, `empty` is a C string, and both outlive the call.
     let result =

@@ -25,6 +25,7 @@ use super::{
     ledger::Requests,
     nodes::{Brief, Handle},
     place::Shown,
+    setids,
 };
 use crate::{
     ids::{RelPath, UnitId},
@@ -118,7 +119,7 @@ impl Fs {
                 self.change(&changed, || {
                     let fd = reopen(&local.fd, flags)?;
                     if truncate {
-                        sys::ftruncate(&fd, 0)?;
+                        empty(&fd, caller)?;
                     }
                     let unit = self.unit_of_any(&paths);
                     let data = Data::Local(Arc::new(fd));
@@ -134,7 +135,7 @@ impl Fs {
         }
     }
 
-    /// Opens what nobody else can have anything of by its inode, without a look at its path; `None` if that isn't to be had.
+    /// Opens what nobody else can have anything of, by its name in the directory that is kept; `None` if that isn't to be had.
     fn open_plain(
         &self,
         (node, flags, caller): (NodeId, OFlags, Caller),
@@ -147,14 +148,18 @@ impl Fs {
         }
         let unit = self.unit_in(*parent, &self.path_in(*parent, name)?);
         let (writable, truncate) = (is_writable(flags), flags.contains(OFlags::TRUNC));
+        let Some(dir) = self.dir_fd(*parent)? else { return Ok(None) };
         let act = || {
-            let opened = self.spool.open_content(inode, access(flags));
+            let how = access(flags) | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            let opened = sys::openat(&*dir, OsStr::from_bytes(name), how, Mode::empty());
             // Inside the operation nobody frees the unit; whoever did it before has said so before.
-            let is_here =
-                |fd: &OwnedFd| self.is_private(*parent) && sys::fstat(fd).is_ok_and(|stat| stat.st_nlink > 0);
-            let Some(fd) = opened.ok().filter(is_here) else { return Ok(None) };
+            let is_it = |fd: &OwnedFd| {
+                self.is_private(*parent)
+                    && sys::fstat(fd).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == inode.key())
+            };
+            let Some(fd) = opened.ok().filter(is_it) else { return Ok(None) };
             if truncate {
-                sys::ftruncate(&fd, 0)?;
+                empty(&fd, caller)?;
             }
             let data = Data::Local(Arc::new(fd));
             Ok(Some(self.register((node, flags, caller), (unit.clone(), moves), data)))
@@ -226,7 +231,7 @@ impl Fs {
             });
             // What is written through the handle makes the kernel forget the attributes; a shared mapping doesn't.
             if flags.contains(OFlags::RDWR) {
-                entry.attr_ttl = super::WRITTEN_TTL.min(entry.attr_ttl);
+                entry.attr_ttl = super::MAPPED_TTL.min(entry.attr_ttl);
             }
             Ok((entry, opened))
         })
@@ -493,6 +498,12 @@ impl Fs {
 
 pub(super) fn is_writable(flags: OFlags) -> bool {
     flags.intersects(OFlags::WRONLY | OFlags::RDWR)
+}
+
+/// What opening with `O_TRUNC` does.
+fn empty(fd: &OwnedFd, caller: Caller) -> FsResult<()> {
+    sys::ftruncate(fd, 0)?;
+    if setids::is_dropped_by_cut(caller) { setids::drop_ids(fd.as_fd()) } else { Ok(()) }
 }
 
 fn sync_bits(flags: OFlags) -> OFlags {

@@ -53,6 +53,7 @@ mod orphans;
 mod owners;
 mod place;
 mod rename;
+mod setids;
 mod takeover;
 pub mod union;
 pub mod view;
@@ -108,8 +109,8 @@ pub const ROOT: NodeId = 1;
 pub const TTL: Duration = Duration::from_secs(3600);
 /// The same while the store doesn't answer: what shows is the best that is known here.
 pub const TROUBLED_TTL: Duration = Duration::from_secs(1);
-/// The same for attributes of a file that is open for writing: a shared mapping changes it past us.
-pub const WRITTEN_TTL: Duration = Duration::from_secs(1);
+/// The same for attributes of a file that is open for reading and writing: a shared mapping changes it past us.
+pub const MAPPED_TTL: Duration = Duration::from_secs(1);
 
 /// What an [`Fs`] is made of.
 pub struct FsParts {

@@ -58,8 +58,9 @@ pub(super) struct Handle {
 }
 
 impl Handle {
-    pub(super) fn is_writable(&self) -> bool {
-        self.flags & (libc::O_WRONLY | libc::O_RDWR) as u32 != 0
+    /// Whether the file can be changed through it by a mapping, which nobody hears of: of writes the kernel knows.
+    pub(super) fn is_mappable(&self) -> bool {
+        self.flags & libc::O_ACCMODE as u32 == libc::O_RDWR as u32
     }
 }
 
@@ -84,7 +85,7 @@ pub(super) struct Brief {
     pub(super) place: Option<(NodeId, Vec<u8>)>,
     pub(super) local: Option<Inode>,
     pub(super) handle: Option<Fh>,
-    pub(super) is_written: bool,
+    pub(super) is_mapped: bool,
 }
 
 /// See the module's head.
@@ -162,13 +163,13 @@ impl Table {
             place: node.names.last().cloned(),
             local: node.local.clone(),
             handle: node.handles.first().map(|h| h.fh),
-            is_written: node.handles.iter().any(Handle::is_writable),
+            is_mapped: node.handles.iter().any(Handle::is_mappable),
         })
     }
 
-    /// Whether a handle is open on it for writing.
-    pub(super) fn is_written(&self, id: NodeId) -> bool {
-        self.nodes.get(&id).is_some_and(|node| node.handles.iter().any(Handle::is_writable))
+    /// Whether a handle is open on it by which a mapping can change it.
+    pub(super) fn is_mapped(&self, id: NodeId) -> bool {
+        self.nodes.get(&id).is_some_and(|node| node.handles.iter().any(Handle::is_mappable))
     }
 
     /// The directory that holds the node's name, if it has just one.

@@ -15,7 +15,7 @@ use std::{
 use rustix::fs::{self as sys, AtFlags, Stat};
 
 use super::{
-    Attr, Entry, Fs, FsError, FsResult, Kind, NodeId, TROUBLED_TTL, TTL, WRITTEN_TTL,
+    Attr, Entry, Fs, FsError, FsResult, Kind, MAPPED_TTL, NodeId, TROUBLED_TTL, TTL,
     attr::mtime,
     committed::{Candidate, Resolved},
     error::found,
@@ -223,13 +223,13 @@ impl Fs {
         let node = nodes
             .look_up_local(parent, name, inode, Kind::of_mode(stat.st_mode))
             .ok_or(FsError::Errno(libc::ESTALE))?;
-        let is_written = nodes.is_written(node);
+        let is_mapped = nodes.is_mapped(node);
         drop(nodes);
         let attr = self.local_attr(node, stat, attrs);
         if attr.is_err() {
             self.forget(node, 1);
         }
-        Ok(self.entry(attr?, is_written))
+        Ok(self.entry(attr?, is_mapped))
     }
 
     /// An entry for what is committed at `name`, counted as looked up.
@@ -244,15 +244,15 @@ impl Fs {
 
     /// A node's attributes and how long they hold.
     pub fn getattr(&self, node: NodeId) -> FsResult<Entry> {
-        if let Some((stat, is_written)) = self.plain_stat(node)? {
-            return Ok(self.entry(self.local_attr(node, &stat, None)?, is_written));
+        if let Some((stat, is_mapped)) = self.plain_stat(node)? {
+            return Ok(self.entry(self.local_attr(node, &stat, None)?, is_mapped));
         }
         self.settle(node)?;
         let attr = match self.shown(node)? {
             Shown::Local(local) => self.local_attr(node, &local.stat, local.attrs.as_deref())?,
             Shown::Remote(candidate) => self.remote_attr(node, &candidate)?,
         };
-        Ok(self.entry(attr, self.brief(node)?.is_written))
+        Ok(self.entry(attr, self.brief(node)?.is_mapped))
     }
 
     /// The attributes of what nobody else can have anything of, by its name and without opening it.
@@ -271,13 +271,13 @@ impl Fs {
                 && Kind::of_mode(stat.st_mode) == brief.kind
                 && self.is_private(*parent)
         });
-        Ok(stat.map(|stat| (stat, brief.is_written)))
+        Ok(stat.map(|stat| (stat, brief.is_mapped)))
     }
 
     /// An answer that the kernel may believe as long as nobody says otherwise.
-    pub(super) fn entry(&self, attr: Attr, is_written: bool) -> Entry {
+    pub(super) fn entry(&self, attr: Attr, is_mapped: bool) -> Entry {
         let ttl = self.ttl();
-        Entry { attr, entry_ttl: ttl, attr_ttl: if is_written { WRITTEN_TTL.min(ttl) } else { ttl } }
+        Entry { attr, entry_ttl: ttl, attr_ttl: if is_mapped { MAPPED_TTL.min(ttl) } else { ttl } }
     }
 
     pub(super) fn ttl(&self) -> std::time::Duration {

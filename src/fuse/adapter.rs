@@ -50,11 +50,12 @@ const DOTS: [&str; 2] = [".", ".."];
 const _: () = assert!((DOTS.len() as u64) < FIRST_PLACE);
 
 /// What we ask of the kernel where it has it. Left out on purpose: the locks (kept in the kernel they work between all processes),
-/// killing of setuid bits and extended setxattr (fuser can't tell us), the write-back cache (loses data).
+/// extended setxattr (fuser can't tell us), the write-back cache (loses data). What setuid bits take, [`crate::fs::setids`] says.
 const WANTED: InitFlags = InitFlags::FUSE_ATOMIC_O_TRUNC
     .union(InitFlags::FUSE_DO_READDIRPLUS)
     .union(InitFlags::FUSE_PARALLEL_DIROPS)
     .union(InitFlags::FUSE_CACHE_SYMLINKS)
+    .union(InitFlags::FUSE_HANDLE_KILLPRIV_V2)
     .union(InitFlags::FUSE_ASYNC_DIO);
 
 struct Shared {
@@ -269,7 +270,7 @@ impl Filesystem for Adapter {
 
     fn setattr(
         &self,
-        _: &Request,
+        req: &Request,
         node: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -288,8 +289,8 @@ impl Filesystem for Adapter {
         let perm = mode.map(|mode| mode & 0o7777);
         let (atime, mtime) = (atime.map(set_time), mtime.map(set_time));
         let set = SetAttr { perm, uid, gid, size, atime, mtime };
-        let fh = fh.map(|fh| fh.0);
-        self.answer(move |fs| fs.setattr(node.0, set, fh), |_, result| reply_attr(reply, result));
+        let (fh, caller) = (fh.map(|fh| fh.0), caller(req));
+        self.answer(move |fs| fs.setattr(node.0, set, fh, caller), |_, result| reply_attr(reply, result));
     }
 
     fn readlink(&self, _: &Request, node: INodeNo, reply: ReplyData) {
@@ -363,7 +364,13 @@ impl Filesystem for Adapter {
         let caller = caller(req);
         self.answer(
             move |fs| fs.open(node.0, flags.0, caller),
-            |shared, result| reply_open(shared, reply, result),
+            move |shared, result| {
+                // The kernel takes the mode for unchanged, which it isn't always.
+                if flags.0 & libc::O_TRUNC != 0 && result.is_ok() {
+                    shared.notices.attributes(node.0);
+                }
+                reply_open(shared, reply, result);
+            },
         );
     }
 

@@ -201,14 +201,6 @@ impl Spool {
         Ok((Inode { dev: stat.st_dev, ino: stat.st_ino, reference }, stat))
     }
 
-    /// Opens the content of a regular file. `ESTALE` when it is gone.
-    pub fn open_content(&self, inode: &Inode, flags: OFlags) -> io::Result<OwnedFd> {
-        match &inode.reference {
-            Reference::Handle(handle) => handle.open(self.root(), flags | OFlags::CLOEXEC),
-            Reference::Fd(fd) => Self::reopen(fd.as_fd(), flags),
-        }
-    }
-
     /// A descriptor of `inode` that names it, without access to its content. `ESTALE` when it is gone.
     pub fn reach(&self, inode: &Inode) -> io::Result<Arc<OwnedFd>> {
         match &inode.reference {

@@ -5,10 +5,10 @@ use std::{
     collections::BTreeMap,
     fs::{self, OpenOptions},
     io::Write,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{MetadataExt, PermissionsExt, fchown},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::Duration,
+    time::{Duration, UNIX_EPOCH},
 };
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -100,6 +100,16 @@ fn operations_cost_no_more_than_they_did() {
     check("a name that isn't there", 1, 3, &|path| assert!(!path.with_extension("x").exists()));
     check("that again", 0, 0, &|path| assert!(!path.with_extension("x").exists()));
     check("unlink", 3, 7, &|path| fs::remove_file(path).expect("removed"));
+    check("what tar does with a file", 7, 29, &|path| {
+        let mut file = OpenOptions::new().write(true).create_new(true).open(path).expect("made");
+        file.write_all(b"text").expect("written");
+        file.set_modified(UNIX_EPOCH).expect("dated");
+        fchown(&file, Some(1), Some(1)).expect("given away");
+        file.set_permissions(fs::Permissions::from_mode(0o600)).expect("changed");
+    });
+    // Longer than the kernel may believe attributes of what a mapping can change: this one couldn't.
+    std::thread::sleep(resultsfs::fs::MAPPED_TTL + Duration::from_millis(100));
+    check("stat a moment later", 0, 0, &|path| assert_eq!(fs::metadata(path).expect("there").uid(), 1));
     let counted = count(&drone, || (0..1000).for_each(|_| log.write_all(b"a line\n").expect("written")));
     assert!(counted.requests() <= SLACK, "appends go past the daemon: {:?}", counted.0);
     drop(log);

@@ -273,6 +273,27 @@ END"#,
         assert!(!denied.status.success(), "default_permissions must hold");
     }
 
+    /// Who may not set them takes setuid and setgid bits away by changing the content, as on a local disk, and sees that at once; so does a
+    /// change of owner. Who sets them gets them, for any group.
+    fn changed_content_loses_setuid_and_setgid(lab) {
+        sh(
+            r#"cd "$1"; chmod 777 .
+               for how in written appended cut emptied given; do echo content > $how; chown 1234:4321 $how; chmod 6777 $how; done
+               test "$(stat -c %a written)" = 6777
+               mode() { test "$(stat -c %a "$1")" = "$2" || { stat -c "%n %a" "$1"; exit 1; }; }
+               setpriv --reuid 99 --regid 99 --clear-groups sh -c \
+                   'printf C | dd of=written conv=notrunc status=none; printf C >> appended; truncate -s 3 cut; : > emptied'
+               for how in written appended cut; do mode $how 777; done
+               for i in $(seq 100); do test "$(stat -c %a emptied)" = 777 && break; sleep 0.1; done; mode emptied 777
+               chown 1234 given; mode given 777
+               chmod 2755 given; mode given 2755; chmod u+s given; mode given 6755
+               python3 -c 'import os; os.umask(0); os.mknod("made", 0o104755); os.close(os.open("opened", os.O_CREAT | os.O_WRONLY, 0o2711))'
+               mode made 4755; mode opened 2711"#,
+            &[&lab.at("")],
+        );
+        assert_same_tree(&lab.spool(""), &describe(&lab.at("")));
+    }
+
     /// P1 for the local half: what rsync and cp bring in is the same tree.
     fn copies_are_the_same_tree(lab) {
         let source = lab.dir.path().join("source");
