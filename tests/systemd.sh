@@ -35,6 +35,7 @@ main() {
     check_service_alone
     check_takeover
     check_killed
+    check_killed_unkept
     check_broken_config
     check_next_boot
     check "the container powers off in order" power_off
@@ -273,6 +274,38 @@ check_killed() {
     check "the service comes back" within 30 came_back "$before"
     check "the mount answers again" within 10 inside stat -f $tree
     check "the same files are there after a crash" same_files
+}
+
+# Without file handles nobody can keep the mount. The next daemon takes the dead one away and mounts anew, whoever is still in it.
+check_killed_unkept() {
+    local before round busy drop_in=$work/t/root/etc/systemd/system/resultsfs.service.d
+    mkdir -p "$drop_in"
+    printf '[Service]\nSystemCallFilter=~open_by_handle_at\nSystemCallErrorNumber=EPERM\n' > "$drop_in/unkept.conf"
+    inside systemctl daemon-reload
+    check "the service restarts without file handles" inside systemctl restart resultsfs.service
+    check "nobody holds the mount" status_has '"held_by":"none"'
+    for round in 1 2 3 4 5 6; do
+        before=$(inside systemctl show -P MainPID resultsfs.service)
+        inside sh -c "cd $tree && exec sleep 300" &
+        busy=$!
+        within 5 sh -c "[ -n \"\$(pgrep -P $busy)\" ]"
+        inside kill -9 "$before"
+        check "after kill -9 ($round) the service comes back, unkept" within 30 came_back "$before"
+        check "the mount answers again" within 10 inside stat -f $tree
+        pkill -P $busy
+        wait $busy 2> /dev/null
+    done
+    check "its log says what it found" inside sh -c 'journalctl -u resultsfs.service | grep -q "a dead mount was left here; clearing it away"'
+    check "the mount unit is active again" within 10 inside systemctl is-active $mount_unit
+    check "the same files are there after a new mount" same_files
+    check "the mount stops, unkept" inside systemctl stop $mount_unit
+    check "the service ends with it" within 30 inactive resultsfs.service
+    sleep 3
+    check "it isn't started again, unkept" inactive resultsfs.service
+    rm -r "$drop_in"
+    inside systemctl daemon-reload
+    check "the mount starts again with file handles" inside systemctl start $mount_unit
+    check "systemd holds it again" status_has '"held_by":"systemd"'
 }
 
 came_back() {

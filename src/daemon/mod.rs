@@ -84,6 +84,14 @@ pub enum DaemonError {
 }
 
 impl DaemonError {
+    /// Whether it may be otherwise in a moment: a predecessor has not let go of everything yet.
+    pub fn is_passing(&self) -> bool {
+        matches!(
+            self,
+            Self::Journal(JournalError::Locked { .. }) | Self::Mount(fuse::MountError::AlreadyMounted(_))
+        )
+    }
+
     /// What to do about it.
     pub fn hint(&self) -> Option<String> {
         match self {

@@ -167,7 +167,11 @@ fn inherit(
         if !fuse::is_live(&device) {
             return Err("the kernel has given it up".to_owned());
         }
-        Ok((Fs::take_over(parts(Some(keep.clone()))).map_err(|e| e.to_string())?, keep))
+        let parts = parts(Some(keep.clone()));
+        if !parts.spool.uses_handles() {
+            return Err("the spool's files can't be opened by their handles any more".to_owned());
+        }
+        Ok((Fs::take_over(parts).map_err(|e| e.to_string())?, keep))
     });
     match inherited {
         Ok((fs, keep)) => Ok((fs, device, keep)),
