@@ -23,7 +23,7 @@ use crate::{
     layout::Place,
 };
 
-/// Directories kept open.
+/// Directories kept open; fewer where descriptors are.
 const DIRS_KEPT: usize = 1024;
 
 /// What holds for everything at or below a directory.
@@ -61,12 +61,20 @@ impl KeptDir {
 }
 
 /// See the module's head.
-#[derive(Debug, Default)]
-pub(super) struct KeptDirs(Mutex<HashMap<NodeId, Arc<KeptDir>>>);
+#[derive(Debug)]
+pub(super) struct KeptDirs {
+    dirs: Mutex<HashMap<NodeId, Arc<KeptDir>>>,
+    max: usize,
+}
 
 impl KeptDirs {
+    /// As many as is good, at most this many.
+    pub(super) fn at_most(max: usize) -> Self {
+        Self { dirs: Mutex::default(), max: DIRS_KEPT.min(max) }
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<NodeId, Arc<KeptDir>>> {
-        self.0.lock().expect("no code panics under this lock")
+        self.dirs.lock().expect("no code panics under this lock")
     }
 
     fn get(&self, node: NodeId) -> Option<Arc<KeptDir>> {
@@ -75,7 +83,7 @@ impl KeptDirs {
 
     fn keep(&self, node: NodeId, fd: Arc<OwnedFd>) {
         let mut dirs = self.lock();
-        if dirs.len() >= DIRS_KEPT {
+        if dirs.len() >= self.max {
             dirs.clear();
         }
         dirs.insert(node, Arc::new(KeptDir { fd, facts: Mutex::default(), seen: AtomicU64::new(u64::MAX) }));

@@ -167,9 +167,9 @@ impl Fs {
         Self {
             nodes,
             committed: Committed::new(journal, view, cache, rules),
+            kept: KeptDirs::at_most(spool.held_max() / 2),
             spool,
             activity,
-            kept: KeptDirs::default(),
             files: RwLock::default(),
             dirs: RwLock::default(),
             paged: Mutex::default(),

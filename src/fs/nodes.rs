@@ -9,6 +9,7 @@
 //! Invariants: `names` of a node and `children` of its parents say the same; a node is dropped when the kernel has forgotten
 //! it, no handle is open on it and no child names it as its parent; the root is never dropped.
 
+mod held;
 mod kept;
 mod spread;
 
@@ -18,7 +19,7 @@ use std::{
     sync::{Mutex, MutexGuard},
 };
 
-use self::spread::Spread;
+use self::{held::Held, spread::Spread};
 use super::{
     Fh, Kind, NodeId, ROOT,
     ledger::{Ledger, LedgerError, Record},
@@ -103,6 +104,7 @@ pub(super) struct Table {
     highest_backing: u32,
     dev: u64,
     ledger: Option<Ledger>,
+    held: Held,
 }
 
 /// The table while its lock is held.
@@ -133,6 +135,7 @@ impl Nodes {
     pub(super) fn new(spool: &Spool, root: Inode, ledger: Option<Ledger>) -> Self {
         let mut table = Table::empty(spool.dev());
         table.ledger = ledger;
+        table.held = Held::at_most(spool.held_max());
         table.add(ROOT, Kind::Dir);
         table.set_local(ROOT, root);
         table.count_lookup(ROOT);
@@ -144,6 +147,7 @@ impl Nodes {
     pub(super) fn restored(spool: &Spool, records: &[u8], ledger: Ledger) -> Result<Self, LedgerError> {
         let mut table = Table::restored(spool, records)?;
         table.ledger = Some(ledger);
+        table.held = Held::at_most(spool.held_max());
         Ok(Self { table: Mutex::new(table) })
     }
 
@@ -241,7 +245,8 @@ impl Table {
     fn node_of_inode(&mut self, parent: NodeId, name: &[u8], inode: &Inode, kind: Kind) -> NodeId {
         if let Some(id) = self.by_inode.get(&inode.key()).copied() {
             let known = &self.nodes[&id];
-            if known.kind == kind && known.local.as_ref().is_some_and(|l| l.is_same(inode)) {
+            if known.kind == kind && known.local.as_ref().is_some_and(|l| known.is_surely(l, inode)) {
+                self.hold_again(id, inode);
                 return id;
             }
             self.by_inode.remove(&inode.key());
@@ -315,8 +320,12 @@ impl Table {
             self.note_local(id, &inode);
         }
         if let Some(node) = self.nodes.get_mut(&id) {
+            let is_held = inode.is_held();
             node.local = Some(inode);
             self.by_inode.insert(key, id);
+            if is_held {
+                self.note_held(id);
+            }
         }
     }
 

@@ -76,6 +76,23 @@ impl Backings {
         self.is_on.load(Ordering::Relaxed)
     }
 
+    /// Tries it with some file of the spool, so that `status` needn't wait for the first one that is opened to know that it is refused: it takes
+    /// CAP_SYS_ADMIN.
+    pub(super) fn probe(&self, fs: &Fs) {
+        if !self.is_on() {
+            return;
+        }
+        match fs.spool().root().try_clone_to_owned().and_then(|root| self.register(&root)) {
+            Ok(id) => drop(self.close(id)),
+            Err(e) if e.raw_os_error() == Some(libc::EPERM) => {
+                tracing::info!("passthrough takes CAP_SYS_ADMIN: files go through the daemon");
+                self.switch_off();
+            }
+            // Not of directories, say.
+            Err(e) => tracing::debug!("whether passthrough is allowed shows at the first opening: {e}"),
+        }
+    }
+
     /// The kernel has refused it for good.
     pub(super) fn switch_off(&self) {
         self.is_on.store(false, Ordering::Relaxed);

@@ -145,7 +145,9 @@ pub fn prepare(fs: Arc<Fs>, mountpoint: &Path, options: &MountOptions) -> Result
     let parts = Parts::new(options.passthrough);
     let begun = device.try_clone().and_then(|kept| {
         parts.backings.set_device(kept.try_clone()?);
-        Ok((Prepared::begin(parts.adapter(fs, &point), device, config(), acl(options))?, kept))
+        let prepared = Prepared::begin(parts.adapter(fs.clone(), &point), device, config(), acl(options))?;
+        parts.backings.probe(&fs);
+        Ok((prepared, kept))
     });
     match begun {
         Ok((prepared, device)) => {

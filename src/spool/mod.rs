@@ -2,7 +2,8 @@
 //!
 //! Everything here is relative to a descriptor: the root's, held since start so that [`Spool::sync`] sees every write-back error
 //! since then, or a directory's. Nothing follows a symbolic link. What is in the spool is named by [`Inode`], which survives
-//! renames: a file handle where the file system gives them and this process may open them, otherwise an `O_PATH` descriptor.
+//! renames: a file handle where the file system gives them and this process may open them, otherwise an `O_PATH` descriptor. As descriptors are
+//! few, it may be let go of ([`Inode::let_go`]); then the inode is found by its path.
 
 pub mod activity;
 mod handle;
@@ -60,6 +61,8 @@ pub struct Inode {
 enum Reference {
     Handle(Handle),
     Fd(Arc<OwnedFd>),
+    /// Let go of.
+    Nothing,
 }
 
 impl Inode {
@@ -72,8 +75,26 @@ impl Inode {
     pub fn name(&self) -> Option<InodeName> {
         match &self.reference {
             Reference::Handle(handle) => Some(handle.name()),
-            Reference::Fd(_) => None,
+            Reference::Fd(_) | Reference::Nothing => None,
         }
+    }
+
+    /// Whether it takes up a descriptor.
+    pub fn is_held(&self) -> bool {
+        matches!(self.reference, Reference::Fd(_))
+    }
+
+    /// Gives its descriptor back: it is reached no more, and only its number is known. That may be given again once the inode has lost its last
+    /// name.
+    pub fn let_go(&mut self) {
+        if self.is_held() {
+            self.reference = Reference::Nothing;
+        }
+    }
+
+    /// Whether it was let go of.
+    pub fn is_let_go(&self) -> bool {
+        matches!(self.reference, Reference::Nothing)
     }
 
     /// The inode with this device, number and name; `None` if that is no name.
@@ -145,6 +166,12 @@ impl Spool {
         self.by_handle
     }
 
+    /// How many inodes may take up a descriptor at a time: half of what this process may have, the rest is for open files.
+    pub fn held_max(&self) -> usize {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        limit.map_or(usize::MAX, |limit| usize::try_from(limit / 2).unwrap_or(usize::MAX))
+    }
+
     /// Whether its file system lies on another one: then passthrough goes one level deeper.
     pub fn is_stacked(&self) -> bool {
         sys::fstatfs(&self.root).is_ok_and(|fs| fs.f_type as u64 == OVERLAYFS_MAGIC)
@@ -201,11 +228,12 @@ impl Spool {
         Ok((Inode { dev: stat.st_dev, ino: stat.st_ino, reference }, stat))
     }
 
-    /// A descriptor of `inode` that names it, without access to its content. `ESTALE` when it is gone.
+    /// A descriptor of `inode` that names it, without access to its content. `ESTALE` when it is gone, or let go of.
     pub fn reach(&self, inode: &Inode) -> io::Result<Arc<OwnedFd>> {
         match &inode.reference {
             Reference::Handle(handle) => handle.open(self.root(), IDENTITY).map(Arc::new),
             Reference::Fd(fd) => Ok(fd.clone()),
+            Reference::Nothing => Err(rustix::io::Errno::STALE.into()),
         }
     }
 
@@ -247,7 +275,7 @@ fn identify_by_fd(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<(Inode, Stat)>
     Ok((Inode { dev: stat.st_dev, ino: stat.st_ino, reference: Reference::Fd(Arc::new(fd)) }, stat))
 }
 
-/// An open file costs a descriptor, and so does an inode without a file handle that the kernel knows: as many as the system lets us have.
+/// An open file costs a descriptor, and so does an inode without a file handle: as many as the system lets us have.
 pub fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);

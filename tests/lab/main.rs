@@ -17,3 +17,4 @@ mod promises;
 mod recovery;
 mod takeover;
 mod union;
+mod unprivileged;

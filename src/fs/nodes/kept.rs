@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{COUNTED_FROM, Handle, Node, Table};
+use super::{COUNTED_FROM, Handle, Node, Table, held::Held};
 use crate::{
     fs::{
         NodeId, ROOT,
@@ -20,6 +20,7 @@ impl Table {
             highest_backing: 0,
             dev,
             ledger: None,
+            held: Held::default(),
         }
     }
 
