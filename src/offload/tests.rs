@@ -237,7 +237,7 @@ async fn a_write_across_completion_opens_the_next_generation() {
     assert!(matches!(completing.await.expect("no panic"), Err(CommandError::NotYet { .. })));
     lab.reaches(&unit(), State::Committed, 2).await;
     let record = lab.store.records().pop().expect("one");
-    assert_eq!(record.commit().generation, Generation(2));
+    assert_eq!(record.commit().expect("a commit").generation, Generation(2));
 }
 
 /// What a crash left is taken up by the next start: complete units, and such as nobody has told of.

@@ -15,5 +15,6 @@ mod nasty;
 mod overlay;
 mod promises;
 mod recovery;
+mod retire;
 mod takeover;
 mod union;
