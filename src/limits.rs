@@ -79,6 +79,9 @@ pub const OUTBOX_LARGE: usize = 4;
 /// Sessions of one daemon at once: twice a large lab's hosts.
 pub const SESSIONS: usize = 1000;
 
+/// What the pipes to and from ssh and sshd are made to hold, where the user may: the kernel's usual 64 KiB are a wake-up each for both sides.
+pub const PIPE_BYTES: usize = 1 << 20;
+
 /// First and longest pause before a connection is tried again.
 pub const RECONNECT_MIN_MS: u64 = 250;
 /// See [`RECONNECT_MIN_MS`]; an administrator who mends the network shall not wait longer than this.

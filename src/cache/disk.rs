@@ -79,7 +79,7 @@ impl Disk {
     pub fn load(&self, kind: ObjectKind, hash: &Hash) -> Option<(BlockName, Arc<OpenBlock>, Object)> {
         let (name, ()) = self.shelf().find(ObjectKey::of(kind, hash))?;
         let opened = match fs_err::read(self.path(name)) {
-            Ok(encoded) => OpenBlock::open(&encoded).map_err(|e| e.to_string()),
+            Ok(encoded) => OpenBlock::open(&Arc::new(encoded)).map_err(|e| e.to_string()),
             Err(e) => Err(e.to_string()),
         };
         match opened {

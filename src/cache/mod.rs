@@ -91,6 +91,12 @@ pub struct CacheStats {
     pub failed_fetches: u64,
 }
 
+/// A block as it came, and opened.
+struct Fetched {
+    encoded: Arc<Vec<u8>>,
+    block: Arc<OpenBlock>,
+}
+
 #[derive(Debug, Default)]
 struct Counters {
     fetches: AtomicU64,
@@ -138,13 +144,22 @@ impl Cache {
 
     /// As [`Cache::get`], for an object that is likely in one block with the chunks `near`.
     fn get_near(&self, kind: ObjectKind, hash: &Hash, near: &[Placed]) -> Result<Object, FetchError> {
-        match self.get_open(kind, hash) {
-            Some(object) => Ok(object),
-            None => self.flights.join(kind, hash, near, || match self.get_local(kind, hash) {
-                Some(object) => Ok(object),
-                None => self.fetch(kind, hash),
-            }),
+        if let Some(object) = self.get_open(kind, hash) {
+            return Ok(object);
         }
+        let mut fetched = None;
+        let landed = self.flights.join(kind, hash, near, || match self.get_local(kind, hash) {
+            Some(object) => Ok(object),
+            None => self.fetch(kind, hash).map(|(object, block)| {
+                fetched = Some(block);
+                object
+            }),
+        });
+        // Others who wait for it needn't wait for the disk.
+        if let Some(Fetched { encoded, block }) = fetched {
+            self.disk.keep(BlockName::of(&encoded), &encoded, &block);
+        }
+        landed
     }
 
     /// An object, if it is on this host.
@@ -161,30 +176,25 @@ impl Cache {
         block.object(kind, hash)
     }
 
-    fn fetch(&self, kind: ObjectKind, hash: &Hash) -> Result<Object, FetchError> {
+    /// An object and its block, which is in memory then and not yet on disk.
+    fn fetch(&self, kind: ObjectKind, hash: &Hash) -> Result<(Object, Fetched), FetchError> {
         self.counters.fetches.fetch_add(1, Ordering::Relaxed);
         let fetched = self.fetch_block(kind, hash);
         match &fetched {
-            Ok((encoded, ..)) => {
-                self.counters.fetched_bytes.fetch_add(encoded.len() as u64, Ordering::Relaxed)
+            Ok((_, fetched)) => {
+                self.counters.fetched_bytes.fetch_add(fetched.encoded.len() as u64, Ordering::Relaxed)
             }
             Err(_) => self.counters.failed_fetches.fetch_add(1, Ordering::Relaxed),
         };
-        let (encoded, block, object) = fetched?;
-        let name = BlockName::of(&encoded);
-        self.disk.keep(name, &encoded, &block);
-        self.keep_open(name, block);
-        Ok(object)
+        let (object, fetched) = fetched?;
+        self.keep_open(BlockName::of(&fetched.encoded), fetched.block.clone());
+        Ok((object, fetched))
     }
 
-    fn fetch_block(
-        &self,
-        kind: ObjectKind,
-        hash: &Hash,
-    ) -> Result<(Vec<u8>, Arc<OpenBlock>, Object), FetchError> {
+    fn fetch_block(&self, kind: ObjectKind, hash: &Hash) -> Result<(Object, Fetched), FetchError> {
         let source = self.source.read().expect("no code panics under this lock").clone();
         let source = source.ok_or_else(|| FetchError::Unreachable("not connected yet".to_owned()))?;
-        let encoded = source.fetch(kind, hash)?;
+        let encoded = Arc::new(source.fetch(kind, hash)?);
         let block = OpenBlock::open(&encoded).map_err(|error| {
             warn!(%error, ?kind, %hash, "the store sent a damaged block");
             FetchError::Damaged
@@ -193,7 +203,7 @@ impl Cache {
             warn!(?kind, %hash, "the store sent a block without the object asked for");
             FetchError::Damaged
         })?;
-        Ok((encoded, block, object))
+        Ok((object, Fetched { encoded, block }))
     }
 
     fn keep_open(&self, name: BlockName, block: Arc<OpenBlock>) {

@@ -21,7 +21,7 @@ pub struct OpenBlock {
 
 impl OpenBlock {
     /// Checks and unpacks an encoded block.
-    pub fn open(encoded: &[u8]) -> Result<Arc<Self>, BlockError> {
+    pub fn open(encoded: &Arc<Vec<u8>>) -> Result<Arc<Self>, BlockError> {
         let block = Block::open_for_objects(encoded)?;
         let mut sorted = block.table().to_vec();
         sorted.sort_unstable_by_key(|e| (e.kind, e.hash));
@@ -41,7 +41,7 @@ impl OpenBlock {
 
     /// Bytes of memory that it holds.
     pub fn memory_bytes(&self) -> u64 {
-        (self.block.raw_bytes() + 2 * self.sorted.len() * size_of::<TableEntry>()) as u64
+        (self.block.memory_bytes() + self.sorted.len() * size_of::<TableEntry>()) as u64
     }
 }
 

@@ -24,7 +24,7 @@ use crate::{
 const AHEAD_BYTES: u64 = 4 << 20;
 /// Reads this near one another still are in order: the kernel sends a reader's requests side by side.
 const SLACK_BYTES: u64 = 1 << 20;
-/// A block's neighbourhood: chunks this near are likely in the same block.
+/// A block's neighbourhood: chunks that begin nearer than this are likely in the same block.
 const BLOCK_BYTES: u64 = limits::BLOCK_RAW_TARGET_BYTES as u64;
 /// Fetches ahead at once: urgent ones of other readers must get through in between.
 const AHEAD_THREADS: usize = 3;
@@ -97,9 +97,10 @@ fn fetch_ahead(cache: &Weak<Cache>, jobs: &Mutex<mpsc::Receiver<Job>>) {
     }
 }
 
-/// Chunks that are likely in the same block.
+/// Chunks that are likely in the same block: a block is closed by the chunk with which it reaches its size. Those further away are not, so
+/// that fetches of one block after another don't wait for one another.
 fn neighbours<'a>(layout: &'a Layout, chunk: &Placed) -> &'a [Placed] {
-    layout.covering(chunk.start().saturating_sub(BLOCK_BYTES)..chunk.end + BLOCK_BYTES)
+    layout.beginning_in((chunk.start() + 1).saturating_sub(BLOCK_BYTES)..chunk.start() + BLOCK_BYTES)
 }
 
 impl Cache {

@@ -60,6 +60,13 @@ impl Layout {
         &self.chunks[first..last.max(first)]
     }
 
+    /// The chunks that begin in a range of the file.
+    pub fn beginning_in(&self, range: Range<u64>) -> &[Placed] {
+        let first = self.chunks.partition_point(|c| c.start() < range.start);
+        let last = self.chunks.partition_point(|c| c.start() < range.end);
+        &self.chunks[first..last.max(first)]
+    }
+
     /// Bytes of memory that it holds.
     pub fn memory_bytes(&self) -> u64 {
         (self.chunks.len() * size_of::<Placed>()) as u64

@@ -19,6 +19,9 @@ struct TestStore {
     holds: Mutex<HashMap<(ObjectKind, Hash), usize>>,
     fetches: AtomicUsize,
     away: AtomicBool,
+    /// Fetches wait while this is so.
+    hold: AtomicBool,
+    held: AtomicUsize,
 }
 
 impl TestStore {
@@ -58,6 +61,11 @@ impl TestStore {
 impl BlockSource for TestStore {
     fn fetch(&self, kind: ObjectKind, hash: &Hash) -> Result<Vec<u8>, FetchError> {
         self.fetches.fetch_add(1, Ordering::SeqCst);
+        self.held.fetch_add(1, Ordering::SeqCst);
+        while self.hold.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.held.fetch_sub(1, Ordering::SeqCst);
         if self.away.load(Ordering::SeqCst) {
             return Err(FetchError::Unreachable("the network is down".to_owned()));
         }
@@ -186,6 +194,19 @@ fn reads_in_order_are_fetched_ahead() {
         assert_eq!(read(&f.cache, &file, at as u64, 128 << 10).as_deref(), Ok(&file[at..at + (128 << 10)]));
     }
     assert_eq!(f.store.fetches(), 1 + 12);
+}
+
+/// What is fetched ahead comes side by side: a fetch for the block after doesn't wait for the one before, which would cost a round trip each.
+#[test]
+fn fetches_ahead_are_under_way_together() {
+    let f = Fixture::new(64 * MIB);
+    let file = noise(12 * MIB, 5);
+    f.store.add_large(&file);
+    read(&f.cache, &file, 0, 1000).expect("reads");
+    f.store.hold.store(true, Ordering::SeqCst);
+    read(&f.cache, &file, 1000, 1000).expect("is here");
+    wait_until("three fetches at once", || f.store.held.load(Ordering::SeqCst) == 3);
+    f.store.hold.store(false, Ordering::SeqCst);
 }
 
 #[test]

@@ -19,7 +19,7 @@
 //! The same bytes go over the wire and into the pack. [`Block::open`] checks every object's hash (a recipe's and a manifest's
 //! content is checked by who knows how).
 
-use std::io;
+use std::{io, ops::Range, sync::Arc};
 
 use super::ObjectKind;
 use crate::{ids::Hash, limits};
@@ -184,7 +184,24 @@ pub fn verify_stored(bytes: &[u8]) -> Result<Vec<TableEntry>, BlockError> {
 #[derive(Debug)]
 pub struct Block {
     table: Vec<TableEntry>,
-    raw: Vec<u8>,
+    payload: Payload,
+}
+
+/// The objects' bytes.
+#[derive(Debug)]
+enum Payload {
+    Unpacked(Vec<u8>),
+    /// There in a plain block.
+    Within(Arc<Vec<u8>>, Range<usize>),
+}
+
+impl Payload {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Unpacked(bytes) => bytes,
+            Self::Within(block, place) => &block[place.clone()],
+        }
+    }
 }
 
 impl Block {
@@ -192,33 +209,38 @@ impl Block {
     /// and is for the caller to check.
     pub fn open(bytes: &[u8]) -> Result<Self, BlockError> {
         let table = verify_stored(bytes)?;
-        Self::unpack(bytes, table)
+        let header = Header::parse(bytes)?;
+        let payload = match header.codec {
+            CODEC_PLAIN => bytes[header.table_end()..header.block_bytes()].to_vec(),
+            _ => decompress(&header, bytes)?,
+        };
+        Self::checked(&header, table, Payload::Unpacked(payload))
     }
 
     /// The same for who wants the objects and doesn't keep the block as good: its own check is left out where every object has one, by its
-    /// name. That is half the time of what doesn't compress.
-    pub fn open_for_objects(bytes: &[u8]) -> Result<Self, BlockError> {
+    /// name. That is half the time of what doesn't compress; nor is that copied, but shared.
+    pub fn open_for_objects(bytes: &Arc<Vec<u8>>) -> Result<Self, BlockError> {
         let header = Header::parse(bytes)?;
         if bytes.len() < header.block_bytes() {
             return Err(BlockError::Short);
         }
         let table = parse_table(&header, bytes)?;
-        let has_recipe = table.iter().any(|entry| entry.kind == ObjectKind::Recipe);
-        if has_recipe { Self::open(bytes) } else { Self::unpack(bytes, table) }
+        if table.iter().any(|entry| entry.kind == ObjectKind::Recipe) {
+            verify_stored(bytes)?;
+        }
+        let payload = match header.codec {
+            CODEC_PLAIN => Payload::Within(Arc::clone(bytes), header.table_end()..header.block_bytes()),
+            _ => Payload::Unpacked(decompress(&header, bytes)?),
+        };
+        Self::checked(&header, table, payload)
     }
 
-    fn unpack(bytes: &[u8], table: Vec<TableEntry>) -> Result<Self, BlockError> {
-        let header = Header::parse(bytes)?;
-        let stored = &bytes[header.table_end()..header.block_bytes()];
-        let raw = match header.codec {
-            CODEC_PLAIN => stored.to_vec(),
-            _ => zstd::bulk::decompress(stored, header.raw_bytes as usize)
-                .map_err(|e| BlockError::Payload(e.to_string()))?,
-        };
-        if raw.len() != header.raw_bytes as usize {
-            return Err(BlockError::Payload(format!("{} bytes instead of {}", raw.len(), header.raw_bytes)));
+    fn checked(header: &Header, table: Vec<TableEntry>, payload: Payload) -> Result<Self, BlockError> {
+        let bytes = payload.bytes().len();
+        if bytes != header.raw_bytes as usize {
+            return Err(BlockError::Payload(format!("{bytes} bytes instead of {}", header.raw_bytes)));
         }
-        let block = Self { table, raw };
+        let block = Self { table, payload };
         match block.table.iter().find(|e| !block.matches(e)) {
             Some(bad) => Err(BlockError::Object { kind: bad.kind, hash: bad.hash }),
             None => Ok(block),
@@ -236,7 +258,7 @@ impl Block {
 
     /// The bytes of one line of its table.
     pub fn bytes_of(&self, entry: &TableEntry) -> &[u8] {
-        &self.raw[entry.offset as usize..][..entry.bytes as usize]
+        &self.payload.bytes()[entry.offset as usize..][..entry.bytes as usize]
     }
 
     /// An object's bytes by name.
@@ -245,9 +267,18 @@ impl Block {
     }
 
     /// Bytes of memory that it holds.
-    pub fn raw_bytes(&self) -> usize {
-        self.raw.len()
+    pub fn memory_bytes(&self) -> usize {
+        let payload = match &self.payload {
+            Payload::Unpacked(bytes) => bytes.len(),
+            Payload::Within(block, _) => block.len(),
+        };
+        payload + self.table.len() * size_of::<TableEntry>()
     }
+}
+
+fn decompress(header: &Header, bytes: &[u8]) -> Result<Vec<u8>, BlockError> {
+    let stored = &bytes[header.table_end()..header.block_bytes()];
+    zstd::bulk::decompress(stored, header.raw_bytes as usize).map_err(|e| BlockError::Payload(e.to_string()))
 }
 
 /// Collects objects into a block.
@@ -344,7 +375,7 @@ mod tests {
         for at in 0..good.len() {
             let mut bad = good.clone();
             bad[at] ^= 0x10;
-            if let Ok(block) = Block::open_for_objects(&bad) {
+            if let Ok(block) = Block::open_for_objects(&Arc::new(bad)) {
                 assert_eq!(objects(&block), expected, "byte {at}");
             }
         }

@@ -30,6 +30,13 @@ pub trait DiskFile: Send + Sync + Debug {
     /// Fills `out` from `offset`; `UnexpectedEof` where the file ends before that.
     fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()>;
 
+    /// `bytes` bytes from `offset`; `UnexpectedEof` where the file ends before that.
+    fn read_vec(&self, offset: u64, bytes: usize) -> io::Result<Vec<u8>> {
+        let mut out = vec![0; bytes];
+        self.read_at(offset, &mut out)?;
+        Ok(out)
+    }
+
     /// Writes all of `bytes` at `offset`, growing the file with zeros if need be. Not durable.
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
 
@@ -114,9 +121,7 @@ pub fn sync_dir(dir: &Path) -> io::Result<()> {
 /// Reads all of a file. For small files.
 pub fn read_all(file: &dyn DiskFile) -> io::Result<Vec<u8>> {
     let len = usize::try_from(file.len()?).map_err(io::Error::other)?;
-    let mut bytes = vec![0; len];
-    file.read_at(0, &mut bytes)?;
-    Ok(bytes)
+    file.read_vec(0, len)
 }
 
 #[cfg(test)]
@@ -132,6 +137,19 @@ mod tests {
         write_atomic(&path, b"two").expect("replaces");
         assert_eq!(std::fs::read(&path).expect("reads"), b"two");
         assert_eq!(RealDisk.list(dir.path()).expect("lists"), ["head"]);
+    }
+
+    #[test]
+    fn a_part_of_a_file_is_read_as_a_whole_or_not_at_all() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("pack");
+        std::fs::write(&path, b"0123456789").expect("writes");
+        let file = RealDisk.open_read(&path).expect("opens");
+        assert_eq!(file.read_vec(2, 3).expect("reads"), b"234");
+        assert_eq!(file.read_vec(5, 5).expect("reads"), b"56789");
+        assert_eq!(file.read_vec(3, 0).expect("reads"), b"");
+        let cut = file.read_vec(5, 6).expect_err("ends before that");
+        assert_eq!(cut.kind(), io::ErrorKind::UnexpectedEof);
     }
 
     #[test]

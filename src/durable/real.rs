@@ -6,7 +6,7 @@ use fs_err::{
     self as fs,
     os::unix::fs::{FileExt, OpenOptionsExt},
 };
-use rustix::fs::FlockOperation;
+use rustix::{buffer::spare_capacity, fs::FlockOperation, io::Errno};
 
 use super::{Disk, DiskFile, DiskLock, LockMode};
 
@@ -24,6 +24,27 @@ impl DiskFile for RealFile {
 
     fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         self.0.read_exact_at(out, offset)
+    }
+
+    /// Without the pass over the memory that filling it with zeros would be.
+    fn read_vec(&self, offset: u64, bytes: usize) -> io::Result<Vec<u8>> {
+        let mut out = Vec::with_capacity(bytes);
+        while out.len() < bytes {
+            let at = offset + out.len() as u64;
+            match rustix::io::pread(&self.0, spare_capacity(&mut out), at) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => {
+                    return Err(io::Error::new(
+                        error.kind(),
+                        format!("{}: {error}", self.0.path().display()),
+                    ));
+                }
+            }
+        }
+        // There may have been more room than was asked for.
+        out.truncate(bytes);
+        Ok(out)
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {

@@ -8,6 +8,7 @@ use std::{
 };
 
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
     signal::unix::{Signal, SignalKind, signal},
     task::JoinSet,
@@ -15,13 +16,14 @@ use tokio::{
 };
 
 use super::{
-    Identity, Server, SessionEnd, StoreApi, framed, session,
+    Identity, Server, SessionEnd, StoreApi,
     socket::{self, Listener},
+    streams::{self, First, Streams},
 };
 use crate::{
     limits,
     wire::{
-        Join, PROTOCOL_VERSION,
+        JOIN_VERSION, Join,
         frame::{Bounds, Frame},
         rights::Rights,
     },
@@ -31,6 +33,9 @@ use crate::{
 const STOP_WAIT: Duration = Duration::from_secs(10);
 /// Pause after accept(2) failed, which mostly means that descriptors have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What a joining process is told when its streams were taken.
+const TAKEN: u8 = 1;
 
 /// Where and how to serve.
 #[derive(Clone, Debug)]
@@ -79,6 +84,12 @@ pub enum ServeError {
     /// The standard streams can't be used.
     #[error("standard streams: {0}")]
     Stdio(io::Error),
+    /// The daemon didn't take the session.
+    #[error(
+        "the daemon on {} didn't take the session over: {source}; does it run another version?",
+        path.display()
+    )]
+    NotTaken { path: PathBuf, source: io::Error },
     /// The process can't listen to signals.
     #[error("signals: {0}")]
     Signals(io::Error),
@@ -211,25 +222,44 @@ impl Sessions {
     }
 }
 
-/// A session on the socket: for this machine's own mount, or, after a join, for whom the joining process speaks.
-async fn on_socket(server: Arc<Server>, stream: UnixStream, local: Identity) -> SessionEnd {
-    let (reader, writer) = stream.into_split();
-    let (mut reader, writer) = framed(reader, writer, Bounds::FIRST_ON_SOCKET);
-    let first = match timeout(Duration::from_millis(limits::GREETING_TIMEOUT_MS), reader.next()).await {
-        Ok(Ok(Some(first))) => first,
-        Ok(Ok(None)) => return SessionEnd::Closed,
-        Ok(Err(error)) => return error.into(),
+/// A session for this machine's own mount, on the socket itself; or for whom the joining process speaks, on the streams that it gives.
+async fn on_socket(server: Arc<Server>, socket: UnixStream, local: Identity) -> SessionEnd {
+    let greeting = Duration::from_millis(limits::GREETING_TIMEOUT_MS);
+    let First { bytes, streams } = match timeout(greeting, streams::receive(&socket)).await {
+        Ok(Ok(first)) => first,
+        Ok(Err(error)) => return SessionEnd::Broken(error.to_string()),
         Err(_) => return SessionEnd::Broken("nothing was said in time".to_owned()),
     };
-    reader.set_bounds(Bounds::GREETING);
-    match first {
-        Frame::Join(bytes) => match Join::decode(&bytes) {
-            Ok(join) if join.version == PROTOCOL_VERSION => {
-                let identity = Identity { pinned_name: join.pinned_name, rights: join.rights };
-                session::run(&server, reader, writer, identity, None).await
-            }
-            joined => SessionEnd::Broken(format!("a join of another version: {joined:?}")),
-        },
-        hello => session::run(&server, reader, writer, local, Some(hello)).await,
+    match streams {
+        Some(streams) => joined(&server, socket, &bytes, streams).await,
+        None => {
+            let (rest, writer) = socket.into_split();
+            server.run_session(io::Cursor::new(bytes).chain(rest), writer, local).await
+        }
+    }
+}
+
+/// Tells the joining process that the session is taken, and serves it as long as that process lives.
+async fn joined(server: &Arc<Server>, mut socket: UnixStream, bytes: &[u8], streams: Streams) -> SessionEnd {
+    let join = match Frame::decode(bytes, &Bounds::JOIN) {
+        Ok(Some((Frame::Join(body), end))) if end == bytes.len() => Join::decode(&body),
+        other => return SessionEnd::Broken(format!("streams without a join: {other:?}")),
+    };
+    let identity = match join {
+        Ok(join) if join.version == JOIN_VERSION => {
+            Identity { pinned_name: join.pinned_name, rights: join.rights }
+        }
+        join => return SessionEnd::Broken(format!("a join of another version: {join:?}")),
+    };
+    let (reader, writer) = match streams.open() {
+        Ok(opened) => opened,
+        Err(error) => return SessionEnd::Broken(format!("the streams of a join: {error}")),
+    };
+    if let Err(error) = socket.write_u8(TAKEN).await {
+        return SessionEnd::Broken(error.to_string());
+    }
+    tokio::select! {
+        end = server.run_session(reader, writer, identity) => end,
+        _ = socket.read_u8() => SessionEnd::Closed,
     }
 }

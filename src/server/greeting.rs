@@ -18,19 +18,15 @@ fn identity(why: String) -> SessionEnd {
     SessionEnd::Refused(RefusalCode::Identity, why)
 }
 
-/// Reads Hello and checks who that is. `first` is a frame that was read already.
+/// Reads Hello and checks who that is.
 pub(super) async fn greet<R: AsyncRead + Unpin>(
     server: &Arc<Server>,
     reader: &mut FrameReader<R>,
     who: &Identity,
-    first: Option<Frame>,
 ) -> Result<(Hello, Present), SessionEnd> {
-    let frame = match first {
-        Some(frame) => frame,
-        None => match timeout(Duration::from_millis(limits::GREETING_TIMEOUT_MS), reader.next()).await {
-            Ok(frame) => frame?.ok_or(SessionEnd::Closed)?,
-            Err(_) => return Err(SessionEnd::Broken("no Hello in time".to_owned())),
-        },
+    let frame = match timeout(Duration::from_millis(limits::GREETING_TIMEOUT_MS), reader.next()).await {
+        Ok(frame) => frame?.ok_or(SessionEnd::Closed)?,
+        Err(_) => return Err(SessionEnd::Broken("no Hello in time".to_owned())),
     };
     let hello = parse(&frame)?;
     check_name(&hello, who)?;

@@ -17,6 +17,7 @@ mod outbox;
 mod session;
 mod socket;
 mod stdio;
+mod streams;
 
 #[cfg(test)]
 pub(crate) mod mem;
@@ -81,19 +82,9 @@ impl Server {
         R: AsyncRead + Unpin + Send,
         W: AsyncWrite + Unpin + Send,
     {
-        let (reader, writer) = framed(reader, writer, Bounds::GREETING);
-        session::run(self, reader, writer, identity, None).await
+        let silence = Duration::from_millis(limits::SILENCE_TIMEOUT_MS);
+        let reader = FrameReader::new(reader, Bounds::GREETING, silence, Arc::default());
+        let writer = FrameWriter::new(writer, silence, Arc::default());
+        session::run(self, reader, writer, identity).await
     }
-}
-
-fn framed<R, W>(reader: R, writer: W, bounds: Bounds) -> (FrameReader<R>, FrameWriter<W>)
-where
-    R: AsyncRead + Unpin,
-    W: AsyncWrite + Unpin,
-{
-    let silence = Duration::from_millis(limits::SILENCE_TIMEOUT_MS);
-    (
-        FrameReader::new(reader, bounds, silence, Arc::default()),
-        FrameWriter::new(writer, silence, Arc::default()),
-    )
 }

@@ -82,19 +82,18 @@ pub(super) async fn on_store<T: Send + 'static>(
     done.unwrap_or_else(|e| Err(StoreFault::Broken(format!("a worker failed: {e}"))))
 }
 
-/// Greets and serves one host. `first` is a frame that was read already.
+/// Greets and serves one host.
 pub(super) async fn run<R, W>(
     server: &Arc<Server>,
     mut reader: FrameReader<R>,
     mut writer: FrameWriter<W>,
     identity: Identity,
-    first: Option<Frame>,
 ) -> SessionEnd
 where
     R: AsyncRead + Unpin + Send,
     W: AsyncWrite + Unpin + Send,
 {
-    let greeting = greeting::greet(server, &mut reader, &identity, first);
+    let greeting = greeting::greet(server, &mut reader, &identity);
     let (hello, _present) = match greeting.await {
         Ok(greeted) => greeted,
         Err(end) => {

@@ -3,12 +3,13 @@
 
 use std::{
     collections::HashMap,
+    fmt::Display,
     sync::{Arc, Mutex, MutexGuard},
 };
 
 use super::{StoreError, index::Location, layout::Layout};
 use crate::{
-    chunk::block::{self, Block, TableEntry},
+    chunk::block::{Block, BlockError, Header, TableEntry, parse_table},
     durable::{Disk, DiskFile},
 };
 
@@ -46,19 +47,19 @@ impl Unpacked {
     }
 
     fn put(&mut self, at: (u32, u64), block: Arc<Block>) {
-        if block.raw_bytes() > CACHE_BYTES / 2 {
+        if block.memory_bytes() > CACHE_BYTES / 2 {
             return;
         }
         self.uses += 1;
-        self.bytes += block.raw_bytes();
+        self.bytes += block.memory_bytes();
         if let Some((old, _)) = self.blocks.insert(at, (block, self.uses)) {
-            self.bytes -= old.raw_bytes();
+            self.bytes -= old.memory_bytes();
         }
         while self.bytes > CACHE_BYTES || self.blocks.len() > CACHE_BLOCKS {
             let oldest = self.blocks.iter().min_by_key(|(_, (_, used))| *used).map(|(at, _)| *at);
             let oldest = oldest.expect("what holds bytes isn't empty");
             let (block, _) = self.blocks.remove(&oldest).expect("was just found");
-            self.bytes -= block.raw_bytes();
+            self.bytes -= block.memory_bytes();
         }
     }
 }
@@ -69,19 +70,15 @@ impl Blocks {
         Self { disk, layout, files: Mutex::default(), unpacked: Mutex::default() }
     }
 
-    /// The block at `location` as it is stored; its checksum was verified.
+    /// The block at `location` as it is stored, for who checks the objects in it; here only its beginning is looked at.
     pub fn read(&self, location: &Location) -> Result<(Vec<u8>, Vec<TableEntry>), StoreError> {
-        let file = self.file(location.pack)?;
-        let mut bytes = vec![0; location.block_bytes as usize];
-        let damaged = |what: String| StoreError::Damaged {
-            path: self.layout.pack(location.pack),
-            what: format!("at {}: {what}", location.offset),
-        };
-        file.read_at(location.offset, &mut bytes).map_err(|e| damaged(e.to_string()))?;
-        match block::verify_stored(&bytes) {
-            Ok(table) => Ok((bytes, table)),
-            Err(e) => Err(damaged(e.to_string())),
-        }
+        let bytes = self.bytes(location)?;
+        let table = Header::parse(&bytes).and_then(|header| match header.block_bytes() == bytes.len() {
+            true => parse_table(&header, &bytes),
+            false => Err(BlockError::Short),
+        });
+        let table = table.map_err(|e| self.damaged(location, &e))?;
+        Ok((bytes, table))
     }
 
     /// The block at `location`, unpacked, every chunk and manifest in it matching its hash.
@@ -90,13 +87,22 @@ impl Blocks {
         if let Some(block) = self.unpacked().get(at) {
             return Ok(block);
         }
-        let (bytes, _) = self.read(location)?;
-        let block = Arc::new(Block::open(&bytes).map_err(|e| StoreError::Damaged {
-            path: self.layout.pack(location.pack),
-            what: format!("at {}: {e}", location.offset),
-        })?);
+        let bytes = self.bytes(location)?;
+        let block = Arc::new(Block::open(&bytes).map_err(|e| self.damaged(location, &e))?);
         self.keep(location.pack, location.offset, block.clone());
         Ok(block)
+    }
+
+    fn bytes(&self, location: &Location) -> Result<Vec<u8>, StoreError> {
+        let file = self.file(location.pack)?;
+        file.read_vec(location.offset, location.block_bytes as usize).map_err(|e| self.damaged(location, &e))
+    }
+
+    fn damaged(&self, location: &Location, what: &dyn Display) -> StoreError {
+        StoreError::Damaged {
+            path: self.layout.pack(location.pack),
+            what: format!("at {}: {what}", location.offset),
+        }
     }
 
     /// Keeps an unpacked block for a while.

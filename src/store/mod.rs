@@ -269,7 +269,8 @@ impl Store {
         Ok(false)
     }
 
-    /// The encoded block that holds an object; its checksum was verified. `None`: the object isn't here.
+    /// The encoded block that holds an object, for who checks the object: what a disk has done to its bytes isn't found out here. `None`:
+    /// the object isn't here.
     pub fn fetch(&self, kind: ObjectKind, hash: &Hash) -> Result<Option<Vec<u8>>, StoreError> {
         let Some(place) = self.place(kind, hash)? else { return Ok(None) };
         let (bytes, table) = self.blocks.read(&place)?;

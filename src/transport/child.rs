@@ -79,6 +79,8 @@ pub(super) fn spawn(argv: &[String]) -> Result<Connection, TransportError> {
         .spawn()
         .map_err(|source| TransportError::Spawn { program: program.clone(), source })?;
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    stdin.iter().for_each(super::widen);
+    stdout.iter().for_each(super::widen);
     let tail = Tail::default();
     let listener = tokio::spawn(listen(stderr.expect("was piped"), Arc::clone(&tail)));
     let running = Running { child, program: program.clone(), stderr: tail, listener };

@@ -6,14 +6,17 @@
 
 mod child;
 
-use std::{fmt, io, path::PathBuf};
+use std::{fmt, io, os::fd::AsFd, path::PathBuf};
 
+use rustix::pipe::fcntl_setpipe_size;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::UnixStream,
 };
 
 pub use child::Guard;
+
+use crate::limits;
 
 /// Where the store is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,6 +102,11 @@ pub async fn connect(target: &Target) -> Result<Connection, TransportError> {
     }
 }
 
+/// Has a pipe hold more, since that costs fewer wake-ups. It keeps the usual size where the user has used up his pages.
+pub fn widen(pipe: &impl AsFd) {
+    let _ = fcntl_setpipe_size(pipe, limits::PIPE_BYTES);
+}
+
 fn over_socket(stream: UnixStream) -> Connection {
     let (reader, writer) = stream.into_split();
     Connection { reader: Box::new(reader), writer: Box::new(writer), guard: Guard::none() }
@@ -106,7 +114,7 @@ fn over_socket(stream: UnixStream) -> Connection {
 
 /// OpenSSH's own ciphers, those first that this CPU has instructions for: its default costs twice their time. What `ssh_command` says of
 /// ciphers comes before it and wins.
-const CIPHERS: &str = "Ciphers=aes256-gcm@openssh.com,aes128-gcm@openssh.com,chacha20-poly1305@openssh.com,\
+const CIPHERS: &str = "Ciphers=aes128-gcm@openssh.com,aes256-gcm@openssh.com,chacha20-poly1305@openssh.com,\
                        aes256-ctr,aes192-ctr,aes128-ctr";
 
 fn has_aes() -> bool {

@@ -7,7 +7,7 @@
 //!      message: CBOR of `ToStore` or `FromStore`
 //!      upload:  a block
 //!      reply:   request id, u64 little endian, then a block
-//!      join:    CBOR of `Join`; only first on a unix socket
+//!      join:    CBOR of `Join`; only first on a unix socket, with two descriptors
 //! ```
 //! There is no checksum: ssh authenticates every packet, a unix socket loses nothing, and what is kept, the block, has its own.
 //!
@@ -114,8 +114,8 @@ pub struct Bounds {
 
 impl Bounds {
     const NONE: Self = Self { message: 0, upload: 0, reply: 0, join: 0 };
-    /// The first frame on a unix socket: a join or a Hello.
-    pub const FIRST_ON_SOCKET: Self = Self { message: HELLO_BYTES, join: JOIN_BYTES, ..Self::NONE };
+    /// What comes with descriptors on a unix socket.
+    pub const JOIN: Self = Self { join: JOIN_BYTES, ..Self::NONE };
     /// Hello and its answer, before the two know one another.
     pub const GREETING: Self = Self { message: HELLO_BYTES, ..Self::NONE };
     /// What a welcome host sends.

@@ -20,6 +20,8 @@ use rights::Rights;
 
 /// Version of the protocol that this program speaks.
 pub const PROTOCOL_VERSION: u32 = 2;
+/// Version of [`Join`], between two processes on the results host.
+pub const JOIN_VERSION: u32 = 3;
 
 /// What a block of `bytes` takes of [`limits::UPLOAD_CREDIT_BYTES`]. A block beyond all of it travels alone.
 pub fn charge(bytes: usize) -> u64 {
@@ -105,7 +107,7 @@ impl ToStore {
     }
 }
 
-/// First on a unix socket when a process speaks for somebody else: who that is and what he may do.
+/// First on a unix socket, with the descriptors of two streams, when a process speaks for somebody else: who that is and what he may do.
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
 #[cbor(map)]
 pub struct Join {

@@ -4,6 +4,7 @@ mod archiver;
 mod away;
 mod eviction;
 mod faults;
+mod handover;
 #[path = "../common/lab.rs"]
 mod harness;
 mod identity;
