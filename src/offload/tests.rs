@@ -130,6 +130,29 @@ fn unit() -> UnitId {
     UnitId::tree(path("1-me/host1"))
 }
 
+/// A reader keeps the table's entry of a unit, and with it the last change; that change was judged, and opens nothing again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_unit_that_somebody_reads_when_it_is_committed_is_not_taken_for_changed() {
+    let mut lab = Lab::new();
+    let engine = lab.start(true);
+    lab.activity.opened(&unit(), false);
+    lab.write(&unit(), "1-me/host1/status.log", b"START\n");
+    lab.finish_job(&unit());
+    lab.reaches(&unit(), State::Committed, 1).await;
+    for _ in 0..2000 {
+        if engine.status().in_transfer == 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(engine.status().in_transfer, 0);
+    assert!(lab.activity.snapshot(&unit()).changed.is_some(), "the reader's entry stays");
+    assert!(!engine.shared.is_changed_since_judged(&unit()));
+    lab.activity.closed(&unit(), false);
+    engine.shared.forget_activity(&unit());
+    assert!(lab.activity.snapshot(&unit()).changed.is_none());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_finished_job_reaches_the_store_and_so_does_a_late_line() {
     let mut lab = Lab::new();
