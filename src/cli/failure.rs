@@ -2,6 +2,7 @@
 
 use std::{ffi::OsString, fmt::Display, os::unix::ffi::OsStrExt};
 
+use super::say::talk;
 use crate::control::ControlError;
 
 /// A command's end: its exit code, or why it failed.
@@ -57,9 +58,9 @@ impl Failure {
 
     /// Says it on stderr.
     pub fn print(&self, quiet: bool) {
-        eprintln!("resultsfs: {}", self.message);
+        talk!("resultsfs: {}", self.message);
         if let Some(hint) = self.hint.as_ref().filter(|_| !quiet) {
-            eprintln!("hint: {hint}");
+            talk!("hint: {hint}");
         }
     }
 }

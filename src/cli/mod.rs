@@ -9,6 +9,7 @@ mod mount;
 mod places;
 mod print;
 mod remote;
+mod say;
 mod serve;
 mod service;
 mod verify;
@@ -104,6 +105,8 @@ fn start_logging(cli: &Cli) {
     };
     let filter = EnvFilter::try_from_env("RESULTSFS_LOG").unwrap_or_else(|_| EnvFilter::new(level));
     let format = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    // A log that can't be written (its disk is full, its pipe closed) must not end the thread that has something to say.
+    let format = format.log_internal_errors(false);
     // systemd puts its own time before each line.
     if std::env::var_os("JOURNAL_STREAM").is_some() {
         format.without_time().with_ansi(false).init();
@@ -120,12 +123,12 @@ fn show_config(cli: &Cli, explain: bool) -> Outcome {
     let examined = config::examine(cli.config.as_deref(), &config::Surroundings::of_this_machine())
         .map_err(Failure::from_config)?;
     match (cli.json, explain) {
-        (true, _) => print!("{}", config::json(&examined)),
-        (_, true) => print!("{}", config::text(&examined)),
-        _ => print!("{}", config::settings_text(&examined)),
+        (true, _) => say::data(format_args!("{}", config::json(&examined))),
+        (_, true) => say::data(format_args!("{}", config::text(&examined))),
+        _ => say::data(format_args!("{}", config::settings_text(&examined))),
     }
     if !explain && !cli.json {
-        examined.findings.iter().for_each(|f| eprint!("{}", config::finding_text(f)));
+        examined.findings.iter().for_each(|f| say::spoken(format_args!("{}", config::finding_text(f))));
     }
     Ok(u8::from(examined.config().is_none()))
 }

@@ -19,6 +19,7 @@ use super::{
     args::{Cli, MountArgs, UmountArgs},
     failure::{Failure, Outcome},
     places,
+    say::{say, talk},
     service::{self, Stopped},
 };
 use crate::{
@@ -192,7 +193,7 @@ fn hand_over_to_this_program(config: &Config, mountpoint: &Path) -> Outcome {
     match control::ask(&config.control_socket(), &request, |_| {}) {
         Ok(_) => {}
         Err(e) => {
-            eprintln!("resultsfs: {} is mounted by another program: {e}", mountpoint.display());
+            talk!("resultsfs: {} is mounted by another program: {e}", mountpoint.display());
             return Ok(0);
         }
     }
@@ -235,7 +236,7 @@ fn hand_over(cli: &Cli, args: &UmountArgs) -> Result<bool, Failure> {
     match control::ask(&config.control_socket(), &request, |_| {}) {
         Ok(_) => Ok(true),
         Err(e) => {
-            eprintln!("resultsfs: the mount can't be handed over, and is unmounted: {e}");
+            talk!("resultsfs: the mount can't be handed over, and is unmounted: {e}");
             Ok(false)
         }
     }
@@ -358,9 +359,9 @@ fn background_child(options: DaemonOptions) -> Outcome {
         }
     };
     daemon::run(options, ready).map(|()| 0).map_err(|error| {
-        println!("failed {error}");
+        say!("failed {error}");
         if let Some(hint) = error.hint() {
-            println!("{hint}");
+            say!("{hint}");
         }
         from_daemon(error)
     })
@@ -466,6 +467,6 @@ fn clear_dead(mountpoint: &Path) -> Outcome {
         return Err(Failure::new(format!("{} isn't mounted", mountpoint.display())));
     }
     fuse::clear_dead(mountpoint).map_err(Failure::new)?;
-    eprintln!("resultsfs: no daemon was running; the dead mount at {} was cleared", mountpoint.display());
+    talk!("resultsfs: no daemon was running; the dead mount at {} was cleared", mountpoint.display());
     Ok(0)
 }

@@ -2,12 +2,15 @@
 
 use serde_json::Value;
 
-use super::args::Cli;
+use super::{
+    args::Cli,
+    say::{self, say, talk},
+};
 
 /// One JSON line, or nothing if it isn't wanted.
 fn json_line(json: bool, item: &Value) -> bool {
     if json {
-        println!("{item}");
+        say!("{item}");
     }
     json
 }
@@ -27,7 +30,7 @@ pub fn bytes(n: u64) -> String {
 
 /// Clears the terminal for `--watch`.
 pub fn clear_screen() {
-    print!("\x1b[H\x1b[2J");
+    say::data(format_args!("\x1b[H\x1b[2J"));
 }
 
 /// `status`.
@@ -35,41 +38,41 @@ pub fn status(json: bool, item: &Value) {
     if json_line(json, item) {
         return;
     }
-    println!("host        {} at {}", text(item, "host"), text(item, "mountpoint"));
-    println!("store       {}", connection(&item["connection"]));
+    say!("host        {} at {}", text(item, "host"), text(item, "mountpoint"));
+    say!("store       {}", connection(&item["connection"]));
     let units = &item["units"];
     let states = ["running", "complete", "sealed", "committed", "evicted"];
     let counts: Vec<String> = states.iter().map(|s| format!("{} {s}", number(units, s))).collect();
-    println!("units       {}", counts.join(", "));
-    println!(
+    say!("units       {}", counts.join(", "));
+    say!(
         "queue       {} in {} units; sent {} of {} read",
         bytes(number(item, "queue_bytes")),
         number(item, "queue_units"),
         bytes(number(&item["offload"], "bytes_sent")),
         bytes(number(&item["offload"], "bytes_read")),
     );
-    println!(
+    say!(
         "spool       {} free of {} ({} % used)",
         bytes(number(&item["spool"], "free_bytes")),
         bytes(number(&item["spool"], "total_bytes")),
         number(&item["spool"], "used_percent")
     );
-    println!(
+    say!(
         "cache       {} of {}",
         bytes(number(&item["cache"], "bytes")),
         bytes(number(&item["cache"], "max_bytes"))
     );
     let live = &item["live"];
-    println!(
+    say!(
         "live        {} running units are shown to others, {} of others are seen here",
         number(live, "published"),
         number(live, "remote")
     );
-    println!("data path   {}", text(item, "data_path"));
-    println!("held by     {}, {} take-overs", text(item, "held_by"), number(item, "takeovers"));
+    say!("data path   {}", text(item, "data_path"));
+    say!("held by     {}, {} take-overs", text(item, "held_by"), number(item, "takeovers"));
     for list in ["unrecognised", "warnings", "errors"] {
         for entry in item[list].as_array().into_iter().flatten() {
-            println!("{list:11} {}", entry.as_str().unwrap_or_default());
+            say!("{list:11} {}", entry.as_str().unwrap_or_default());
         }
     }
 }
@@ -88,7 +91,7 @@ pub fn unit_line(json: bool, item: &Value) {
     if json_line(json, item) {
         return;
     }
-    println!(
+    say!(
         "{:10} {:>4} {:>12}  {}{}",
         text(item, "state"),
         number(item, "generation"),
@@ -115,19 +118,19 @@ fn print_value(depth: usize, key: &str, value: &Value, is_time: bool) {
     match value {
         Value::Null => {}
         Value::Object(map) => {
-            println!("{pad}{key}:");
+            say!("{pad}{key}:");
             map.iter()
                 .filter(|(k, _)| !matches!(k.as_str(), "v" | "kind"))
                 .for_each(|(k, v)| print_value(depth + 1, &k.replace('_', " "), v, key.ends_with(" ms")));
         }
         Value::Array(list) if list.is_empty() => {}
         Value::Array(list) => list.iter().for_each(|v| print_value(depth, key, v, is_time)),
-        Value::String(s) => println!("{pad}{key}: {s}"),
+        Value::String(s) => say!("{pad}{key}: {s}"),
         Value::Number(ms) if is_time => {
             let time = ms.as_i64().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
-            println!("{pad}{key}: {}", time.map_or_else(|| ms.to_string(), |t| format!("{t:.3}")));
+            say!("{pad}{key}: {}", time.map_or_else(|| ms.to_string(), |t| format!("{t:.3}")));
         }
-        other => println!("{pad}{key}: {other}"),
+        other => say!("{pad}{key}: {other}"),
     }
 }
 
@@ -136,7 +139,7 @@ pub fn adoption(json: bool, item: &Value) {
     if json_line(json, item) {
         return;
     }
-    println!(
+    say!(
         "{:10} {:>4} {:>12}  {}  ({} in {} entries, as of {} s ago){}",
         text(item, "result"),
         number(item, "generation"),
@@ -170,8 +173,8 @@ pub fn progress(cli: &Cli, item: &Value) {
         return;
     }
     match item["unit"].as_str() {
-        Some(unit) => eprintln!("{:10} {unit}{}", text(item, "result"), note(item)),
-        None => eprintln!("{}", text(item, "message")),
+        Some(unit) => talk!("{:10} {unit}{}", text(item, "result"), note(item)),
+        None => talk!("{}", text(item, "message")),
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    io::Write,
     os::unix::{ffi::OsStrExt, net::UnixStream},
     path::Path,
     time::{Duration, Instant},
@@ -13,7 +12,7 @@ use serde_json::Value;
 use super::{
     args::{AdoptArgs, Cli, ExplainArgs, OffloadArgs, RetireArgs},
     failure::{Failure, Outcome},
-    load_config, places, print,
+    load_config, places, print, say,
 };
 use crate::{
     config::Config,
@@ -49,15 +48,7 @@ pub fn explain(cli: &Cli, args: &ExplainArgs) -> Outcome {
     let Some(host) = &args.cat else {
         return ask(cli, &Request::Explain { path }, |item| print::explain(cli.json, &item));
     };
-    let mut written = Ok(());
-    let mut out = std::io::stdout().lock();
-    let code = ask(cli, &Request::Cat { path, host: host.clone() }, |item| {
-        if written.is_ok() {
-            written = out.write_all(&control::bytes_of(&item));
-        }
-    })?;
-    written.map_err(|e| Failure::new(format!("standard output: {e}")))?;
-    Ok(code)
+    ask(cli, &Request::Cat { path, host: host.clone() }, |item| say::bytes(&control::bytes_of(&item)))
 }
 
 /// `offload [PATH…]`.

@@ -6,6 +6,7 @@ use super::{
     args::{Cli, ServeArgs},
     failure::{Failure, Outcome},
     load_config,
+    say::say,
 };
 use crate::{
     clock::SystemClock,
@@ -70,6 +71,6 @@ fn print_key(cli: &Cli, key_file: &Path, drone: &str, rights: Rights) -> Outcome
         command.extend(["--config".to_owned(), config.display().to_string()]);
     }
     let line = server::print_authorized_key(key_file, drone, rights, &command).map_err(Failure::new)?;
-    println!("{line}");
+    say!("{line}");
     Ok(0)
 }

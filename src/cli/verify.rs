@@ -9,6 +9,7 @@ use super::{
     args::{Cli, VerifyArgs},
     failure::{Failure, Outcome},
     load_config, print, remote,
+    say::say,
 };
 use crate::{
     config::Config,
@@ -138,7 +139,7 @@ fn show_report(cli: &Cli, report: &Report, part: &str) -> u8 {
 /// A finding or a summary, as JSON or as text.
 fn show(cli: &Cli, item: &Value) {
     if cli.json {
-        println!("{item}");
+        say!("{item}");
         return;
     }
     let text = |key: &str| item[key].as_str().unwrap_or_default();
@@ -154,18 +155,18 @@ fn show(cli: &Cli, item: &Value) {
         } else {
             format!("{} findings", number("findings"))
         };
-        println!("{}: {what}, {} read; {verdict}", text("part"), print::bytes(number("bytes_read")));
+        say!("{}: {what}, {} read; {verdict}", text("part"), print::bytes(number("bytes_read")));
         for note in item["notes"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-            println!("    {note}");
+            say!("    {note}");
         }
         return;
     }
-    println!("{} [{}] {}", text("severity"), text("code"), text("message"));
+    say!("{} [{}] {}", text("severity"), text("code"), text("message"));
     for unit in item["units"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-        println!("    unit {unit}");
+        say!("    unit {unit}");
     }
     for path in item["paths"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-        println!("    path {path}");
+        say!("    path {path}");
     }
-    println!("    repair: {}", text("repair"));
+    say!("    repair: {}", text("repair"));
 }

@@ -31,6 +31,9 @@ const USERS_NAMED: usize = 10;
 /// Bytes of a file told at a time.
 pub(super) const CAT_BYTES: usize = 1 << 20;
 
+/// Lines of a long answer that wait for the caller to read on.
+const LINES_AHEAD: usize = 256;
+
 /// How long a close(2) may be on its way to us.
 const CLOSE_GRACE: Duration = Duration::from_millis(500);
 
@@ -143,12 +146,7 @@ impl Commands {
                 output.item(report::status(&self.host, &self.mounted)).await?;
                 Ok(Ok(0))
             }
-            Request::Jobs { pattern } => {
-                for unit in report::jobs(&self.host, pattern.as_deref()) {
-                    output.item(unit).await?;
-                }
-                Ok(Ok(0))
-            }
+            Request::Jobs { pattern } => self.jobs(pattern, output).await,
             Request::Explain { path } => self.explain(&path, output).await,
             Request::Cat { path, host } => self.cat(&path, host, output).await,
             Request::Offload { paths, wait, timeout_s } => {
@@ -234,6 +232,18 @@ impl Commands {
             named.extend(below.into_iter().cloned());
         }
         Ok(named.into_iter().collect())
+    }
+
+    async fn jobs(&self, pattern: Option<String>, output: &mut Output) -> io::Result<Ended> {
+        let (sender, mut lines) = mpsc::channel(LINES_AHEAD);
+        let host = self.host.clone();
+        let telling = tokio::task::spawn_blocking(move || {
+            report::jobs(&host, pattern.as_deref(), &mut |line| sender.blocking_send(line).is_ok());
+        });
+        while let Some(line) = lines.recv().await {
+            output.item(line).await?;
+        }
+        Ok(telling.await.map(|()| 0).map_err(Refusal::new))
     }
 
     async fn explain(&self, raw: &RawPath, output: &mut Output) -> io::Result<Ended> {

@@ -1,6 +1,6 @@
 //! What the daemon knows, as JSON objects: `status`, `jobs`, `explain`. The fields are a contract, `docs/cli.md`.
 
-use std::os::unix::ffi::OsStrExt;
+use std::{ops::ControlFlow, os::unix::ffi::OsStrExt};
 
 use serde_json::{Map, Value, json};
 
@@ -215,23 +215,21 @@ fn cache(host: &Host) -> Value {
     })
 }
 
-/// `jobs`: this host's units with their state, then other hosts' layers.
-pub fn jobs(host: &Host, pattern: Option<&str>) -> Vec<Value> {
+/// `jobs`: this host's units with their state, then other hosts' layers, told one by one until `tell` has had enough: the catalog may have
+/// hundreds of thousands.
+pub fn jobs(host: &Host, pattern: Option<&str>, tell: &mut dyn FnMut(Value) -> bool) {
     let wanted = |unit: &UnitId| pattern.is_none_or(|p| matches(p, &unit.to_string()));
-    let mut own = host.engine.units();
-    own.retain(&wanted);
-    own.sort();
-    let mut lines: Vec<Value> = own.iter().map(|unit| own_line(host, unit)).collect();
-    let mut remote = host.journal.replica_units();
-    remote.extend(host.journal.snapshots().into_iter().map(|snapshot| snapshot.unit));
-    remote.retain(&wanted);
-    remote.sort();
-    remote.dedup();
-    for unit in remote {
-        let layers = host.journal.shown_layers(&unit);
-        lines.extend(layers.iter().filter(|l| l.host != host.journal.host()).map(|l| remote_line(&unit, l)));
+    for unit in host.engine.units().iter().filter(|unit| wanted(unit)) {
+        if !tell(own_line(host, unit)) {
+            return;
+        }
     }
-    lines
+    let mut remote = |unit: UnitId, layers: &[LayerHead]| {
+        let foreign = layers.iter().filter(|layer| layer.host != host.journal.host() && wanted(&unit));
+        let mut lines = foreign.map(|layer| remote_line(&unit, layer));
+        if lines.all(&mut *tell) { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    };
+    let _ = host.journal.visit_shown_layers(&RelPath::ROOT, &mut remote);
 }
 
 fn own_line(host: &Host, unit: &UnitId) -> Value {

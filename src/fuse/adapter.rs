@@ -23,11 +23,18 @@ use fuser::{
     ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::{backing::Backings, bare::BareNames, notice::Notices, pool::Pool};
+use super::{
+    backing::Backings,
+    bare::BareNames,
+    notice::Notices,
+    pool::Pool,
+    texts,
+    times::{set_time, system_time},
+};
 use crate::{
     fs::{
         Attr, Caller, Entry, FIRST_PLACE, Fs, FsError, FsResult, Invalidation, Kind, Lookup, Need, Opened,
-        SetAttr, SetTime,
+        SetAttr,
     },
     manifest::Timestamp,
 };
@@ -43,7 +50,7 @@ const DOTS: [&str; 2] = [".", ".."];
 const _: () = assert!((DOTS.len() as u64) < FIRST_PLACE);
 
 /// What we ask of the kernel where it has it. Left out on purpose: the locks (kept in the kernel they work between all processes),
-/// extended setxattr (fuser can't tell us), the write-back cache (loses data). What setuid bits take, [`crate::fs::setids`] says.
+/// extended setxattr (fuser can't tell us), the write-back cache (loses data). What setuid bits take, `fs::mode` says.
 const WANTED: InitFlags = InitFlags::FUSE_ATOMIC_O_TRUNC
     .union(InitFlags::FUSE_DO_READDIRPLUS)
     .union(InitFlags::FUSE_PARALLEL_DIROPS)
@@ -57,6 +64,8 @@ struct Shared {
     notices: Notices,
     /// What the kernel has of what was asked for, for a successor, which can't ask again.
     granted: Arc<AtomicU64>,
+    /// The mount's device number.
+    device: u32,
 }
 
 pub(super) struct Adapter {
@@ -70,8 +79,9 @@ impl Adapter {
         backings: Arc<Backings>,
         notices: Notices,
         granted: Arc<AtomicU64>,
+        device: u32,
     ) -> Self {
-        Self { shared: Arc::new(Shared { fs, backings, notices, granted }), pool: Pool::new() }
+        Self { shared: Arc::new(Shared { fs, backings, notices, granted, device }), pool: Pool::new() }
     }
 
     /// Does `op` and tells `reply`; on the pool, if it has to wait. A reply that is dropped is answered EIO by fuser.
@@ -344,6 +354,9 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, req: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        if texts::is_emptied_unseen(flags.0) && texts::is_running(self.shared.device, node.0) {
+            return reply.error(Errno::from_i32(libc::ETXTBSY));
+        }
         // A shared mapping writes past us: attributes from before the open must not outlive it.
         if flags.0 & libc::O_ACCMODE == libc::O_RDWR {
             self.shared.notices.attributes(node.0);
@@ -763,45 +776,4 @@ fn nothing() -> FileAttr {
         ctime: time,
     };
     file_attr(&attr)
-}
-
-fn system_time(time: Timestamp) -> SystemTime {
-    let secs = Duration::from_secs(time.secs.unsigned_abs());
-    let whole = if time.secs < 0 { UNIX_EPOCH.checked_sub(secs) } else { UNIX_EPOCH.checked_add(secs) };
-    let nanos = Duration::from_nanos(time.nanos.into());
-    whole.and_then(|whole| whole.checked_add(nanos)).unwrap_or(UNIX_EPOCH)
-}
-
-fn set_time(time: TimeOrNow) -> SetTime {
-    match time {
-        TimeOrNow::Now => SetTime::Now,
-        TimeOrNow::SpecificTime(time) => SetTime::To(timestamp(time)),
-    }
-}
-
-/// fuser 0.18 takes both seconds and nanoseconds away from the epoch for a time before it, where the kernel counts the nanoseconds
-/// forward; this puts it right again.
-fn timestamp(time: SystemTime) -> Timestamp {
-    match time.duration_since(UNIX_EPOCH) {
-        Ok(after) => Timestamp { secs: after.as_secs() as i64, nanos: after.subsec_nanos() },
-        Err(before) => {
-            let before = before.duration();
-            // The earliest time has no positive counterpart.
-            Timestamp { secs: 0i64.wrapping_sub_unsigned(before.as_secs()), nanos: before.subsec_nanos() }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_time_before_the_epoch_is_what_the_kernel_said() {
-        // What fuser makes of -2 s + 0.8 s.
-        let told = UNIX_EPOCH - Duration::new(2, 800_000_000);
-        let meant = Timestamp { secs: -2, nanos: 800_000_000 };
-        assert_eq!(timestamp(told), meant);
-        assert_eq!(system_time(meant), UNIX_EPOCH - Duration::new(1, 200_000_000));
-    }
 }

@@ -8,6 +8,8 @@
 //! | `pool` | the threads that wait where an operation must |
 //! | `point` | the mount point: checks, mount(2), umount2(2) |
 //! | `notice` | the thread that tells the kernel what to forget |
+//! | `texts` | programs that run aren't emptied |
+//! | `times` | fuser's times and ours |
 //! | `session` | beginning with a new session, or going on with one that another process has left |
 //!
 //! Invariants (each was measured; the opposite loses data, fails or hangs):
@@ -25,6 +27,8 @@ mod notice;
 mod point;
 mod pool;
 mod session;
+mod texts;
+mod times;
 
 use std::{
     io,
@@ -141,7 +145,7 @@ pub fn prepare(fs: Arc<Fs>, mountpoint: &Path, options: &MountOptions) -> Result
     let parts = Parts::new(options.passthrough);
     let begun = device.try_clone().and_then(|kept| {
         parts.backings.set_device(kept.try_clone()?);
-        Ok((Prepared::begin(parts.adapter(fs), device, config(), acl(options))?, kept))
+        Ok((Prepared::begin(parts.adapter(fs, &point), device, config(), acl(options))?, kept))
     });
     match begun {
         Ok((prepared, device)) => {
@@ -185,7 +189,7 @@ pub fn take_over(
     parts.backings.set_device(device.try_clone().map_err(session_error)?);
     parts.backings.inherit(&fs);
     let forgotten = fs.after_takeover();
-    let adapter = parts.adapter(fs);
+    let adapter = parts.adapter(fs, &point);
     let prepared = Prepared::go_on(adapter, device.as_fd(), origin.capabilities, config(), acl(options));
     let mounted = parts.mounted(point, device, prepared.map_err(session_error)?);
     mounted.notices.tell(forgotten);
@@ -207,8 +211,9 @@ impl Parts {
         Self { backings, notices, outbox, granted: Arc::default() }
     }
 
-    fn adapter(&self, fs: Arc<Fs>) -> Adapter {
-        Adapter::new(fs, self.backings.clone(), self.notices.clone(), self.granted.clone())
+    fn adapter(&self, fs: Arc<Fs>, point: &Point) -> Adapter {
+        let granted = self.granted.clone();
+        Adapter::new(fs, self.backings.clone(), self.notices.clone(), granted, point.device())
     }
 
     fn mounted(self, point: Point, device: OwnedFd, prepared: Prepared) -> Mounted {

@@ -167,7 +167,7 @@ fn gone(
     }
     shared.looks().remove(unit);
     match shared.journal.forget(unit) {
-        Ok(()) => shared.activity.forget_idle(unit),
+        Ok(()) => _ = shared.activity.forget_idle(unit),
         Err(error) => fail(shared, unit.clone(), &error.to_string(), round),
     }
     None

@@ -81,7 +81,7 @@ pub struct EngineParts {
 /// The running engine. Clones are the same one.
 #[derive(Clone)]
 pub struct Engine {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     scheduler: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
 
@@ -476,9 +476,9 @@ impl Shared {
 
     /// It is committed and nobody has changed it since: the tables needn't know it any more.
     pub fn forget_activity(&self, unit: &UnitId) {
-        if !self.is_changed_since_judged(unit) {
+        // Both or neither: a change that is known without its judgement counts as one that came after it.
+        if !self.is_changed_since_judged(unit) && self.activity.forget_idle(unit) {
             self.notes().judged.remove(unit);
-            self.activity.forget_idle(unit);
         }
     }
 
@@ -629,8 +629,7 @@ impl Shared {
         let bytes = evicted?;
         self.counters.layers_evicted.one();
         self.counters.bytes_evicted.add(bytes);
-        self.notes().judged.remove(unit);
-        self.activity.forget_idle(unit);
+        self.forget_activity(unit);
         tracing::info!(%unit, bytes, "evicted");
         Ok(bytes)
     }

@@ -130,6 +130,29 @@ fn unit() -> UnitId {
     UnitId::tree(path("1-me/host1"))
 }
 
+/// A reader keeps the table's entry of a unit, and with it the last change; that change was judged, and opens nothing again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_unit_that_somebody_reads_when_it_is_committed_is_not_taken_for_changed() {
+    let mut lab = Lab::new();
+    let engine = lab.start(true);
+    lab.activity.opened(&unit(), false);
+    lab.write(&unit(), "1-me/host1/status.log", b"START\n");
+    lab.finish_job(&unit());
+    lab.reaches(&unit(), State::Committed, 1).await;
+    for _ in 0..2000 {
+        if engine.status().in_transfer == 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(engine.status().in_transfer, 0);
+    assert!(lab.activity.snapshot(&unit()).changed.is_some(), "the reader's entry stays");
+    assert!(!engine.shared.is_changed_since_judged(&unit()));
+    lab.activity.closed(&unit(), false);
+    engine.shared.forget_activity(&unit());
+    assert!(lab.activity.snapshot(&unit()).changed.is_none());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_finished_job_reaches_the_store_and_so_does_a_late_line() {
     let mut lab = Lab::new();
@@ -405,6 +428,17 @@ fn live_lab() -> Lab {
     lab
 }
 
+/// The same, with a unit that is committed with one file, `old`.
+async fn live_lab_with_a_committed_unit() -> (Lab, Engine) {
+    let mut lab = live_lab();
+    let engine = lab.start(true);
+    lab.write(&unit(), "1-me/host1/old", b"old\n");
+    lab.finish_job(&unit());
+    engine.offload_now(&[unit()]).await.expect("a round");
+    lab.reaches(&unit(), State::Committed, 1).await;
+    (lab, engine)
+}
+
 impl Lab {
     /// The manifest of the `count`th snapshot or a later one.
     async fn snapshot(&self, count: usize) -> Manifest {
@@ -474,12 +508,7 @@ async fn what_is_removed_is_taken_back() {
 /// The next generation's snapshot says of what it didn't change that it is as it was committed.
 #[tokio::test]
 async fn a_snapshot_of_a_reopened_unit_keeps_what_is_committed() {
-    let mut lab = live_lab();
-    let engine = lab.start(true);
-    lab.write(&unit(), "1-me/host1/old", b"old\n");
-    lab.finish_job(&unit());
-    engine.offload_now(&[unit()]).await.expect("a round");
-    lab.reaches(&unit(), State::Committed, 1).await;
+    let (lab, _engine) = live_lab_with_a_committed_unit().await;
     let published = lab.store.snapshots().len();
     lab.write(&unit(), "1-me/host1/new", b"new\n");
     let manifest = lab.snapshot(published + 1).await;
@@ -491,12 +520,7 @@ async fn a_snapshot_of_a_reopened_unit_keeps_what_is_committed() {
 /// A unit that is opened again and stays what was committed isn't shown as running anything else.
 #[tokio::test]
 async fn a_reopened_unit_with_nothing_new_is_not_published() {
-    let mut lab = live_lab();
-    let engine = lab.start(true);
-    lab.write(&unit(), "1-me/host1/old", b"old\n");
-    lab.finish_job(&unit());
-    engine.offload_now(&[unit()]).await.expect("a round");
-    lab.reaches(&unit(), State::Committed, 1).await;
+    let (lab, engine) = live_lab_with_a_committed_unit().await;
     let published = lab.store.snapshots().len();
     let before_ms = SystemClock.now_ms();
     tokio::time::sleep(Duration::from_millis(2)).await;

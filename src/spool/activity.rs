@@ -165,12 +165,13 @@ impl Activity {
         self.lock().values().map(|w| w.handles).sum()
     }
 
-    /// Forgets a unit in which nothing goes on; it bounds the table.
-    pub fn forget_idle(&self, unit: &UnitId) {
+    /// Forgets a unit in which nothing goes on; it bounds the table. Says whether nothing is known of it now.
+    pub fn forget_idle(&self, unit: &UnitId) -> bool {
         let mut units = self.lock();
         if units.get(unit).is_some_and(|w| w.is_idle() && !w.frozen) {
             units.remove(unit);
         }
+        !units.contains_key(unit)
     }
 }
 

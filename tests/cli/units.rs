@@ -1,11 +1,16 @@
 //! What the daemon says of units, and what is done to them.
 
-use std::{fs, path::Path, time::Duration};
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use serde_json::Value;
 
 use crate::{
-    harness::{Lab, Machine, play_task, wait_for},
+    harness::{EXE, Lab, Machine, play_task, text, wait_for},
     said::Said,
 };
 
@@ -198,4 +203,45 @@ fn an_offload_right_after_the_last_write_takes_it_along() {
         run(&drone, &["offload", "--wait", "--timeout", "60"]).expect(0, &[]);
         assert_eq!(state_of(&drone, &format!("hosts/host1/{id}-verify")), "committed");
     }
+}
+
+/// A pipe that nobody reads from any more.
+fn closed_pipe() -> Stdio {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    writer.into()
+}
+
+/// Who reads what a command says may have seen enough (`| head -1`): it ends quietly, as any program would. That nobody reads its talk is no
+/// reason not to do what was asked.
+#[test]
+fn a_reader_who_goes_away_ends_a_command_quietly() {
+    let (_lab, drone) = with_a_committed_task("");
+    let start = |words: &str| {
+        let mut command = Command::new(EXE);
+        command.arg("--config").arg(&drone.config).args(words.split(' ')).stdin(Stdio::null());
+        command
+    };
+    for words in [
+        "status",
+        "--json status",
+        "jobs",
+        "--json jobs",
+        &format!("explain {TASK}"),
+        &format!("explain {TASK}/keyval --cat drone1"),
+        "verify --local",
+        "--json verify --local",
+        "config",
+        "config --explain",
+        "--json config",
+        &format!("--json evict {TASK}"),
+    ] {
+        let out = start(words).stdout(closed_pipe()).output().expect("runs");
+        assert_eq!((out.status.code(), text(&out.stderr).as_str()), (Some(141), ""), "{words}");
+    }
+    for words in [format!("recall {TASK}"), format!("evict {TASK}")] {
+        let status = start(&words).stderr(closed_pipe()).status().expect("runs");
+        assert_eq!(status.code(), Some(0), "{words}");
+    }
+    assert_eq!(state_of(&drone, TASK), "evicted");
 }

@@ -268,4 +268,33 @@ END"#);
             chmod 400 made/conf2; chown 12:34 made/conf2; touch -d @5 made/conf2; test "$(stat -c '%u %g %a %Y' made/conf2)" = "12 34 400 5"
             rm -rf made/e; test ! -e made/e"#);
     }
+
+    /// Nobody can write to a program that runs, nor empty it, by any way of opening or by its path. The kernel leaves one of these ways to us.
+    fn a_program_that_runs_keeps_its_text(lab) {
+        everywhere(&lab, "mkdir made; cp \"$(command -v sleep)\" made/prog", r#"python3 - <<'END'
+import errno, os, subprocess
+path, size = "made/prog", os.stat("made/prog").st_size
+ways = [os.O_WRONLY, os.O_RDWR, os.O_WRONLY | os.O_TRUNC, os.O_RDONLY | os.O_TRUNC]
+def opens(flags):
+    try:
+        os.close(os.open(path, flags))
+    except OSError as e:
+        assert e.errno == errno.ETXTBSY, e
+        return False
+    return True
+for _ in range(4):
+    running = subprocess.Popen([path, "60"])
+    assert not any(opens(flags) for flags in ways)
+    try:
+        os.truncate(path, 1)
+        raise AssertionError("truncated")
+    except OSError as e:
+        assert e.errno == errno.ETXTBSY, e
+    assert os.stat(path).st_size == size and running.poll() is None
+    running.kill()
+    running.wait()
+assert opens(os.O_RDONLY) and opens(os.O_RDONLY | os.O_TRUNC)
+assert os.stat(path).st_size == 0
+END"#);
+    }
 }
