@@ -50,6 +50,18 @@ pub enum Request {
         paths: Vec<RawPath>,
         read_data: bool,
     },
+    /// What is committed at these paths, in the present life of their units or in the one with this number: entries, each file's followed by its bytes.
+    Export {
+        paths: Vec<RawPath>,
+        incarnation: Option<usize>,
+    },
+    /// Hides what is committed at these paths; or everywhere, in units whose last commit is older than a time (ms since the epoch). With `dry_run` only
+    /// says what.
+    Retire {
+        paths: Vec<RawPath>,
+        before_ms: Option<u64>,
+        dry_run: bool,
+    },
     /// Of the store that is open here. `sample` is part and number of parts.
     VerifyStore {
         read_data: bool,

@@ -182,6 +182,41 @@ impl fmt::Display for Seq {
     }
 }
 
+/// Which life of a unit: the number of the catalog's record that retired the one before; 0 = the first. Job ids are reused, and what two jobs of one
+/// name have committed must never mix.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Incarnation(pub u64);
+
+impl Incarnation {
+    /// A unit's first life.
+    pub const FIRST: Self = Self(0);
+}
+
+/// A field of the first life is left out, as it was before there were others.
+impl<C> Encode<C> for Incarnation {
+    fn encode<W: minicbor::encode::Write>(
+        &self,
+        e: &mut minicbor::Encoder<W>,
+        _: &mut C,
+    ) -> Result<(), minicbor::encode::Error<W::Error>> {
+        e.u64(self.0)?.ok()
+    }
+
+    fn is_nil(&self) -> bool {
+        *self == Self::FIRST
+    }
+}
+
+impl<'b, C> Decode<'b, C> for Incarnation {
+    fn decode(d: &mut minicbor::Decoder<'b>, _: &mut C) -> Result<Self, minicbor::decode::Error> {
+        d.u64().map(Self)
+    }
+
+    fn nil() -> Option<Self> {
+        Some(Self::FIRST)
+    }
+}
+
 /// Number of a layer's revision, from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Encode, Decode)]
 #[cbor(transparent)]

@@ -36,6 +36,10 @@ pub const TEXT_BYTES: usize = 255;
 
 /// Longest record of the store's catalog: a name and a path are 4.5 KiB.
 pub const RECORD_BYTES: usize = 64 << 10;
+/// Units that one record of the catalog retires, and bytes of their roots' paths: a push of such records is within a message.
+pub const RETIRED_UNITS: usize = 128;
+/// See [`RETIRED_UNITS`].
+pub const RETIRED_PATHS_BYTES: usize = PATH_BYTES;
 /// Other hosts' manifests that a host keeps, compressed: those of about 300,000 jobs.
 pub const REPLICA_MANIFESTS_BYTES: u64 = 512 << 20;
 

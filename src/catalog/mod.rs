@@ -9,7 +9,7 @@ use minicbor::{Decode, Encode};
 
 pub use snapshot::{Snapshot, SnapshotChange, SnapshotChanges};
 
-use crate::ids::{Generation, Hash, HostUuid, Seq, UnitId};
+use crate::ids::{Generation, Hash, HostUuid, Incarnation, Seq, UnitId};
 
 /// One record.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -33,6 +33,23 @@ pub enum RecordBody {
     /// A host's layer of a unit, as of one generation, is in the store.
     #[n(0)]
     Commit(#[n(0)] Commit),
+    /// Units begin a new life: what was committed of them isn't shown any more, and stays in the store.
+    #[n(1)]
+    Retire(#[n(0)] Retirement),
+}
+
+/// Units whose paths are free again.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Retirement {
+    /// Who asked for it.
+    #[n(0)]
+    pub host: HostUuid,
+    /// Its name then.
+    #[n(1)]
+    pub host_name: String,
+    #[n(2)]
+    pub units: Vec<UnitId>,
 }
 
 /// A layer's revision, durable in the store.
@@ -62,6 +79,9 @@ pub struct Commit {
     /// Who made a dead host's last snapshot this commit: nobody if the host committed it itself.
     #[n(8)]
     pub adopted_by: Option<String>,
+    /// The unit's life that the layer is of; the host's, when it was made.
+    #[n(9)]
+    pub incarnation: Incarnation,
 }
 
 /// Where a catalog stands: its last record's number and the chain's hash after it.
@@ -96,9 +116,19 @@ impl Record {
         Head { seq: self.seq, chain: Hash::of(&self.encode()) }
     }
 
-    /// The commit it is.
-    pub fn commit(&self) -> &Commit {
-        let RecordBody::Commit(commit) = &self.body;
-        commit
+    /// The commit it is, if it is one.
+    pub fn commit(&self) -> Option<&Commit> {
+        match &self.body {
+            RecordBody::Commit(commit) => Some(commit),
+            RecordBody::Retire(_) => None,
+        }
+    }
+
+    /// The units whose next life begins with it.
+    pub fn retired(&self) -> &[UnitId] {
+        match &self.body {
+            RecordBody::Commit(_) => &[],
+            RecordBody::Retire(retirement) => &retirement.units,
+        }
     }
 }

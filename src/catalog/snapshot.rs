@@ -2,7 +2,7 @@
 
 use minicbor::{Decode, Encode};
 
-use crate::ids::{Generation, Hash, HostUuid, Seq, UnitId};
+use crate::ids::{Generation, Hash, HostUuid, Incarnation, Seq, UnitId};
 
 /// The last published state of a host's running layer. Everything that its manifest names is in the store, durable or not.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -32,6 +32,9 @@ pub struct Snapshot {
     /// Entries in its manifest.
     #[n(8)]
     pub entries: u64,
+    /// The unit's life that the layer is of.
+    #[n(9)]
+    pub incarnation: Incarnation,
 }
 
 impl Snapshot {

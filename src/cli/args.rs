@@ -49,6 +49,10 @@ pub enum Command {
     Recall(PathsArgs),
     /// On the results host: close a dead host's running units at their last snapshot.
     Adopt(AdoptArgs),
+    /// Give back what is committed as plain files, also of what was retired.
+    Export(ExportArgs),
+    /// Hide what is committed of units, on every host, so that new jobs of the same names can begin; it stays in the store.
+    Retire(RetireArgs),
     /// Check that nothing is missing: journal, spool and store.
     Verify(VerifyArgs),
     /// Show the settings that are in effect, where each came from, and what is wrong.
@@ -184,6 +188,34 @@ pub struct AdoptArgs {
     /// The dead host's name, or its UUID.
     pub host: String,
     /// Only say what would be done.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// `export`.
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// Paths in the mount, or from the top of the results tree.
+    #[arg(required = true)]
+    pub paths: Vec<OsString>,
+    /// An empty or new directory; a path keeps its place below it.
+    #[arg(long, value_name = "DIR")]
+    pub to: PathBuf,
+    /// The unit's life: 1 is the first, as `explain` counts them. Without it, what shows now.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub incarnation: Option<u32>,
+}
+
+/// `retire`.
+#[derive(Debug, Args)]
+pub struct RetireArgs {
+    /// Units or jobs: paths in the mount, or from the top of the results tree.
+    #[arg(required_unless_present = "before")]
+    pub paths: Vec<OsString>,
+    /// All units whose last commit is older: 2026-01-31 (its beginning, here), 2026-01-31T12:00 (here) or 2026-01-31T12:00:00Z.
+    #[arg(long, value_name = "DATE", conflicts_with = "paths")]
+    pub before: Option<String>,
+    /// Only say what would go.
     #[arg(long)]
     pub dry_run: bool,
 }

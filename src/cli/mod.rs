@@ -3,6 +3,7 @@
 //! Data goes to stdout, talk to stderr. Exit codes and JSON are a contract: `docs/cli.md`.
 
 mod args;
+mod export;
 mod failure;
 mod mount;
 mod places;
@@ -65,6 +66,8 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Evict(args) => remote::evict(&cli, &args.paths),
         Command::Recall(args) => remote::recall(&cli, &args.paths),
         Command::Adopt(args) => remote::adopt(&cli, args),
+        Command::Export(args) => export::export(&cli, args),
+        Command::Retire(args) => remote::retire(&cli, args),
         Command::Verify(args) => verify::verify(&cli, args),
         Command::Config(args) => show_config(&cli, args.explain),
         Command::Demo(args) => run_demo(&cli, args),

@@ -152,6 +152,21 @@ pub fn adoption(json: bool, item: &Value) {
     );
 }
 
+/// A line of `retire`'s plan, or what became of it.
+pub fn retirement(json: bool, item: &Value) {
+    if json_line(json, item) {
+        return;
+    }
+    println!(
+        "{:10} {}  ({} in {} layers){}",
+        text(item, "result"),
+        text(item, "unit"),
+        bytes(number(item, "bytes")),
+        number(item, "layers"),
+        note(item)
+    );
+}
+
 /// What a command did, unit by unit. Text is talk: stderr.
 pub fn progress(cli: &Cli, item: &Value) {
     if json_line(cli.json, item) || cli.quiet {

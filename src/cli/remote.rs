@@ -10,7 +10,7 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    args::{AdoptArgs, Cli, ExplainArgs, OffloadArgs},
+    args::{AdoptArgs, Cli, ExplainArgs, OffloadArgs, RetireArgs},
     failure::{Failure, Outcome},
     load_config, places, print, say,
 };
@@ -72,6 +72,26 @@ pub fn recall(cli: &Cli, paths: &[OsString]) -> Outcome {
     ask(cli, &Request::Recall { paths: raws(paths)? }, |item| print::progress(cli, &item))
 }
 
+/// `retire PATH…`, `retire --before DATE`.
+pub fn retire(cli: &Cli, args: &RetireArgs) -> Outcome {
+    let before_ms = args.before.as_deref().map(before_ms).transpose()?;
+    let request = Request::Retire { paths: raws(&args.paths)?, before_ms, dry_run: args.dry_run };
+    ask(cli, &request, |item| print::retirement(cli.json, &item))
+}
+
+/// A day's beginning or a time in this machine's time zone, or a time that says its own.
+fn before_ms(text: &str) -> Result<u64, Failure> {
+    let here = jiff::tz::TimeZone::system();
+    let local = || here.to_timestamp(text.parse::<jiff::civil::DateTime>().ok()?).ok();
+    let time = text.parse::<jiff::Timestamp>().ok().or_else(local);
+    let ms = time.and_then(|time| u64::try_from(time.as_millisecond()).ok());
+    ms.ok_or_else(|| {
+        Failure::usage(format!(
+            "{text}: not a date; write 2026-01-31, 2026-01-31T12:00 or 2026-01-31T12:00:00Z"
+        ))
+    })
+}
+
 /// `adopt HOST`: of the store's daemon, which is on this machine or nowhere.
 pub fn adopt(cli: &Cli, args: &AdoptArgs) -> Outcome {
     let config = load_config(cli)?;
@@ -97,7 +117,7 @@ fn wake_store(config: &Config, control: &Path) {
     }
 }
 
-fn ask(cli: &Cli, request: &Request, each: impl FnMut(Value)) -> Outcome {
+pub fn ask(cli: &Cli, request: &Request, each: impl FnMut(Value)) -> Outcome {
     let config = load_config(cli)?;
     control::ask(&config.control_socket(), request, each).map_err(Failure::from_control)
 }
@@ -111,4 +131,20 @@ fn raw(path: &OsStr) -> Result<RawPath, Failure> {
     let absolute = places::entry(Path::new(path))
         .map_err(|e| Failure::usage(format!("{}: {e}", path.to_string_lossy())))?;
     Ok(RawPath { given: path.as_bytes().to_vec(), absolute: absolute.into_os_string().as_bytes().to_vec() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_date_is_a_days_beginning_here_or_a_time_that_says_where() {
+        let ms = |text: &str| before_ms(text).ok();
+        assert_eq!(ms("2026-01-31T12:00:00Z"), Some(1_769_860_800_000));
+        assert_eq!(ms("2026-01-31T13:00:00+01:00"), ms("2026-01-31T12:00:00Z"));
+        assert_eq!(ms("2026-01-31"), ms("2026-01-31T00:00"));
+        for bad in ["", "yesterday", "2026-02-30", "31.1.2026", "1960-01-01T00:00:00Z"] {
+            assert_eq!(ms(bad), None, "{bad}");
+        }
+    }
 }

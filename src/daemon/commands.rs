@@ -10,7 +10,7 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::{End, HeldBy, Host, report, users};
+use super::{End, HeldBy, Host, export, report, retire::Retiring, users};
 use crate::{
     control::{self, RawPath, Reply, Request},
     fuse::Mounted,
@@ -29,7 +29,7 @@ const REQUEST_BYTES: u64 = 16 << 20;
 const USERS_NAMED: usize = 10;
 
 /// Bytes of a file told at a time.
-const CAT_BYTES: usize = 1 << 20;
+pub(super) const CAT_BYTES: usize = 1 << 20;
 
 /// Lines of a long answer that wait for the caller to read on.
 const LINES_AHEAD: usize = 256;
@@ -72,19 +72,19 @@ fn is_allowed(stream: &UnixStream) -> bool {
 }
 
 /// How a command ended: exit code, or what went wrong and what to do.
-type Ended = Result<u8, Refusal>;
+pub(super) type Ended = Result<u8, Refusal>;
 
-struct Refusal {
+pub(super) struct Refusal {
     message: String,
     hint: Option<String>,
 }
 
 impl Refusal {
-    fn new(message: impl ToString) -> Self {
+    pub(super) fn new(message: impl ToString) -> Self {
         Self { message: message.to_string(), hint: None }
     }
 
-    fn hint(mut self, hint: &str) -> Self {
+    pub(super) fn hint(mut self, hint: &str) -> Self {
         self.hint = Some(hint.to_owned());
         self
     }
@@ -97,7 +97,7 @@ struct Commands {
 }
 
 /// The lines of an answer; a caller that went away is noticed at the end.
-struct Output {
+pub(super) struct Output {
     stream: OwnedWriteHalf,
 }
 
@@ -108,7 +108,7 @@ impl Output {
         self.stream.write_all(&line).await
     }
 
-    async fn item(&mut self, item: Value) -> io::Result<()> {
+    pub(super) async fn item(&mut self, item: Value) -> io::Result<()> {
         self.reply(&Reply::Item(item)).await
     }
 }
@@ -156,12 +156,41 @@ impl Commands {
             Request::Evict { paths } => self.evict(&paths, output).await,
             Request::Recall { paths } => self.recall(&paths, output).await,
             Request::Verify { paths, read_data } => self.verify(&paths, read_data, output).await,
+            Request::Export { paths, incarnation } => {
+                let paths = match self.tree_paths(&paths) {
+                    Ok(paths) => paths,
+                    Err(refusal) => return Ok(Err(refusal)),
+                };
+                export::export(&self.host, &paths, incarnation, output).await
+            }
+            Request::Retire { paths, before_ms, dry_run } => {
+                self.retire(&paths, before_ms, dry_run, output).await
+            }
             Request::VerifyStore { .. } | Request::Adopt { .. } => {
                 Ok(Err(Refusal::new("this is the mount's daemon, not the store's")))
             }
             Request::HandOver { program } => Ok(self.hand_over(&program)),
             Request::Umount { lazy, timeout_s } => Ok(self.umount(lazy, timeout_s).await),
         }
+    }
+
+    async fn retire(
+        &self,
+        paths: &[RawPath],
+        before_ms: Option<u64>,
+        dry_run: bool,
+        output: &mut Output,
+    ) -> io::Result<Ended> {
+        let paths = match self.tree_paths(paths) {
+            Ok(paths) => paths,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let retiring = Retiring { host: &self.host, notices: self.mounted.notifier(), dry_run };
+        let ended = match before_ms {
+            Some(before_ms) => retiring.before(before_ms, output).await?,
+            None => retiring.paths(&paths, output).await?,
+        };
+        Ok(ended)
     }
 
     /// The place in the tree that a user means: below the mount, or from the tree's top.

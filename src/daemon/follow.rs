@@ -1,6 +1,6 @@
 //! Follows the store's catalog: keeps the replica, tells the kernel what has changed, and notices a store that isn't the one it was.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, path::Path, sync::Arc};
 
 use tokio::sync::mpsc;
 use tracing::{info, warn};
@@ -9,8 +9,8 @@ use super::{Host, live::LiveFollower, shown::Telling};
 use crate::{
     catalog::{Head, Record},
     fuse::Notices,
-    ids::{StoreUuid, UnitId},
-    journal::State,
+    ids::{Scope, StoreUuid, UnitId},
+    journal::{JournalError, State},
     wire::{Welcome, link::LinkEvent},
 };
 
@@ -92,6 +92,10 @@ impl Follower {
     fn records(&mut self, records: &[Record]) {
         let Some(store) = self.store else { return };
         let adopted = self.begin_adopted(records);
+        if let Err(e) = self.pass_borders(store, records) {
+            warn!("a retirement can't be taken in: {e}");
+            return;
+        }
         let telling = records.first().map(|first| self.host.shown.begin(first.seq));
         if let Err(e) = self.host.journal.follow(store, records) {
             warn!("records don't follow the replica ({e}); it begins anew");
@@ -101,16 +105,23 @@ impl Follower {
         }
         self.host.engine.overtaken(&adopted);
         let own = self.host.journal.host();
-        let foreign: BTreeSet<UnitId> =
-            records.iter().map(Record::commit).filter(|c| c.host != own).map(|c| c.unit.clone()).collect();
-        self.show(foreign.into_iter().collect(), telling);
+        let foreign: BTreeSet<UnitId> = records
+            .iter()
+            .filter_map(Record::commit)
+            .filter(|c| c.host != own)
+            .map(|c| c.unit.clone())
+            .collect();
+        let retired: Vec<UnitId> = records.iter().flat_map(Record::retired).cloned().collect();
+        let is_hidden = !retired.is_empty();
+        self.hide(retired);
+        self.show(foreign.into_iter().collect(), is_hidden, telling);
         self.compare_when_complete();
     }
 
     /// Own units of which somebody made a snapshot a commit while this host was away. Those that are in the spool go on from there.
     fn begin_adopted(&self, records: &[Record]) -> Vec<UnitId> {
         let Host { journal, spool, .. } = &*self.host;
-        let own = records.iter().map(Record::commit).filter(|commit| commit.host == journal.host());
+        let own = records.iter().filter_map(Record::commit).filter(|commit| commit.host == journal.host());
         let adopted: Vec<UnitId> = own.filter(|c| c.adopted_by.is_some()).map(|c| c.unit.clone()).collect();
         for unit in adopted.iter().filter(|unit| unit.root.under(spool.path()).symlink_metadata().is_ok()) {
             warn!(
@@ -123,9 +134,40 @@ impl Follower {
         adopted
     }
 
-    /// Lets the kernel forget what it has cached of these units, which ends `telling`, and fetches manifests ahead where there is a local layer.
-    fn show(&self, units: Vec<UnitId>, telling: Option<Telling>) {
+    /// What is in the spool of units that are retired, and has no record yet, belongs to the life that ends.
+    fn pass_borders(&self, store: StoreUuid, records: &[Record]) -> Result<(), JournalError> {
+        let Host { journal, spool, .. } = &*self.host;
+        let border = journal.border(store)?;
+        for record in records.iter().filter(|record| !record.retired().is_empty() && record.seq > border) {
+            let here = record.retired().iter().filter(|unit| is_in_spool(spool.path(), unit));
+            journal.pass_border(store, record.seq, &here.cloned().collect::<Vec<_>>())?;
+        }
+        Ok(())
+    }
+
+    /// Lets the kernel forget units that were retired, and frees what is here of them. (What is still to be committed goes when it is.)
+    fn hide(&self, units: Vec<UnitId>) {
         if units.is_empty() {
+            return;
+        }
+        // At once: what comes there next is another job's.
+        for unit in &units {
+            self.notices.tell(match self.host.journal.get(unit) {
+                Some(_) => self.host.fs.remote_changed(std::slice::from_ref(unit)),
+                None => self.host.fs.retired_elsewhere(unit),
+            });
+        }
+        let host = self.host.clone();
+        tokio::spawn(async move {
+            if let Err(e) = host.engine.free_retired().await {
+                warn!("retired units aren't freed: {e}");
+            }
+        });
+    }
+
+    /// Lets the kernel forget what it has cached of these units, and what was hidden before, which ends `telling`, and fetches manifests ahead where there is a local layer.
+    fn show(&self, units: Vec<UnitId>, is_hidden: bool, telling: Option<Telling>) {
+        if units.is_empty() && !is_hidden {
             return;
         }
         let (host, notices) = (self.host.clone(), self.notices.clone());
@@ -148,16 +190,10 @@ impl Follower {
             return;
         }
         self.target = None;
-        let own = self.host.journal.host();
         for record in self.host.journal.units() {
             let Some(committed) = &record.committed else { continue };
-            let known = self
-                .host
-                .journal
-                .layers(&record.unit)
-                .into_iter()
-                .any(|layer| layer.host == own && layer.generation >= committed.generation);
-            if known {
+            let layer = self.host.journal.layer_of(&record);
+            if layer.is_some_and(|layer| layer.generation >= committed.generation) {
                 continue;
             }
             match record.state {
@@ -174,6 +210,16 @@ impl Follower {
                 _ => {}
             }
         }
+    }
+}
+
+/// Whether anything is in the spool that is in this unit.
+fn is_in_spool(spool: &Path, unit: &UnitId) -> bool {
+    let root = unit.root.under(spool);
+    match unit.scope {
+        Scope::Tree => root.symlink_metadata().is_ok(),
+        Scope::Loose => std::fs::read_dir(root)
+            .is_ok_and(|dir| dir.flatten().any(|entry| entry.file_type().is_ok_and(|kind| !kind.is_dir()))),
     }
 }
 

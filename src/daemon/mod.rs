@@ -10,10 +10,13 @@
 
 mod adopt;
 mod commands;
+mod export;
 mod follow;
 mod holder;
 mod live;
+mod lives;
 mod report;
+mod retire;
 mod seams;
 mod shown;
 mod start;

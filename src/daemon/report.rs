@@ -4,7 +4,7 @@ use std::{ops::ControlFlow, os::unix::ffi::OsStrExt};
 
 use serde_json::{Map, Value, json};
 
-use super::{HeldBy, Host};
+use super::{HeldBy, Host, lives};
 use crate::{
     clock::{Clock, SystemClock},
     fs::{conflict::conflicts_among, ledger::Keep, union::Candidate},
@@ -32,7 +32,7 @@ impl Host {
     }
 
     /// Where a path of the tree belongs.
-    fn place(&self, path: &RelPath) -> Place {
+    pub(super) fn place(&self, path: &RelPath) -> Place {
         let is_dir = self.in_spool(path).map_or_else(|| self.shown_as_dir(path), |meta| meta.is_dir());
         layout::place(path, is_dir, &self.rules, &|job| self.journal.whole_job(job), &|top| {
             self.journal.adopted(top)
@@ -51,7 +51,23 @@ impl Host {
     /// What a unit waits for, or why it didn't get on.
     pub(super) fn why(&self, unit: &UnitId) -> Option<String> {
         let error = self.engine.last_error(unit).map(|e| e.text);
-        error.or_else(|| self.engine.why(unit))
+        let of_life = || self.journal.is_retired(unit).then(|| self.why_still_here(unit));
+        error.or_else(of_life).or_else(|| self.engine.why(unit))
+    }
+
+    /// Of a unit that was retired while this host had something of it.
+    fn why_still_here(&self, unit: &UnitId) -> String {
+        let state = self.journal.get(unit).map_or(State::Running, |record| record.state);
+        let goes = match state {
+            State::Committed | State::Evicted => "what is here goes when no file of it is open",
+            State::Running => {
+                "what is here is committed, too, when it is complete, and doesn't show; then it goes"
+            }
+            State::Complete | State::Sealed => {
+                "what is here is committed, too, and doesn't show; then it goes"
+            }
+        };
+        format!("of an earlier job of this name, which was retired: {goes}")
     }
 
     /// The unit that a path belongs to, if there is anything of it.
@@ -219,7 +235,7 @@ pub fn jobs(host: &Host, pattern: Option<&str>, tell: &mut dyn FnMut(Value) -> b
 fn own_line(host: &Host, unit: &UnitId) -> Value {
     let record = host.journal.get(unit);
     let state = record.as_ref().map_or(State::Running, |r| r.state);
-    let layer = host.journal.layers(unit).into_iter().find(|l| l.host == host.journal.host());
+    let layer = record.as_ref().and_then(|record| host.journal.layer_of(record));
     json!({
         "v": VERSION,
         "kind": "unit",
@@ -237,7 +253,7 @@ fn own_line(host: &Host, unit: &UnitId) -> Value {
     })
 }
 
-fn layer_json(layer: &LayerHead) -> Value {
+pub(super) fn layer_json(layer: &LayerHead) -> Value {
     json!({
         "host": layer.host_name,
         "host_uuid": layer.host.to_string(),
@@ -402,6 +418,7 @@ fn candidate_json(candidate: &Candidate) -> Value {
 fn explain_unit(host: &Host, unit: &UnitId, out: &mut Map<String, Value>) {
     out.insert("unit".into(), json!(unit.to_string()));
     if !host.is_known(unit) {
+        lives::explain(host, unit, out);
         out.insert("why".into(), json!("there is nothing of it, neither on this host nor in the catalog"));
         return;
     }
@@ -413,6 +430,7 @@ fn explain_unit(host: &Host, unit: &UnitId, out: &mut Map<String, Value>) {
     if let Some(record) = &record {
         explain_record(host, record, out);
     }
+    lives::explain(host, unit, out);
     let layers: Vec<Value> = host.journal.shown_layers(unit).iter().map(layer_json).collect();
     out.insert("layers".into(), json!(layers));
     let fresh = || {

@@ -84,8 +84,14 @@ pub(super) fn start(
         contents: Arc::new(CachedContents::new(cache.clone(), link.clone())),
         clock,
         on_evicted: Box::new({
-            let fs = fs.clone();
-            move |unit| notices.tell(fs.evicted(std::slice::from_ref(unit)))
+            let (fs, journal) = (fs.clone(), journal.clone());
+            move |unit| {
+                // Forgotten by the journal: it was of an earlier life.
+                let is_retired = journal.get(unit).is_none();
+                let known =
+                    if is_retired { fs.retired(unit) } else { fs.evicted(std::slice::from_ref(unit)) };
+                notices.tell(known);
+            }
         }),
         settings: engine_settings(&config, &rules),
     });

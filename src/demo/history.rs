@@ -17,7 +17,7 @@ use super::random::Random;
 use crate::{
     chunk::{ObjectKind, block::BlockBuilder},
     clock::SystemClock,
-    ids::{Generation, Hash, HostUuid, RelPath, Seq, UnitId},
+    ids::{Generation, Hash, HostUuid, Incarnation, RelPath, Seq, UnitId},
     manifest::{Attrs, Body, Entry, Manifest, Name, Timestamp},
     store::{NewCommit, Store, StoreError, StoreOptions},
 };
@@ -130,6 +130,7 @@ fn commit_job(store: &Store, seed: u64, number: u32, contents: &[Content]) -> Re
             manifest: hash,
             lost: false,
             adopted_by: None,
+            incarnation: Incarnation::FIRST,
         })?;
     }
     Ok(())
@@ -227,7 +228,7 @@ mod tests {
         let records = store.records_after(Seq(0), 1000).expect("readable");
         let mut files = std::collections::BTreeMap::<_, usize>::new();
         for record in &records {
-            let commit = record.commit();
+            let commit = record.commit().expect("a history has nothing else");
             let bytes =
                 store.read_object(ObjectKind::Manifest, &commit.manifest).expect("readable").expect("here");
             let manifest = Manifest::decode(&bytes).expect("a good one");

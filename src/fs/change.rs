@@ -1,19 +1,19 @@
 //! Changes: the journal's part in every one, and attributes.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::fs::{self as sys, AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
+use rustix::fs::{self as sys, AtFlags, Gid, OFlags, Timespec, Timestamps, Uid};
 
 use super::{
     Caller, Entry, Fh, Fs, FsResult, Kind, Need, NodeId, SetAttr, SetTime,
     kept::Inside,
+    mode,
     place::{Local, Shown},
-    setids,
 };
 use crate::{
     ids::{RelPath, UnitId},
     manifest::Timestamp,
-    spool::{Spool, activity::OperationGuard, proc_path},
+    spool::{Spool, activity::OperationGuard},
 };
 
 /// A path that an operation changes, and whether it is a directory.
@@ -89,7 +89,7 @@ impl Fs {
             self.settle_attrs(&local)?;
             let handle = fh.and_then(|fh| self.writable_file(fh));
             apply(local.fd.as_fd(), handle.as_ref().map(|fd| fd.as_fd()), &set)?;
-            if is_file && set.drops_ids(caller) { setids::drop_ids(local.fd.as_fd()) } else { Ok(()) }
+            if is_file && set.drops_ids(caller) { mode::drop_ids(local.fd.as_fd()) } else { Ok(()) }
         };
         if Kind::of_mode(local.stat.st_mode) == Kind::Dir {
             let paths = self.nodes.lock().paths(node);
@@ -126,7 +126,7 @@ impl Fs {
             let writable = fh.and_then(|fh| self.writable_file(fh));
             apply(file.as_fd(), writable.as_ref().map(|fd| fd.as_fd()), set)?;
             if brief.kind == Kind::File && set.drops_ids(caller) {
-                setids::drop_ids(file.as_fd())?;
+                mode::drop_ids(file.as_fd())?;
             }
             Ok(Some(sys::fstat(&file)?))
         })?;
@@ -156,7 +156,7 @@ pub(super) fn apply(
         sys::chownat(identity, "", uid, gid, AtFlags::EMPTY_PATH)?;
     }
     if let Some(perm) = set.perm {
-        change_mode(identity, perm)?;
+        mode::change(identity, perm)?;
     }
     if let Some(size) = set.size {
         truncate(identity, writable, size)?;
@@ -165,19 +165,6 @@ pub(super) fn apply(
         set_times(identity, set.atime, set.mtime)?;
     }
     Ok(())
-}
-
-/// fchmodat2(2) takes an `O_PATH` descriptor; kernels before 6.6 haven't got it.
-pub(super) fn change_mode(identity: BorrowedFd<'_>, perm: u32) -> FsResult<()> {
-    let empty = c"".as_ptr();
-    // SAFETY: the descriptor is open, `empty` is a C string, and both outlive the call.
-    let result =
-        unsafe { libc::syscall(libc::SYS_fchmodat2, identity.as_raw_fd(), empty, perm, libc::AT_EMPTY_PATH) };
-    match (result, std::io::Error::last_os_error()) {
-        (0, _) => Ok(()),
-        (_, e) if e.raw_os_error() != Some(libc::ENOSYS) => Err(e.into()),
-        _ => Ok(sys::chmod(proc_path(identity).as_c_str(), Mode::from_raw_mode(perm))?),
-    }
 }
 
 fn truncate(identity: BorrowedFd<'_>, writable: Option<BorrowedFd<'_>>, size: u64) -> FsResult<()> {

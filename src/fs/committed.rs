@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    ops::ControlFlow,
     sync::{Arc, Mutex, RwLock},
     time::{Duration, Instant},
 };
@@ -134,6 +135,16 @@ impl Committed {
         }
         let UnitRecord { unit, generation, running_ms: opened_ms, .. } = record;
         marks.insert(path.clone(), Mark { unit, generation, opened_ms });
+    }
+
+    /// What was marked in a unit that was retired says nothing of the next one's paths.
+    pub(super) fn unmark(&self, unit: &UnitId) {
+        self.marks.lock().expect("no code panics under this lock").retain(|_, mark| mark.unit != *unit);
+    }
+
+    /// Whether anybody has a layer of a unit at or below `dir`.
+    pub(super) fn has_layers(&self, dir: &RelPath) -> bool {
+        self.journal.visit_shown_layers(dir, &mut |_, _| ControlFlow::Break(())).is_break()
     }
 
     pub(super) fn is_marked(&self, path: &RelPath) -> bool {

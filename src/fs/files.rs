@@ -23,9 +23,9 @@ use super::{
     committed::Candidate,
     kept::Inside,
     ledger::Requests,
+    mode,
     nodes::{Brief, Handle},
     place::Shown,
-    setids,
 };
 use crate::{
     ids::{RelPath, UnitId},
@@ -503,7 +503,7 @@ pub(super) fn is_writable(flags: OFlags) -> bool {
 /// What opening with `O_TRUNC` does.
 fn empty(fd: &OwnedFd, caller: Caller) -> FsResult<()> {
     sys::ftruncate(fd, 0)?;
-    if setids::is_dropped_by_cut(caller) { setids::drop_ids(fd.as_fd()) } else { Ok(()) }
+    if mode::is_dropped_by_cut(caller) { mode::drop_ids(fd.as_fd()) } else { Ok(()) }
 }
 
 fn sync_bits(flags: OFlags) -> OFlags {

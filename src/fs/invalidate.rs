@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::{Fs, Kind, NodeId, ROOT};
+use super::{Fs, Kind, NodeId, ROOT, nodes::Brief};
 use crate::ids::{RelPath, Scope, UnitId};
 
 /// One thing to tell the kernel. Never tell it from inside an operation or under a lock: the kernel may be waiting for us.
@@ -71,6 +71,63 @@ impl Fs {
             }
         }
         known
+    }
+
+    /// This unit was retired, and its files have just left the spool. Call it before the unit is thawed: its names go, and its nodes keep only what is
+    /// open. What comes there next are other files.
+    pub fn retired(&self, unit: &UnitId) -> Vec<Invalidation> {
+        let mut known = self.remote_changed(std::slice::from_ref(unit));
+        known.extend(self.evicted(std::slice::from_ref(unit)));
+        self.committed.unmark(unit);
+        known.extend(self.part_remote(unit));
+        known.extend(self.job_gone(unit));
+        known
+    }
+
+    /// The same of a unit of which nothing was in the spool. What is there by now is the next one's.
+    pub fn retired_elsewhere(&self, unit: &UnitId) -> Vec<Invalidation> {
+        let mut known = self.remote_changed(std::slice::from_ref(unit));
+        known.extend(self.part_remote(unit));
+        known.extend(self.job_gone(unit));
+        known
+    }
+
+    /// The directory that the unit was in, if nothing is left of that either.
+    fn job_gone(&self, unit: &UnitId) -> Vec<Invalidation> {
+        let dir = match unit.scope {
+            Scope::Tree => unit.root.parent().filter(|dir| !dir.is_root()),
+            Scope::Loose => Some(unit.root.clone()),
+        };
+        let is_left = |dir: &RelPath| {
+            dir.under(self.spool.path()).symlink_metadata().is_ok() || self.committed.has_layers(dir)
+        };
+        let Some(dir) = dir.filter(|dir| !is_left(dir)) else { return Vec::new() };
+        let mut nodes = self.nodes.lock();
+        let place = nodes.find(&dir).ok().and_then(|node| nodes.brief(node)).and_then(|brief| brief.place);
+        let Some((parent, name)) = place else { return Vec::new() };
+        nodes.detach(parent, &name);
+        vec![Invalidation::Node { node: parent }, Invalidation::Entry { parent, name }]
+    }
+
+    /// Takes the names from a unit's nodes that aren't in the spool. Its root's name may stand for another directory, too.
+    fn part_remote(&self, unit: &UnitId) -> Option<Invalidation> {
+        let mut nodes = self.nodes.lock();
+        let root = nodes.find(&unit.root).ok()?;
+        let place = nodes.brief(root)?.place;
+        let units = match unit.scope {
+            Scope::Tree => vec![root],
+            Scope::Loose => nodes.children(root).into_iter().map(|(_, node)| node).collect(),
+        };
+        for node in units {
+            let is_parted = |brief: &Brief| {
+                brief.local.is_none() && (unit.scope == Scope::Tree || brief.kind != Kind::Dir)
+            };
+            while let Some((parent, name)) = nodes.brief(node).filter(is_parted).and_then(|brief| brief.place)
+            {
+                nodes.detach(parent, &name);
+            }
+        }
+        place.map(|(parent, name)| Invalidation::Entry { parent, name })
     }
 
     fn below(&self, unit: &UnitId) -> Vec<Invalidation> {

@@ -166,6 +166,28 @@ impl View {
         Ok(entries_at(&self.load(&self.chain(path))?, path))
     }
 
+    /// What these layers show at and below `path` by themselves, whatever is newer or hides it elsewhere; directories before what is in them.
+    pub fn tree_of(
+        &self,
+        heads: &[(UnitId, LayerHead)],
+        path: &RelPath,
+    ) -> Result<Vec<(RelPath, Candidate)>, Need> {
+        let index = Index::build(self.journal.host(), self.load(heads)?);
+        let mut found = Vec::new();
+        let mut open: Vec<(RelPath, _)> =
+            index.find(path).map(|slot| (path.clone(), slot)).into_iter().collect();
+        while let Some((path, slot)) = open.pop() {
+            if let Some(shown) = index.resolve(slot, Seq::default()).winner() {
+                found.push((path.clone(), shown.clone()));
+            }
+            let below = index.children(slot).filter_map(|(name, child)| Some((path.join(name).ok()?, child)));
+            let at = open.len();
+            open.extend(below);
+            open[at..].reverse();
+        }
+        Ok(found)
+    }
+
     /// Adds evidence of what others have in a directory: the own one may be gone from the spool meanwhile.
     fn complete(&self, resolved: Resolved, path: &RelPath) -> Resolved {
         if resolved.foreign.is_some() {

@@ -50,7 +50,7 @@ const DOTS: [&str; 2] = [".", ".."];
 const _: () = assert!((DOTS.len() as u64) < FIRST_PLACE);
 
 /// What we ask of the kernel where it has it. Left out on purpose: the locks (kept in the kernel they work between all processes),
-/// extended setxattr (fuser can't tell us), the write-back cache (loses data). What setuid bits take, [`crate::fs::setids`] says.
+/// extended setxattr (fuser can't tell us), the write-back cache (loses data). What setuid bits take, `fs::mode` says.
 const WANTED: InitFlags = InitFlags::FUSE_ATOMIC_O_TRUNC
     .union(InitFlags::FUSE_DO_READDIRPLUS)
     .union(InitFlags::FUSE_PARALLEL_DIROPS)

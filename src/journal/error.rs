@@ -65,6 +65,9 @@ pub enum ReplicaError {
     /// A layer's generations must rise.
     #[error("catalog record {seq} takes {unit} from generation {have} to {got}")]
     Generation { seq: Seq, unit: UnitId, have: Generation, got: Generation },
+    /// A layer of a life of its unit that no record has ended.
+    #[error("catalog record {seq} is of a life of {unit} that the catalog doesn't know")]
+    Incarnation { seq: Seq, unit: UnitId },
     /// The database refused.
     #[error(transparent)]
     Journal(#[from] JournalError),

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     catalog::Snapshot,
-    ids::{Hash, HostUuid, RelPath, UnitId},
+    ids::{Hash, HostUuid, Incarnation, RelPath, UnitId},
     manifest::Manifest,
 };
 
@@ -85,9 +85,9 @@ impl Live {
     }
 
     /// A unit's committed layers with what runs on top of them.
-    pub fn over(&self, unit: &UnitId, committed: Vec<LayerHead>) -> Vec<LayerHead> {
+    pub fn over(&self, unit: &UnitId, life: Incarnation, committed: Vec<LayerHead>) -> Vec<LayerHead> {
         let mut layers = committed;
-        for snapshot in self.of(unit) {
+        for snapshot in self.of(unit).iter().filter(|snapshot| snapshot.incarnation == life) {
             let before = layers.iter().position(|layer| layer.host == snapshot.host);
             if before.is_some_and(|at| layers[at].generation >= snapshot.generation) {
                 continue;
@@ -151,6 +151,7 @@ mod tests {
             begun_ms: 10,
             bytes: 5,
             entries: 2,
+            incarnation: Incarnation::FIRST,
         }
     }
 
@@ -172,15 +173,16 @@ mod tests {
             lost: false,
             adopted_by: None,
         };
-        let shown = live.over(&unit, vec![layer(2)]);
+        let shown = live.over(&unit, Incarnation::FIRST, vec![layer(2)]);
         assert_eq!(shown.len(), 1);
         assert_eq!(shown[0].seq_of(Generation(2)), Some(Seq(7)), "what didn't change keeps its number");
         assert!(shown[0].seq_of(Generation(3)).is_some_and(Seq::is_live));
         assert_eq!(shown[0].manifest, snapshot.manifest);
-        assert_eq!(live.over(&unit, vec![layer(3)]), [layer(3)]);
-        assert_eq!(live.over(&unit, Vec::new()).len(), 1);
+        assert_eq!(live.over(&unit, Incarnation::FIRST, vec![layer(3)]), [layer(3)]);
+        assert_eq!(live.over(&unit, Incarnation::FIRST, Vec::new()).len(), 1);
+        assert!(live.over(&unit, Incarnation(9), Vec::new()).is_empty(), "it runs in another life");
         live.remove(snapshot.host, &unit);
-        assert!(live.over(&unit, Vec::new()).is_empty() && live.all().is_empty());
+        assert!(live.over(&unit, Incarnation::FIRST, Vec::new()).is_empty() && live.all().is_empty());
     }
 
     #[test]

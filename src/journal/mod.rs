@@ -27,6 +27,7 @@ mod memory;
 mod note;
 mod record;
 mod replica;
+mod retired;
 #[cfg(test)]
 mod tests;
 mod transitions;
@@ -59,7 +60,7 @@ pub use error::{JournalError, ReplicaError};
 pub use memory::Counts;
 pub use note::Note;
 pub use record::{Committed, CompleteHow, State, UnitRecord};
-pub use replica::{LayerHead, Weight};
+pub use replica::{LayerHead, PastLife, Weight};
 
 /// Notes of paths between two commits. The name is that of its first kind of note.
 const NOTES: Bytes = TableDefinition::new("gone");
@@ -82,6 +83,8 @@ pub struct Journal {
     db: Db,
     replica: Replica,
     live: RwLock<live::Live>,
+    /// Own units whose layer is of an earlier life than the one that shows.
+    retired: Mutex<BTreeSet<UnitId>>,
     /// Last, so that the databases are closed before somebody else may open them.
     _lock: File,
 }
@@ -95,9 +98,22 @@ impl Journal {
         let memory = RwLock::new(Memory::load(&db)?);
         let replica = Replica::open(&state_dir.join("replica.redb"))?;
         durable::sync_dir(state_dir)?;
-        let (epoch, writer, decoded, live) = Default::default();
-        let journal =
-            Self { host, was_created, clock, memory, epoch, writer, decoded, db, replica, live, _lock: lock };
+        let (epoch, writer, decoded, live, retired) = Default::default();
+        let journal = Self {
+            host,
+            was_created,
+            clock,
+            memory,
+            epoch,
+            writer,
+            decoded,
+            db,
+            replica,
+            live,
+            retired,
+            _lock: lock,
+        };
+        journal.find_retired(journal.units());
         journal.catch_up_with_replica()?;
         journal.forget_settled_notes(journal.noted_units())?;
         Ok(Arc::new(journal))
@@ -285,13 +301,14 @@ impl Journal {
         self.set_store(store)?;
         let own: Vec<UnitId> = records
             .iter()
-            .map(Record::commit)
+            .filter_map(Record::commit)
             .filter(|commit| commit.host == self.host)
             .map(|commit| commit.unit.clone())
             .collect();
         let followed = self.replica.follow(store, records, !own.is_empty());
         self.epoch.fetch_add(1, Ordering::AcqRel);
         followed?;
+        self.find_retired(records.iter().flat_map(Record::retired).filter_map(|unit| self.get(unit)));
         if !own.is_empty() {
             self.adopt(own.clone())?;
             self.replica.adopted()?;
@@ -318,6 +335,7 @@ impl Journal {
     pub fn reset_replica(&self, store: StoreUuid) -> Result<(), JournalError> {
         self.set_store(store)?;
         let reset = self.replica.reset(store);
+        self.retired_mut().clear();
         self.epoch.fetch_add(1, Ordering::AcqRel);
         reset
     }
@@ -329,8 +347,9 @@ impl Journal {
 
     /// Whether the replica has this host's newest commit of `unit`, so that the tree shows the layer without its files.
     pub fn is_followed(&self, unit: &UnitId) -> bool {
-        let Some(committed) = self.get(unit).and_then(|record| record.committed) else { return false };
-        self.replica.layer_of(self.host, unit).is_some_and(|layer| layer.generation >= committed.generation)
+        let Some(record) = self.get(unit) else { return false };
+        let Some(committed) = record.committed else { return false };
+        self.layer_of(&record).is_some_and(|layer| layer.generation >= committed.generation)
     }
 
     /// Whether another host committed a layer of `unit`.
@@ -341,9 +360,13 @@ impl Journal {
     /// The sequence number of the first commit of `host`'s layer with a generation of `since` or later. An own commit
     /// that the store has answered counts, even if the replica hasn't heard of it yet.
     pub fn seq_of(&self, host: HostUuid, unit: &UnitId, since: Generation) -> Option<Seq> {
-        let known = self.replica.layer_of(host, unit).and_then(|layer| layer.seq_of(since));
-        known.or_else(|| {
-            let committed = self.get(unit).filter(|_| host == self.host)?.committed?;
+        let own = self.get(unit).filter(|_| host == self.host);
+        let layer = match &own {
+            Some(record) => self.layer_of(record),
+            None => self.replica.layer_of(host, unit),
+        };
+        layer.and_then(|layer| layer.seq_of(since)).or_else(|| {
+            let committed = own?.committed?;
             (committed.generation >= since).then_some(committed.seq)
         })
     }
@@ -405,7 +428,12 @@ impl Journal {
     /// All hosts' layers of `unit` as they show: committed, with what runs on top.
     pub fn shown_layers(&self, unit: &UnitId) -> Vec<LayerHead> {
         let committed = self.replica.layers(unit);
-        self.live().over(unit, committed)
+        let live = self.live();
+        if !live.contains(unit) {
+            return committed;
+        }
+        let life = self.replica.incarnation(unit);
+        live.over(unit, life, committed)
     }
 
     /// As [`Journal::visit_layers`], with what runs elsewhere.

@@ -15,8 +15,8 @@
 use minicbor::{Decode, Encode};
 
 use crate::{
-    catalog::Record,
-    ids::{Generation, Hash, Seq, UnitId},
+    catalog::{Commit, Record},
+    ids::{Generation, Hash, Incarnation, Seq, UnitId},
 };
 
 /// Where a unit's own layer stands.
@@ -72,8 +72,7 @@ pub struct Committed {
 
 impl Committed {
     /// As a catalog record says it.
-    pub fn of(record: &Record) -> Self {
-        let commit = record.commit();
+    pub fn of(record: &Record, commit: &Commit) -> Self {
         Self {
             generation: commit.generation,
             manifest: commit.manifest,
@@ -125,6 +124,9 @@ pub struct UnitRecord {
     pub committed_ms: Option<u64>,
     #[n(12)]
     pub evicted_ms: Option<u64>,
+    /// The unit's life that this layer is of.
+    #[n(13)]
+    pub incarnation: Incarnation,
     /// Why the last attempt to go on failed; in memory only.
     #[cbor(skip)]
     pub last_error: Option<String>,
@@ -132,9 +134,15 @@ pub struct UnitRecord {
 
 impl UnitRecord {
     /// A running layer's record.
-    pub(super) fn running(unit: UnitId, generation: Generation, now_ms: u64) -> Self {
+    pub(super) fn running(
+        unit: UnitId,
+        incarnation: Incarnation,
+        generation: Generation,
+        now_ms: u64,
+    ) -> Self {
         Self {
             unit,
+            incarnation,
             state: State::Running,
             generation,
             manifest: None,
@@ -156,7 +164,7 @@ impl UnitRecord {
         Self {
             committed: self.committed,
             partial: self.partial,
-            ..Self::running(self.unit.clone(), self.generation.next(), now_ms)
+            ..Self::running(self.unit.clone(), self.incarnation, self.generation.next(), now_ms)
         }
     }
 

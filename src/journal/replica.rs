@@ -13,6 +13,7 @@
 
 mod change;
 mod near;
+mod past;
 mod row;
 
 use std::{
@@ -41,8 +42,10 @@ use crate::{
 };
 use change::Change;
 use near::{Memo, NEAR_ROWS, Near, Place, Row, below};
+use past::RETIRED;
 use row::Hosts;
 
+pub use past::PastLife;
 pub use row::{LayerHead, Weight};
 
 /// Hosts by number.
@@ -102,7 +105,11 @@ impl Replica {
     }
 
     fn load(path: &Path) -> Result<Self, JournalError> {
-        let db = Db::open(path, CACHE_BYTES, &[META, HOSTS, UNITS, MANIFESTS, MANIFEST_AGE])?;
+        let db = Db::open(path, CACHE_BYTES, &[META, HOSTS, UNITS, RETIRED, MANIFESTS, MANIFEST_AGE])?;
+        // One that was made before units had several lives.
+        if db.get(RETIRED, b"").is_err() {
+            db.write(Durability::Immediate, |txn| Ok(txn.open_table(RETIRED).map(drop)?))?;
+        }
         let mut known = Known::default();
         if let Some(head) = db.get(META, b"head")? {
             known.head = Some(minicbor::decode(&head).map_err(|e| db.damaged(e))?);
@@ -155,10 +162,7 @@ impl Replica {
             };
             (head, known.hosts.clone())
         };
-        let change = Change::of(head, hosts, records, |key| {
-            let row = self.db.get(UNITS, key)?;
-            Ok(row.map_or(Ok(Vec::new()), |row| row::parse(&row)).map_err(|why| self.db.damaged(why))?)
-        })?;
+        let change = Change::of(head, hosts, records, &self.db)?;
         // Before the rows that name them can be read.
         let is_renamed =
             self.known().hosts.known.iter().zip(&change.hosts.known).any(|(old, new)| old != new);
@@ -212,8 +216,10 @@ impl Replica {
         let mut tail = self.tail();
         let head = Head::genesis(store);
         self.db.write(Durability::Immediate, |txn| {
-            txn.delete_table(UNITS)?;
-            txn.open_table(UNITS)?;
+            for table in [UNITS, RETIRED] {
+                txn.delete_table(table)?;
+                txn.open_table(table)?;
+            }
             txn.open_table(META)?.insert(&b"head"[..], &encode(&(store, head))[..])?;
             Ok(())
         })?;
@@ -289,6 +295,13 @@ impl Replica {
                 _ => return ControlFlow::Continue(()),
             }
         }
+    }
+
+    /// At most [`ROWS_AT_ONCE`] units that come after one in the order of the tree, with their layers.
+    pub fn after(&self, unit: Option<&UnitId>) -> Vec<(UnitId, Vec<LayerHead>)> {
+        let from = unit.map_or_else(Vec::new, |unit| [&unit_key(unit)[..], &[0]].concat());
+        let rows = self.rows(&from, &[], ROWS_AT_ONCE);
+        rows.into_iter().map(|row| (self.unit(&row.key), row.layers)).collect()
     }
 
     /// Tells the name in `dir` of each unit below it, and how much its layers have, in the order of the tree; one pass over the rows.

@@ -1,6 +1,7 @@
 //! The journal's promises, over real files.
 
 mod replica;
+mod retired;
 
 use std::{fs, path::Path};
 
@@ -8,8 +9,9 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::{
-    catalog::{Commit, RecordBody},
+    catalog::{Commit, RecordBody, Retirement},
     clock::ManualClock,
+    ids::Incarnation,
     manifest::{Attrs, Body, Entry, Timestamp},
 };
 
@@ -45,12 +47,14 @@ struct Catalog {
     store: StoreUuid,
     head: Head,
     records: Vec<Record>,
+    /// That commits are of.
+    incarnation: Incarnation,
 }
 
 impl Catalog {
     fn new() -> Self {
         let store = StoreUuid::random();
-        Self { store, head: Head::genesis(store), records: Vec::new() }
+        Self { store, head: Head::genesis(store), records: Vec::new(), incarnation: Incarnation::FIRST }
     }
 
     fn commit(&mut self, host: HostUuid, unit: &UnitId, generation: u32, manifest: Hash) -> Record {
@@ -79,7 +83,18 @@ impl Catalog {
             bytes: 7,
             entries: 1,
             adopted_by,
+            incarnation: self.incarnation,
         });
+        self.push(body)
+    }
+
+    /// The next life of these units begins.
+    fn retire(&mut self, units: &[UnitId]) -> Record {
+        let (host, host_name, units) = (HostUuid([9; 16]), "admin".to_owned(), units.to_vec());
+        self.push(RecordBody::Retire(Retirement { host, host_name, units }))
+    }
+
+    fn push(&mut self, body: RecordBody) -> Record {
         let record = Record { seq: self.head.seq.next(), prev: self.head.chain, time_ms: 5_000, body };
         self.head = self.head.follow(&record).expect("it follows");
         self.records.push(record.clone());
@@ -289,7 +304,7 @@ fn what_the_store_lost_is_sealed_again_while_its_bytes_are_here() {
     journal.unsend(&exec()).expect("whole");
     assert_eq!(state(&journal, &exec()), (State::Sealed, 1));
     let record = journal.get(&exec()).expect("a record");
-    assert_eq!((record.committed, record.manifest), (None, Some(ack.commit().manifest)));
+    assert_eq!((record.committed, record.manifest), (None, Some(ack.commit().expect("a commit").manifest)));
     journal.committed(&exec(), Generation(1), &ack).expect("sealed");
     journal.evict(&exec()).expect("committed");
     assert!(matches!(journal.unsend(&exec()), Err(JournalError::Illegal { .. })), "its bytes aren't here");
@@ -353,12 +368,12 @@ fn deleted_paths_of_a_partial_layer_are_kept_until_its_next_commit() {
 fn manifests_are_kept_as_long_as_a_record_names_them() {
     let (_dir, journal) = fresh();
     let mut catalog = Catalog::new();
-    let first = commit(&journal, &mut catalog, &exec()).commit().manifest;
+    let first = commit(&journal, &mut catalog, &exec()).commit().expect("a commit").manifest;
     let other = UnitId::tree(path("13-me/host1"));
     commit(&journal, &mut catalog, &other);
     let is_kept = |hash: &Hash| journal.db.get(MANIFESTS, &hash.0).expect("readable").is_some();
     journal.touch(&exec()).expect("writes");
-    let second = commit(&journal, &mut catalog, &exec()).commit().manifest;
+    let second = commit(&journal, &mut catalog, &exec()).commit().expect("a commit").manifest;
     assert!(is_kept(&first) && is_kept(&second), "the other unit is of the first manifest, too");
     journal.touch(&other).expect("writes");
     assert!(is_kept(&first), "still the other's committed one");
@@ -542,7 +557,7 @@ fn keys_and_values_are_these_bytes() {
     let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
     assert_eq!(hex(&db::unit_key(&exec())), "31322d6d6500686f7374310000");
     assert_eq!(hex(&db::gone_key(&UnitId::loose(path("7-a")), &path("x/y"))), "0005372d610001782f79");
-    let running = UnitRecord::running(UnitId::loose(path("7-a")), Generation(2), 1_000);
+    let running = UnitRecord::running(UnitId::loose(path("7-a")), Incarnation::FIRST, Generation(2), 1_000);
     let sealed = UnitRecord { state: State::Sealed, manifest: Some(Hash([0xab; 32])), ..running };
     let committed =
         Committed { generation: Generation(1), manifest: Hash([0xcd; 32]), seq: Seq(9), time_ms: 5_000 };

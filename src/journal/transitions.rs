@@ -15,7 +15,7 @@ use super::{
     replica::LayerHead,
 };
 use crate::{
-    catalog::Record,
+    catalog::{Commit, Record},
     ids::{Generation, Hash, RelPath, UnitId},
     manifest::Manifest,
 };
@@ -49,7 +49,8 @@ impl Journal {
         if self.get(unit).is_some() {
             return Ok(());
         }
-        let record = UnitRecord::running(unit.clone(), Generation::FIRST, self.clock.now_ms());
+        let life = self.replica.incarnation(unit);
+        let record = UnitRecord::running(unit.clone(), life, Generation::FIRST, self.clock.now_ms());
         self.write(vec![changed(record)], None)
     }
 
@@ -108,17 +109,16 @@ impl Journal {
         generation: Generation,
         record: &Record,
     ) -> Result<(), JournalError> {
-        self.check_record(unit, generation, record)?;
+        let commit = self.check_record(unit, generation, record)?;
         let _writer = self.writer();
         let before = self.require(unit, "commit")?;
-        let after = before.acknowledged(Committed::of(record), self.clock.now_ms());
+        let after = before.acknowledged(Committed::of(record, commit), self.clock.now_ms());
         if after == before {
             return Ok(());
         }
         // What was deleted before the manifest was made isn't in it; what was deleted since has opened the next generation. Until the
         // replica has the commit, too, the notes are what keeps deleted paths from showing.
-        let is_followed =
-            self.replica.layer_of(self.host, unit).is_some_and(|layer| layer.generation >= generation);
+        let is_followed = self.layer_of(&after).is_some_and(|layer| layer.generation >= generation);
         let clears_notes = after.state == State::Committed && is_followed;
         self.write(vec![Change { clears_notes, ..changed(after) }], None)
     }
@@ -156,6 +156,20 @@ impl Journal {
     /// Everything that the committed manifest names, but for what is gone, is in the spool again, synced.
     pub fn recalled(&self, unit: &UnitId) -> Result<(), JournalError> {
         self.step(unit, "recall", true, UnitRecord::recalled)
+    }
+
+    /// Nothing of a retired layer is in the spool any more: the path is the next life's, and the journal forgets this one. What the catalog says of the
+    /// retirement is durable before, since nothing else here knows of it then.
+    pub fn discharge(&self, unit: &UnitId) -> Result<(), JournalError> {
+        let _writer = self.writer();
+        let record = self.require(unit, "discharge")?;
+        if record.state != State::Evicted || !self.is_retired(unit) {
+            return Err(illegal(unit, "discharge", Some(record.state)));
+        }
+        self.replica.harden()?;
+        self.write(vec![Change { unit: unit.clone(), record: None, clears_notes: true }], None)?;
+        self.retired_mut().remove(unit);
+        Ok(())
     }
 
     /// A running unit whose directory is gone, and that was never committed, leaves no trace.
@@ -268,8 +282,12 @@ impl Journal {
     fn adopted_record(&self, unit: &UnitId, now_ms: u64) -> Option<UnitRecord> {
         let layer = self.replica.layer_of(self.host, unit)?;
         let Some(record) = self.get(unit) else {
-            return Some(committed_record(unit, &layer, now_ms));
+            return Some(self.committed_record(unit, &layer, now_ms));
         };
+        // Of another life than the one that shows now.
+        if record.incarnation != self.replica.incarnation(unit) {
+            return None;
+        }
         let is_older = record.committed.is_none_or(|committed| committed.generation < layer.generation);
         if layer.adopted_by.is_some() && is_older && record.generation <= layer.generation {
             let is_the_same =
@@ -280,14 +298,30 @@ impl Journal {
         let is_this_commit = record.generation == layer.generation && record.manifest == Some(layer.manifest);
         let is_behind =
             record.committed.is_none() && record.generation <= layer.generation && !is_this_commit;
-        is_behind.then(|| committed_record(unit, &layer, now_ms).touched(now_ms))
+        is_behind.then(|| self.committed_record(unit, &layer, now_ms).touched(now_ms))
     }
 
     /// The record of a unit that has none and is running.
     fn first_record(&self, unit: &UnitId, now_ms: u64) -> UnitRecord {
         match self.replica.layer_of(self.host, unit) {
-            None => UnitRecord::running(unit.clone(), Generation::FIRST, now_ms),
-            Some(layer) => committed_record(unit, &layer, now_ms).touched(now_ms),
+            None => {
+                let life = self.replica.incarnation(unit);
+                UnitRecord::running(unit.clone(), life, Generation::FIRST, now_ms)
+            }
+            Some(layer) => self.committed_record(unit, &layer, now_ms).touched(now_ms),
+        }
+    }
+
+    /// The record of an own layer that is known from the catalog alone.
+    fn committed_record(&self, unit: &UnitId, layer: &LayerHead, now_ms: u64) -> UnitRecord {
+        UnitRecord {
+            state: State::Committed,
+            manifest: Some(layer.manifest),
+            committed: Some(committed_of(layer)),
+            partial: true,
+            lost: layer.lost,
+            committed_ms: Some(now_ms),
+            ..UnitRecord::running(unit.clone(), self.replica.incarnation(unit), layer.generation, now_ms)
         }
     }
 
@@ -309,26 +343,31 @@ impl Journal {
         self.get(unit).ok_or_else(|| illegal(unit, wanted, None))
     }
 
-    fn check_record(
+    fn check_record<'a>(
         &self,
         unit: &UnitId,
         generation: Generation,
-        record: &Record,
-    ) -> Result<(), JournalError> {
-        let commit = record.commit();
-        let known = self.get(unit).filter(|known| known.generation == generation).and_then(|r| r.manifest);
+        record: &'a Record,
+    ) -> Result<&'a Commit, JournalError> {
+        let other = |what| JournalError::OtherRecord { unit: unit.clone(), seq: record.seq, what };
+        let commit = record.commit().ok_or_else(|| other("kind"))?;
+        let here = self.get(unit);
+        let life = here.as_ref().map(|known| known.incarnation);
+        let known = here.filter(|known| known.generation == generation).and_then(|r| r.manifest);
         let what = if commit.host != self.host {
             "host"
         } else if commit.unit != *unit {
             "unit"
+        } else if life.is_some_and(|life| life != commit.incarnation) {
+            "life"
         } else if commit.generation != generation {
             "generation"
         } else if known.is_some_and(|manifest| manifest != commit.manifest) {
             "manifest"
         } else {
-            return Ok(());
+            return Ok(commit);
         };
-        Err(JournalError::OtherRecord { unit: unit.clone(), seq: record.seq, what })
+        Err(other(what))
     }
 
     /// Writes changes of records and a manifest durably, drops the manifests that nothing names any more, and then changes the
@@ -386,19 +425,6 @@ fn changed(record: UnitRecord) -> Change {
 fn committed_of(layer: &LayerHead) -> Committed {
     let LayerHead { generation, manifest, time_ms, .. } = *layer;
     Committed { generation, manifest, seq: layer.seq(), time_ms }
-}
-
-/// The record of an own layer that is known from the catalog alone.
-fn committed_record(unit: &UnitId, layer: &LayerHead, now_ms: u64) -> UnitRecord {
-    UnitRecord {
-        state: State::Committed,
-        manifest: Some(layer.manifest),
-        committed: Some(committed_of(layer)),
-        partial: true,
-        lost: layer.lost,
-        committed_ms: Some(now_ms),
-        ..UnitRecord::running(unit.clone(), layer.generation, now_ms)
-    }
 }
 
 fn illegal(unit: &UnitId, wanted: &'static str, state: Option<State>) -> JournalError {

@@ -36,8 +36,8 @@ use super::{
 use crate::{
     chunk::ChunkParams,
     clock::Clock,
-    ids::{RelPath, UnitId},
-    journal::{Journal, JournalError, State},
+    ids::{RelPath, Scope, UnitId},
+    journal::{Journal, JournalError, State, UnitRecord},
     layout::{LayoutRules, Reason},
     spool::{Spool, activity::Activity},
 };
@@ -105,6 +105,8 @@ pub struct Shared {
     link_sessions: AtomicU64,
     /// One at a time completes units: two rounds about one unit would be in each other's way.
     completing: Mutex<()>,
+    /// One at a time frees what was retired: who asks for it finds it done.
+    freeing: Mutex<()>,
     looks: Mutex<Looks>,
     queue: Mutex<Queue>,
     notes: Mutex<Notes>,
@@ -179,6 +181,7 @@ impl Engine {
             link_up: watch::Sender::new(None),
             link_sessions: AtomicU64::new(0),
             completing: Mutex::default(),
+            freeing: Mutex::default(),
             looks: Mutex::default(),
             queue: Mutex::default(),
             notes: Mutex::default(),
@@ -247,6 +250,11 @@ impl Engine {
     pub async fn evict(&self, unit: &UnitId) -> Result<(), CommandError> {
         let unit = unit.clone();
         self.work(move |shared| shared.evict(&unit).map(drop)).await?.map_err(CommandError::Evict)
+    }
+
+    /// Frees the layers of earlier lives that are committed; those in use go later.
+    pub async fn free_retired(&self) -> Result<(), CommandError> {
+        self.work(|shared| shared.free_retired()).await
     }
 
     /// Brings an evicted layer back.
@@ -624,6 +632,50 @@ impl Shared {
         self.forget_activity(unit);
         tracing::info!(%unit, bytes, "evicted");
         Ok(bytes)
+    }
+
+    /// Frees and forgets what is committed of earlier lives, so that their paths are free. What isn't yet, or is in use, waits.
+    pub fn free_retired(&self) {
+        let _turn = self.freeing.lock().expect("a panic in a round ends the engine");
+        let retired = self.journal.retired();
+        for unit in &retired {
+            let settled = |record: UnitRecord| matches!(record.state, State::Committed | State::Evicted);
+            if !self.journal.get(unit).is_some_and(settled) || self.waits_for_below(unit) {
+                continue;
+            }
+            match self.evictor().discharge(unit, &self.on_evicted) {
+                Ok(()) => {
+                    self.notes().judged.remove(unit);
+                    self.note_settled(unit);
+                    self.activity.forget_idle(unit);
+                    tracing::info!(%unit, "gone from the spool: it was retired");
+                }
+                Err(
+                    EvictError::Busy { .. }
+                    | EvictError::NotCommitted { .. }
+                    | EvictError::NotFollowed { .. },
+                ) => {}
+                Err(EvictError::Changed { .. }) => {
+                    if let Err(error) = self.reopen(unit) {
+                        self.note_error(unit, &error.to_string());
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%unit, %error, "is retired and can't be freed");
+                    self.note_error(unit, &error.to_string());
+                }
+            }
+        }
+        if !retired.is_empty() {
+            self.progressed();
+        }
+    }
+
+    /// A directory's loose files go last: the directory goes with them.
+    fn waits_for_below(&self, unit: &UnitId) -> bool {
+        let below = self.journal.units_below(&unit.root);
+        unit.scope == Scope::Loose
+            && below.iter().any(|record| record.unit != *unit && self.journal.is_retired(&record.unit))
     }
 
     fn recall(&self, unit: &UnitId) -> Result<u64, RecallError> {

@@ -15,10 +15,10 @@ use super::{
     tree::{self, SpoolTree, attrs_of},
 };
 use crate::{
-    ids::{Hash, RelPath, Scope, UnitId},
+    ids::{Hash, Incarnation, RelPath, Scope, UnitId},
     journal::{Journal, JournalError, State, UnitRecord},
     manifest::Manifest,
-    spool::activity::Activity,
+    spool::activity::{Activity, FreezeGuard},
 };
 
 /// Who is asked and told while layers are freed.
@@ -93,12 +93,7 @@ impl Evictor<'_> {
     /// Frees a layer; says how many file bytes that were.
     pub fn evict(&self, unit: &UnitId, on_evicted: &OnEvicted) -> Result<u64, EvictError> {
         let manifest = self.committed_manifest(unit)?;
-        let busy = || EvictError::Busy { unit: unit.clone() };
-        let _frozen = self.activity.try_freeze(unit).ok_or_else(busy)?;
-        let work = observe::work_of(self.spool, self.activity, unit);
-        if work.handles + work.operations > 0 {
-            return Err(busy());
-        }
+        let _frozen = self.freeze(unit)?;
         // From here on nobody changes it through the mount; the journal looks again whether anybody has.
         self.is_as_committed(unit, &manifest)?;
         self.journal.evict(unit)?;
@@ -106,6 +101,31 @@ impl Evictor<'_> {
         self.delete(unit).map_err(|source| EvictError::Io { unit: unit.clone(), source })?;
         on_evicted(unit);
         Ok(bytes)
+    }
+
+    /// Frees a layer of an earlier life of its unit and forgets it: the path is the next life's.
+    pub fn discharge(&self, unit: &UnitId, on_evicted: &OnEvicted) -> Result<(), EvictError> {
+        let fail = |source| EvictError::Io { unit: unit.clone(), source };
+        let _frozen = self.freeze(unit)?;
+        if self.journal.get(unit).is_none_or(|record| record.state != State::Evicted) {
+            match self.committed_manifest(unit) {
+                Ok(manifest) => self.is_as_committed(unit, &manifest)?,
+                Err(EvictError::NoManifest { .. }) if !self.has_leftovers(unit).map_err(fail)? => {}
+                Err(error) => return Err(error),
+            }
+            self.journal.evict(unit)?;
+        }
+        self.delete(unit).map_err(fail)?;
+        self.journal.discharge(unit)?;
+        on_evicted(unit);
+        Ok(())
+    }
+
+    fn freeze(&self, unit: &UnitId) -> Result<FreezeGuard, EvictError> {
+        let busy = || EvictError::Busy { unit: unit.clone() };
+        let frozen = self.activity.try_freeze(unit).ok_or_else(busy)?;
+        let work = observe::work_of(self.spool, self.activity, unit);
+        if work.handles + work.operations > 0 { Err(busy()) } else { Ok(frozen) }
     }
 
     /// Goes on with an eviction that a crash cut off. Only before anybody can be in the tree, or while the unit is frozen.
@@ -198,11 +218,21 @@ impl Evictor<'_> {
         Ok(())
     }
 
+    /// Whether a directory's own unit was retired before what was in it, and nobody has begun anything there since.
+    fn is_left_of_retired(&self, loose: &UnitId) -> bool {
+        self.journal.incarnation(loose) != Incarnation::FIRST
+            && self.journal.layers(loose).is_empty()
+            && observe::work_of(self.spool, self.activity, loose).changed.is_none()
+    }
+
     /// Removes `dir` and its ancestors as long as they are empty and their own loose units are evicted. `frozen` is held already.
     fn remove_bare(&self, mut dir: RelPath, frozen: Option<&UnitId>) {
         while let Some(parent) = dir.parent() {
             let loose = UnitId::loose(dir.clone());
-            let is_evicted = self.journal.get(&loose).is_some_and(|record| record.state == State::Evicted);
+            let is_evicted = match self.journal.get(&loose) {
+                Some(record) => record.state == State::Evicted,
+                None => self.is_left_of_retired(&loose),
+            };
             let guard = self.activity.try_freeze(&loose);
             if !is_evicted || (guard.is_none() && frozen != Some(&loose)) {
                 return;

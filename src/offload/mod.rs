@@ -42,7 +42,7 @@ pub mod window;
 pub use adapters::CachedContents;
 pub use engine::{CommandError, Engine, EngineError, EngineParts, OnEvicted, Settings};
 pub use evict::EvictionRules;
-pub use names::OwnerNames;
+pub use names::{OwnerNames, group_id, user_id};
 pub use recall::{Contents, FetchFailure};
 pub use status::Status;
 pub use tree::SpoolTree;

@@ -40,6 +40,7 @@ enum Done {
     Round,
     Reopening,
     Eviction,
+    Freeing,
     Snapshots,
     Transfer(UnitId, Outcome),
 }
@@ -50,6 +51,7 @@ pub fn resume(shared: &Shared) -> Result<(), EngineError> {
     for record in shared.journal.by_state(State::Evicted) {
         shared.finish_eviction(&record.unit).map_err(EngineError::Spool)?;
     }
+    shared.free_retired();
     let found = survey::survey(&shared.tree, &shared.journal, &shared.rules).map_err(EngineError::Spool)?;
     shared.note_unrecognised(found.unrecognised);
     let running = shared.journal.by_state(State::Running).into_iter().map(|record| record.unit);
@@ -100,7 +102,10 @@ pub async fn run(shared: Arc<Shared>, mut touched: mpsc::UnboundedReceiver<UnitI
                 shared.unpark();
                 scheduler.start_snapshots();
             }
-            _ = eviction.tick() => scheduler.start_eviction(),
+            _ = eviction.tick() => {
+                scheduler.start_eviction();
+                scheduler.free_retired();
+            }
             _ = live.tick() => scheduler.start_snapshots(),
             Ok(()) = stop.changed() => break,
         }
@@ -119,6 +124,7 @@ struct Scheduler {
 struct Active {
     round: bool,
     eviction: bool,
+    freeing: bool,
     snapshots: bool,
     transfers: usize,
 }
@@ -185,6 +191,18 @@ impl Scheduler {
         });
     }
 
+    fn free_retired(&mut self) {
+        if self.active.freeing || self.shared.journal.retired().is_empty() {
+            return;
+        }
+        self.active.freeing = true;
+        let shared = self.shared.clone();
+        self.tasks.spawn_blocking(move || {
+            shared.free_retired();
+            Done::Freeing
+        });
+    }
+
     fn start_snapshots(&mut self) {
         if self.active.snapshots || self.shared.settings.live.is_none() || self.shared.uploader().is_none() {
             return;
@@ -202,6 +220,7 @@ impl Scheduler {
             Ok(Done::Round) => self.active.round = false,
             Ok(Done::Reopening) => {}
             Ok(Done::Eviction) => self.active.eviction = false,
+            Ok(Done::Freeing) => self.active.freeing = false,
             Ok(Done::Snapshots) => self.active.snapshots = false,
             Ok(Done::Transfer(unit, outcome)) => {
                 self.active.transfers -= 1;
@@ -216,12 +235,15 @@ impl Scheduler {
     }
 
     fn transferred(&mut self, unit: UnitId, outcome: Outcome) {
-        let shared = &self.shared;
+        let shared = self.shared.clone();
         shared.dequeue(&unit);
         match outcome {
             Outcome::Done => {
                 shared.note_settled(&unit);
                 shared.forget_activity(&unit);
+                if shared.journal.is_retired(&unit) {
+                    self.free_retired();
+                }
             }
             Outcome::Changed => {
                 shared.note_settled(&unit);

@@ -156,8 +156,11 @@ fn running(shared: &Shared) -> BTreeSet<UnitId> {
         Some(_) => unit,
         None => completion::actual_unit(shared, &unit),
     });
-    let is_running =
-        |unit: &UnitId| shared.journal.get(unit).is_none_or(|record| record.state == State::Running);
+    // What was retired while it ran doesn't show any more.
+    let is_running = |unit: &UnitId| {
+        shared.journal.get(unit).is_none_or(|record| record.state == State::Running)
+            && !shared.journal.is_retired(unit)
+    };
     actual.filter(is_running).collect()
 }
 
@@ -189,7 +192,8 @@ async fn show(shared: &Arc<Shared>, uploader: &Uploader, unit: &UnitId) -> Resul
         let shows = if is_shown { before.manifest } else { committed };
         if shows != Some(hash) {
             let (unit, manifest, held) = (unit.clone(), Arc::new(manifest), Some(before.contents.clone()));
-            let layer = Layer { unit, generation, manifest, hash, lost: false, held };
+            let incarnation = shared.journal.own_incarnation(&unit);
+            let layer = Layer { unit, incarnation, generation, manifest, hash, lost: false, held };
             match uploader.show(&layer).await {
                 Ok(()) => shared.counters.snapshots_published.one(),
                 Err(UploadError::Changed { path } | UploadError::Absent { path })
@@ -258,7 +262,8 @@ async fn withdraw_ended(shared: &Arc<Shared>, uploader: &Uploader, running: &BTr
         }
         let committed = record.and_then(|record| record.committed).map(|committed| committed.generation);
         if let Some(generation) = shown.filter(|shown| committed.is_none_or(|committed| committed < *shown)) {
-            let request = PublishRequest { unit: unit.clone(), generation, manifest: None };
+            let incarnation = shared.journal.own_incarnation(&unit);
+            let request = PublishRequest { unit: unit.clone(), generation, manifest: None, incarnation };
             if uploader.link.publish(request).await.is_err() {
                 return;
             }

@@ -203,6 +203,7 @@ impl Inner {
             bytes: manifest.bytes(),
             entries: manifest.entries().len() as u64,
             adopted_by: None,
+            incarnation: request.incarnation,
         };
         let record =
             Record { seq: head.seq.next(), prev: head.chain, time_ms: 0, body: RecordBody::Commit(commit) };

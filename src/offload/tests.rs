@@ -260,7 +260,7 @@ async fn a_write_across_completion_opens_the_next_generation() {
     assert!(matches!(completing.await.expect("no panic"), Err(CommandError::NotYet { .. })));
     lab.reaches(&unit(), State::Committed, 2).await;
     let record = lab.store.records().pop().expect("one");
-    assert_eq!(record.commit().generation, Generation(2));
+    assert_eq!(record.commit().expect("a commit").generation, Generation(2));
 }
 
 /// What a crash left is taken up by the next start: complete units, and such as nobody has told of.
@@ -428,6 +428,17 @@ fn live_lab() -> Lab {
     lab
 }
 
+/// The same, with a unit that is committed with one file, `old`.
+async fn live_lab_with_a_committed_unit() -> (Lab, Engine) {
+    let mut lab = live_lab();
+    let engine = lab.start(true);
+    lab.write(&unit(), "1-me/host1/old", b"old\n");
+    lab.finish_job(&unit());
+    engine.offload_now(&[unit()]).await.expect("a round");
+    lab.reaches(&unit(), State::Committed, 1).await;
+    (lab, engine)
+}
+
 impl Lab {
     /// The manifest of the `count`th snapshot or a later one.
     async fn snapshot(&self, count: usize) -> Manifest {
@@ -497,12 +508,7 @@ async fn what_is_removed_is_taken_back() {
 /// The next generation's snapshot says of what it didn't change that it is as it was committed.
 #[tokio::test]
 async fn a_snapshot_of_a_reopened_unit_keeps_what_is_committed() {
-    let mut lab = live_lab();
-    let engine = lab.start(true);
-    lab.write(&unit(), "1-me/host1/old", b"old\n");
-    lab.finish_job(&unit());
-    engine.offload_now(&[unit()]).await.expect("a round");
-    lab.reaches(&unit(), State::Committed, 1).await;
+    let (lab, _engine) = live_lab_with_a_committed_unit().await;
     let published = lab.store.snapshots().len();
     lab.write(&unit(), "1-me/host1/new", b"new\n");
     let manifest = lab.snapshot(published + 1).await;
@@ -514,12 +520,7 @@ async fn a_snapshot_of_a_reopened_unit_keeps_what_is_committed() {
 /// A unit that is opened again and stays what was committed isn't shown as running anything else.
 #[tokio::test]
 async fn a_reopened_unit_with_nothing_new_is_not_published() {
-    let mut lab = live_lab();
-    let engine = lab.start(true);
-    lab.write(&unit(), "1-me/host1/old", b"old\n");
-    lab.finish_job(&unit());
-    engine.offload_now(&[unit()]).await.expect("a round");
-    lab.reaches(&unit(), State::Committed, 1).await;
+    let (lab, engine) = live_lab_with_a_committed_unit().await;
     let published = lab.store.snapshots().len();
     let before_ms = SystemClock.now_ms();
     tokio::time::sleep(Duration::from_millis(2)).await;

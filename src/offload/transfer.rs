@@ -165,7 +165,8 @@ async fn send_layer(
     let manifest = manifest.ok_or(TransferError::NoManifest)?;
     shared.note_queued(&record.unit, manifest.bytes());
     let (unit, generation, lost) = (record.unit.clone(), record.generation, record.lost);
-    let layer = Layer { unit, generation, manifest, hash, lost, held: None };
+    let incarnation = record.incarnation;
+    let layer = Layer { unit, incarnation, generation, manifest, hash, lost, held: None };
     let answer = uploader.send(&layer).await?;
     let journal = shared.journal.clone();
     let (unit, generation, seq) = (layer.unit.clone(), layer.generation, answer.seq);

@@ -34,7 +34,7 @@ use super::{
 use crate::{
     catalog::Record,
     chunk::{ChunkParams, ObjectKind, cutter::BadParams},
-    ids::{Generation, Hash, RelPath, UnitId},
+    ids::{Generation, Hash, Incarnation, RelPath, UnitId},
     limits,
     manifest::{Body, Manifest},
     wire::{CommitRequest, PublishRequest},
@@ -51,6 +51,7 @@ const SETTLED_CHUNKS: usize = 1 << 20;
 #[derive(Debug, Clone)]
 pub struct Layer {
     pub unit: UnitId,
+    pub incarnation: Incarnation,
     pub generation: Generation,
     pub manifest: Arc<Manifest>,
     /// The manifest's name.
@@ -246,6 +247,7 @@ impl Uploader {
             generation: layer.generation,
             manifest: layer.hash,
             lost: layer.lost,
+            incarnation: layer.incarnation,
         });
         let record = record.await?;
         self.counters.layers_committed.one();
@@ -256,8 +258,9 @@ impl Uploader {
     /// Sends what the store lacks of a running layer and shows it to others.
     pub async fn show(&self, layer: &Layer) -> Result<(), UploadError> {
         self.send_objects(layer).await?;
-        let (unit, generation) = (layer.unit.clone(), layer.generation);
-        self.link.publish(PublishRequest { unit, generation, manifest: Some(layer.hash) }).await?;
+        let (unit, generation, incarnation) = (layer.unit.clone(), layer.generation, layer.incarnation);
+        let request = PublishRequest { unit, generation, manifest: Some(layer.hash), incarnation };
+        self.link.publish(request).await?;
         Ok(())
     }
 
@@ -483,7 +486,15 @@ mod tests {
             let manifest = describe(&self.spool, &unit);
             let hash = Hash::of(&manifest.encode());
             let (generation, manifest) = (Generation::FIRST, Arc::new(manifest));
-            Layer { unit, generation, manifest, hash, lost: false, held: None }
+            Layer {
+                unit,
+                incarnation: Incarnation::FIRST,
+                generation,
+                manifest,
+                hash,
+                lost: false,
+                held: None,
+            }
         }
     }
 

@@ -72,9 +72,9 @@ pub(super) fn adopt(server: &Server, snapshot: &Snapshot, by: &str) -> Adopted {
     if !server.store.slots().all().contains(snapshot) {
         return Adopted::Not("it has been published anew or committed meanwhile".to_owned());
     }
-    let Snapshot { host, host_name, unit, generation, manifest, .. } = snapshot.clone();
+    let Snapshot { host, host_name, unit, generation, manifest, incarnation, .. } = snapshot.clone();
     let (lost, adopted_by) = (true, Some(by.to_owned()));
-    let commit = NewCommit { host, host_name, unit, generation, manifest, lost, adopted_by };
+    let commit = NewCommit { host, host_name, unit, generation, manifest, lost, adopted_by, incarnation };
     match server.store.commit(commit) {
         Ok(record) => {
             tracing::info!(unit = %snapshot.unit, host = snapshot.host_name, by, seq = %record.seq, "adopted");

@@ -2,7 +2,7 @@
 
 use tokio::sync::watch;
 
-pub use crate::store::{NewCommit, Slots};
+pub use crate::store::{NewCommit, NewRetirement, Slots};
 
 use crate::store::Store;
 
@@ -39,6 +39,8 @@ pub trait StoreApi: Send + Sync + 'static {
     fn append_block(&self, encoded: &[u8]) -> Result<(), StoreFault>;
     /// Checks that the layer is here in full, and returns when it is durable. A repeated commit gives the record that it gave before.
     fn commit(&self, commit: NewCommit) -> Result<Record, StoreFault>;
+    /// Begins the units' next life, all or none; durable when it returns.
+    fn retire(&self, wanted: NewRetirement) -> Result<Record, StoreFault>;
     /// The encoded block that holds an object.
     fn fetch(&self, kind: ObjectKind, hash: &Hash) -> Result<Option<Vec<u8>>, StoreFault>;
     /// At most `max` records after `seq`, in order.

@@ -110,13 +110,15 @@ impl History {
                 return Err(StoreFault::Broken(format!("the catalog ends at {}", read.upto)));
             }
             for record in &records {
-                let commit = record.commit();
+                read.upto = record.seq;
+                // What was retired is in nobody's way.
+                record.retired().iter().for_each(|unit| _ = read.owners.remove(unit));
+                let Some(commit) = record.commit() else { continue };
                 read.names.insert(commit.host, commit.host_name.clone());
                 let owner = read.owners.entry(commit.unit.clone()).or_insert(Owner::One(commit.host));
                 if owner.is_other_than(commit.host) {
                     *owner = Owner::Several;
                 }
-                read.upto = record.seq;
             }
         }
         Ok(read)

@@ -41,6 +41,14 @@ pub(super) fn check(
     }
 }
 
+/// Whether a session may retire units: it hides what others have committed.
+pub(super) fn retire(rights: Rights) -> Result<(), StoreFault> {
+    match rights.add && rights.delete {
+        true => Ok(()),
+        false => Err(StoreFault::Unacceptable("this host has no right `delete`".to_owned())),
+    }
+}
+
 /// The highest number that a whiteout is based on, if there is one.
 fn newest_deletion(store: &dyn StoreApi, hash: &Hash) -> Result<Option<Seq>, StoreFault> {
     let unacceptable = |why: String| StoreFault::Unacceptable(why);

@@ -8,9 +8,9 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::{NewCommit, Slots, StoreApi, StoreFault};
+use super::{NewCommit, NewRetirement, Slots, StoreApi, StoreFault};
 use crate::{
-    catalog::{Commit, Head, Record, RecordBody, Snapshot},
+    catalog::{Commit, Head, Record, RecordBody, Retirement, Snapshot},
     chunk::{ChunkParams, ObjectKind, block::Block},
     ids::{Generation, Hash, HostUuid, Seq, StoreUuid, UnitId},
 };
@@ -113,11 +113,11 @@ impl StoreApi for MemStore {
 
     fn commit(&self, c: NewCommit) -> Result<Record, StoreFault> {
         let mut inner = self.lock();
-        let same = |r: &&Record| r.commit().host == c.host && r.commit().unit == c.unit;
-        let last = inner.records.iter().rfind(same);
-        if let Some(last) = last.filter(|r| r.commit().generation >= c.generation) {
-            return match last.commit().manifest == c.manifest && last.commit().generation == c.generation {
-                true => Ok(last.clone()),
+        let same = |r: &&Record| r.commit().is_some_and(|last| last.host == c.host && last.unit == c.unit);
+        let last = inner.records.iter().rfind(same).and_then(|r| Some((r, r.commit()?)));
+        if let Some((record, last)) = last.filter(|(_, last)| last.generation >= c.generation) {
+            return match last.manifest == c.manifest && last.generation == c.generation {
+                true => Ok(record.clone()),
                 false => Err(StoreFault::Unacceptable("an old generation".to_owned())),
             };
         }
@@ -125,7 +125,7 @@ impl StoreApi for MemStore {
             return Err(StoreFault::Unacceptable("the manifest was not sent".to_owned()));
         }
         let head = *self.heads.borrow();
-        let NewCommit { host, host_name, unit, generation, manifest, lost, adopted_by } = c;
+        let NewCommit { host, host_name, unit, generation, manifest, lost, adopted_by, incarnation } = c;
         let body = RecordBody::Commit(Commit {
             host,
             host_name,
@@ -136,13 +136,25 @@ impl StoreApi for MemStore {
             bytes: 0,
             entries: 0,
             adopted_by,
+            incarnation,
         });
         let record = Record { seq: head.seq.next(), prev: head.chain, time_ms: 0, body };
         inner.committed.insert(manifest);
         inner.records.push(record.clone());
         self.heads.send_replace(record.link());
-        let commit = record.commit();
+        let commit = record.commit().expect("it was made one above");
         self.slots.empty(commit.host, &commit.unit, commit.generation);
+        Ok(record)
+    }
+
+    fn retire(&self, wanted: NewRetirement) -> Result<Record, StoreFault> {
+        let NewRetirement { host, host_name, units } = wanted;
+        let units = units.into_iter().map(|(unit, _)| unit).collect();
+        let head = *self.heads.borrow();
+        let body = RecordBody::Retire(Retirement { host, host_name, units });
+        let record = Record { seq: head.seq.next(), prev: head.chain, time_ms: 0, body };
+        self.lock().records.push(record.clone());
+        self.heads.send_replace(record.link());
         Ok(record)
     }
 
@@ -162,10 +174,20 @@ impl StoreApi for MemStore {
         if !self.lock().objects.contains_key(&(ObjectKind::Manifest, s.manifest)) {
             return Err(StoreFault::Unacceptable("the manifest was not sent".to_owned()));
         }
-        let NewCommit { host, host_name, unit, generation, manifest, .. } = s;
+        let NewCommit { host, host_name, unit, generation, manifest, incarnation, .. } = s;
         let (time_ms, begun_ms, bytes, entries) = (0, 0, 0, 1);
-        let snapshot =
-            Snapshot { host, host_name, unit, generation, manifest, time_ms, begun_ms, bytes, entries };
+        let snapshot = Snapshot {
+            host,
+            host_name,
+            unit,
+            generation,
+            manifest,
+            time_ms,
+            begun_ms,
+            bytes,
+            entries,
+            incarnation,
+        };
         self.slots.fill(snapshot).map(drop).map_err(|e| StoreFault::Unacceptable(e.to_string()))
     }
 

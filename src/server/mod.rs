@@ -37,7 +37,7 @@ use crate::{
     },
 };
 
-pub use api::{NewCommit, Slots, StoreApi, StoreFault};
+pub use api::{NewCommit, NewRetirement, Slots, StoreApi, StoreFault};
 pub use authorized::{AuthorizedKeyError, print_authorized_key};
 pub use daemon::{OpenStore, OpenStoreError, ServeError, ServeOptions, serve};
 pub use opened::{CONTROL_SOCKET, open_store};

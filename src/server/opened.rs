@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use tokio::sync::watch;
 
-use super::{NewCommit, OpenStoreError, Slots, StoreApi, StoreFault};
+use super::{NewCommit, NewRetirement, OpenStoreError, Slots, StoreApi, StoreFault};
 use crate::{
     catalog::{Head, Record},
     chunk::{ChunkParams, ObjectKind},
@@ -60,6 +60,10 @@ impl StoreApi for Store {
 
     fn commit(&self, commit: NewCommit) -> Result<Record, StoreFault> {
         Store::commit(self, commit).map_err(fault)
+    }
+
+    fn retire(&self, wanted: NewRetirement) -> Result<Record, StoreFault> {
+        Store::retire(self, wanted).map_err(fault)
     }
 
     fn fetch(&self, kind: ObjectKind, hash: &Hash) -> Result<Option<Vec<u8>>, StoreFault> {

@@ -23,7 +23,7 @@ use tokio::{
 
 use super::{
     Identity, Server,
-    api::{NewCommit, StoreApi, StoreFault},
+    api::{NewCommit, NewRetirement, StoreApi, StoreFault},
     greeting, may,
     outbox::{self, Outbox},
 };
@@ -33,7 +33,7 @@ use crate::{
     ids::{Hash, HostUuid, Seq},
     limits::{self, FETCHES_OPEN, FETCHES_READ, FOLLOW_WINDOW, QUESTIONS_OPEN},
     wire::{
-        CommitRequest, FromStore, PublishRequest, RefusalCode, RequestId, ToStore, charge,
+        CommitRequest, FromStore, PublishRequest, RefusalCode, RequestId, RetireUnit, ToStore, charge,
         frame::{Bounds, Frame, FrameReader, FrameWriter, StreamError},
         rights::Rights,
     },
@@ -286,6 +286,11 @@ impl Session {
                 self.enqueue(Intake::Commit(id, request, permit))
             }
             ToStore::Fetch(id, kind, hash) => self.fetch(id, kind, hash),
+            ToStore::Retire(id, units) => {
+                let permit = open(&self.questions, QUESTIONS_OPEN, "questions")?;
+                self.beside(permit, async move |session| session.retire(id, units).await);
+                Ok(())
+            }
             ToStore::Follow(head) => {
                 self.following.send_modify(|f| {
                     *f = Following { asked: f.asked + 1, from: Some(head), taken: head.seq };
@@ -409,10 +414,10 @@ impl Session {
     }
 
     async fn commit(&self, id: RequestId, request: CommitRequest) {
-        let CommitRequest { unit, generation, manifest, lost } = request;
-        let host_name = self.host_name.clone();
+        let CommitRequest { unit, generation, manifest, lost, incarnation } = request;
+        let (host, host_name) = (self.host, self.host_name.clone());
         let adopted_by = None;
-        let commit = NewCommit { host: self.host, host_name, unit, generation, manifest, lost, adopted_by };
+        let commit = NewCommit { host, host_name, unit, generation, manifest, lost, adopted_by, incarnation };
         let (server, rights) = (Arc::clone(&self.server), self.rights);
         let committed = on_store(&self.server.store, move |store| {
             may::check(store, &server.history, rights, &commit)?;
@@ -425,9 +430,23 @@ impl Session {
         }
     }
 
+    async fn retire(&self, id: RequestId, units: Vec<RetireUnit>) {
+        let (host, host_name, rights) = (self.host, self.host_name.clone(), self.rights);
+        let retired = on_store(&self.server.store, move |store| {
+            may::retire(rights)?;
+            let units = units.into_iter().map(|wanted| (wanted.unit, wanted.seq)).collect();
+            store.retire(NewRetirement { host, host_name, units })
+        });
+        match retired.await {
+            Ok(record) => self.outbox.message(FromStore::Retired(id, record)).await,
+            Err(StoreFault::Unacceptable(why)) => self.outbox.message(FromStore::Rejected(id, why)).await,
+            Err(StoreFault::Broken(why)) => self.fail(store_failed(why)),
+        }
+    }
+
     /// Rights are those of a commit; without any, a host can take back what it has shown.
     async fn publish(&self, id: RequestId, request: PublishRequest) {
-        let PublishRequest { unit, generation, manifest } = request;
+        let PublishRequest { unit, generation, manifest, incarnation } = request;
         let (host, host_name) = (self.host, self.host_name.clone());
         let (server, rights) = (Arc::clone(&self.server), self.rights);
         let published = on_store(&self.server.store, move |store| {
@@ -436,7 +455,8 @@ impl Session {
                 return Ok(());
             };
             let (lost, adopted_by) = (false, None);
-            let snapshot = NewCommit { host, host_name, unit, generation, manifest, lost, adopted_by };
+            let snapshot =
+                NewCommit { host, host_name, unit, generation, manifest, lost, adopted_by, incarnation };
             may::check(store, &server.history, rights, &snapshot)?;
             store.publish(snapshot)
         });

@@ -31,9 +31,9 @@ use super::{
     layout::{Layout, check16},
 };
 use crate::{
-    catalog::{Head, Record},
+    catalog::{Head, Record, RecordBody},
     durable::{Disk, DiskFile},
-    ids::{Hash, HostUuid, Scope, Seq, StoreUuid, UnitId},
+    ids::{Hash, HostUuid, Incarnation, Scope, Seq, StoreUuid, UnitId},
     limits::RECORD_BYTES,
 };
 
@@ -277,21 +277,35 @@ fn vouched_for(file: &dyn DiskFile, at: u64, end: u64) -> Result<bool, StoreErro
 /// A layer's or manifest's name in memory, 16 bytes of its hash: what is found by it is compared in full before it is believed.
 type Key = [u8; 16];
 
-fn layer_key(host: HostUuid, unit: &UnitId) -> Key {
-    check16(&[&host.0, &[matches!(unit.scope, Scope::Loose) as u8], unit.root.as_bytes()])
+fn layer_key(host: HostUuid, unit: &UnitId, incarnation: Incarnation) -> Key {
+    let life = incarnation.0.to_le_bytes();
+    check16(&[&host.0, &life, &[matches!(unit.scope, Scope::Loose) as u8], unit.root.as_bytes()])
+}
+
+fn unit_key(unit: &UnitId) -> Key {
+    check16(&[&[matches!(unit.scope, Scope::Loose) as u8], unit.root.as_bytes()])
+}
+
+/// Where a unit stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Life {
+    pub incarnation: Incarnation,
+    /// The last commit in it; 0 = none.
+    pub last: Seq,
 }
 
 fn manifest_key(hash: &Hash) -> Key {
     hash.0[..16].try_into().expect("sixteen bytes")
 }
 
-/// What is kept in memory of the catalog: about 60 bytes a record.
+/// What is kept in memory of the catalog: about 100 bytes a record.
 #[derive(Debug)]
 struct Known {
     /// Where each record's frame begins; number 1 is at index 0.
     offsets: Vec<u64>,
     /// Each layer's last record.
     layers: HashMap<Key, Seq>,
+    units: HashMap<Key, Life>,
     /// A record that names the manifest.
     manifests: HashMap<Key, Seq>,
     head: Head,
@@ -300,10 +314,22 @@ struct Known {
 
 impl Known {
     fn add(&mut self, offset: u64, record: &Record) {
-        let commit = record.commit();
         self.offsets.push(offset);
-        self.layers.insert(layer_key(commit.host, &commit.unit), record.seq);
-        self.manifests.entry(manifest_key(&commit.manifest)).or_insert(record.seq);
+        match &record.body {
+            RecordBody::Commit(commit) => {
+                let key = layer_key(commit.host, &commit.unit, commit.incarnation);
+                self.layers.insert(key, record.seq);
+                self.manifests.entry(manifest_key(&commit.manifest)).or_insert(record.seq);
+                let life = self.units.entry(unit_key(&commit.unit)).or_default();
+                if life.incarnation == commit.incarnation {
+                    life.last = record.seq;
+                }
+            }
+            RecordBody::Retire(retirement) => {
+                let life = Life { incarnation: Incarnation(record.seq.0), last: Seq(0) };
+                retirement.units.iter().for_each(|unit| _ = self.units.insert(unit_key(unit), life));
+            }
+        }
     }
 }
 
@@ -328,8 +354,8 @@ impl Catalog {
         };
         let bytes = file.len()?;
         let genesis = Head::genesis(store);
-        let (layers, manifests) = (HashMap::new(), HashMap::new());
-        let mut known = Known { offsets: Vec::new(), layers, manifests, head: genesis, end: 0 };
+        let (layers, units, manifests) = (HashMap::new(), HashMap::new(), HashMap::new());
+        let mut known = Known { offsets: Vec::new(), layers, units, manifests, head: genesis, end: 0 };
         let walk = walk(&*file, bytes, store, witness, |offset, record| known.add(offset, &record))?;
         if let Some(damage) = walk.damage {
             return Err(StoreError::Damaged { path: layout.catalog(), what: damage.to_string() });
@@ -425,17 +451,38 @@ impl Catalog {
     }
 
     /// A layer's last commit.
-    pub fn latest(&self, host: HostUuid, unit: &UnitId) -> Result<Option<Record>, StoreError> {
-        let seq = self.known().layers.get(&layer_key(host, unit)).copied();
+    pub fn latest(
+        &self,
+        host: HostUuid,
+        unit: &UnitId,
+        incarnation: Incarnation,
+    ) -> Result<Option<Record>, StoreError> {
+        let seq = self.known().layers.get(&layer_key(host, unit, incarnation)).copied();
         let record = seq.map(|seq| self.record(seq)).transpose()?.flatten();
-        Ok(record.filter(|r| r.commit().host == host && r.commit().unit == *unit))
+        Ok(record.filter(|r| {
+            r.commit().is_some_and(|c| c.host == host && c.unit == *unit && c.incarnation == incarnation)
+        }))
+    }
+
+    /// Where a unit stands.
+    pub fn life(&self, unit: &UnitId) -> Life {
+        self.known().units.get(&unit_key(unit)).copied().unwrap_or_default()
+    }
+
+    /// Whether the unit has, or had, this life.
+    pub fn has_life(&self, unit: &UnitId, incarnation: Incarnation) -> Result<bool, StoreError> {
+        if incarnation == Incarnation::FIRST || incarnation == self.life(unit).incarnation {
+            return Ok(true);
+        }
+        let record = self.record(Seq(incarnation.0))?;
+        Ok(record.is_some_and(|record| record.retired().contains(unit)))
     }
 
     /// A commit of this manifest.
     pub fn with_manifest(&self, hash: &Hash) -> Result<Option<Record>, StoreError> {
         let seq = self.known().manifests.get(&manifest_key(hash)).copied();
         let record = seq.map(|seq| self.record(seq)).transpose()?.flatten();
-        Ok(record.filter(|r| r.commit().manifest == *hash))
+        Ok(record.filter(|r| r.commit().is_some_and(|commit| commit.manifest == *hash)))
     }
 }
 

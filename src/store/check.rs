@@ -25,8 +25,9 @@ pub struct Checked {
 impl Store {
     /// The manifest is here, obeys every rule, and everything that it names is here and is what it is called.
     pub(super) fn check_manifest(&self, hash: &Hash) -> Result<Checked, StoreError> {
-        if let Some(record) = self.known_manifest(hash)? {
-            let commit = record.commit();
+        if let Some(record) = self.known_manifest(hash)?
+            && let Some(commit) = record.commit()
+        {
             return Ok(Checked { bytes: commit.bytes, entries: commit.entries });
         }
         let missing = StoreError::Missing { kind: ObjectKind::Manifest, hash: *hash };

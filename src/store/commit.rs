@@ -6,10 +6,14 @@ use std::{
     sync::{Condvar, Mutex, MutexGuard},
 };
 
-use super::{Store, StoreError, check::Checked};
+use super::{
+    Store, StoreError,
+    check::Checked,
+    retire::{NewRetirement, retirement},
+};
 use crate::{
     catalog::{Commit, Head, Record, RecordBody},
-    ids::{Generation, Hash, HostUuid, UnitId},
+    ids::{Generation, Hash, HostUuid, Incarnation, UnitId},
     limits,
 };
 
@@ -24,12 +28,21 @@ pub struct NewCommit {
     pub lost: bool,
     /// Who makes a dead host's last snapshot this commit; of the host's own none.
     pub adopted_by: Option<String>,
+    /// The unit's life that the layer is of.
+    pub incarnation: Incarnation,
 }
 
 type Answer = Result<Option<Record>, StoreError>;
 
-/// A checked commit, or a wish that what was appended be synced and entered in the index.
-type Request = Option<(NewCommit, Checked)>;
+/// What waits for the next batch.
+#[derive(Debug)]
+pub(super) enum Request {
+    /// A checked commit.
+    Commit(NewCommit, Checked),
+    Retire(NewRetirement),
+    /// That what was appended be synced and entered in the index.
+    Sync,
+}
 
 #[derive(Debug, Default)]
 struct Waiting {
@@ -53,7 +66,11 @@ impl Queue {
     }
 
     /// Takes part in a batch; `run` answers one for all.
-    fn take_part(&self, request: Request, run: impl Fn(&[(u64, Request)]) -> Vec<Answer>) -> Answer {
+    pub(super) fn take_part(
+        &self,
+        request: Request,
+        run: impl Fn(&[(u64, Request)]) -> Vec<Answer>,
+    ) -> Answer {
         let mut waiting = self.lock();
         waiting.tickets += 1;
         let ticket = waiting.tickets;
@@ -116,23 +133,27 @@ impl Store {
     pub fn commit(&self, commit: NewCommit) -> Result<Record, StoreError> {
         self.healthy()?;
         check_text(&commit)?;
-        if let Some(record) = self.catalog.latest(commit.host, &commit.unit)?
+        if !self.catalog.has_life(&commit.unit, commit.incarnation)? {
+            let (unit, incarnation) = (commit.unit, commit.incarnation.0);
+            return Err(StoreError::Incarnation { unit, incarnation });
+        }
+        if let Some(record) = self.catalog.latest(commit.host, &commit.unit, commit.incarnation)?
             && let Some(record) = repeated(&record, &commit)?
         {
             return Ok(record);
         }
         let checked = self.check_manifest(&commit.manifest)?;
-        let record = self.queue.take_part(Some((commit, checked)), |batch| self.run_batch(batch))?;
+        let record = self.queue.take_part(Request::Commit(commit, checked), |batch| self.run_batch(batch))?;
         Ok(record.expect("a commit is answered with a record"))
     }
 
     /// Syncs all that was appended and writes the index.
     pub fn checkpoint(&self) -> Result<(), StoreError> {
         self.healthy()?;
-        self.queue.take_part(None, |batch| self.run_batch(batch)).map(|_| ())
+        self.queue.take_part(Request::Sync, |batch| self.run_batch(batch)).map(|_| ())
     }
 
-    fn run_batch(&self, batch: &[(u64, Request)]) -> Vec<Answer> {
+    pub(super) fn run_batch(&self, batch: &[(u64, Request)]) -> Vec<Answer> {
         match self.durably(|| self.write_batch(batch)) {
             Ok(answers) => answers,
             Err(error) => {
@@ -144,7 +165,7 @@ impl Store {
 
     /// Packs, then catalog, then index: each only speaks of what is durable in the one before.
     fn write_batch(&self, batch: &[(u64, Request)]) -> Result<Vec<Answer>, StoreError> {
-        let flush = batch.iter().any(|(_, request)| request.is_none())
+        let flush = batch.iter().any(|(_, request)| matches!(request, Request::Sync))
             || self.index.waiting() >= self.tuning.flush_objects;
         let (unsynced, packs) = {
             let mut writer = self.writer();
@@ -164,54 +185,78 @@ impl Store {
         Ok(answers)
     }
 
-    /// Gives each commit its record, in order, and says which of them are new.
+    /// Gives each request its record, in order, and says which of them are new.
     fn number(&self, batch: &[(u64, Request)]) -> Result<(Vec<Answer>, Vec<Record>), StoreError> {
         let mut head = self.catalog.head();
         let mut answers = Vec::with_capacity(batch.len());
         let mut records: Vec<Record> = Vec::new();
         for (_, request) in batch {
-            let Some((commit, checked)) = request else {
-                answers.push(Ok(None));
-                continue;
+            let made = match request {
+                Request::Sync => Ok(None),
+                Request::Commit(commit, checked) => match self.committed_before(commit, &records)? {
+                    Ok(Some(before)) => {
+                        answers.push(Ok(Some(before)));
+                        continue;
+                    }
+                    Ok(None) => Ok(Some(commit_body(commit, checked))),
+                    Err(late) => Err(late),
+                },
+                Request::Retire(wanted) => {
+                    self.may_retire(wanted, &records).map(|()| Some(RecordBody::Retire(retirement(wanted))))
+                }
             };
-            let in_batch = records.iter().rev().find(|r| same_layer(r.commit(), commit)).cloned();
-            let last = match in_batch {
-                Some(record) => Some(record),
-                None => self.catalog.latest(commit.host, &commit.unit)?,
-            };
-            let before = last.map(|last| repeated(&last, commit)).transpose().map(Option::flatten);
-            answers.push(before.map(|before| {
-                Some(before.unwrap_or_else(|| {
-                    let record = new_record(head, self.clock.now_ms(), commit, checked);
-                    head = record.link();
-                    records.push(record.clone());
-                    record
-                }))
+            answers.push(made.map(|body| {
+                let record = new_record(head, self.clock.now_ms(), body?);
+                head = record.link();
+                records.push(record.clone());
+                Some(record)
             }));
         }
         Ok((answers, records))
+    }
+
+    /// The record that a commit has already, or why it comes too late; `records` are those before it in the batch.
+    fn committed_before(
+        &self,
+        commit: &NewCommit,
+        records: &[Record],
+    ) -> Result<Result<Option<Record>, StoreError>, StoreError> {
+        let in_batch = records.iter().rev().find(|r| r.commit().is_some_and(|c| same_layer(c, commit)));
+        let last = match in_batch {
+            Some(record) => Some(record.clone()),
+            None => self.catalog.latest(commit.host, &commit.unit, commit.incarnation)?,
+        };
+        Ok(last.map(|last| repeated(&last, commit)).transpose().map(Option::flatten))
     }
 }
 
 /// Names within their limits.
 pub(super) fn check_text(commit: &NewCommit) -> Result<(), StoreError> {
-    let is_good = |text: &String| !text.is_empty() && text.len() <= limits::TEXT_BYTES;
-    if !is_good(&commit.host_name) {
-        return Err(StoreError::Text("host name"));
+    check_name(&commit.host_name)?;
+    match commit.adopted_by.iter().all(|name| is_good(name)) {
+        true => Ok(()),
+        false => Err(StoreError::Text("name of who adopts")),
     }
-    if !commit.adopted_by.iter().all(is_good) {
-        return Err(StoreError::Text("name of who adopts"));
-    }
-    Ok(())
+}
+
+/// A host's name within its limits.
+pub(super) fn check_name(name: &str) -> Result<(), StoreError> {
+    if is_good(name) { Ok(()) } else { Err(StoreError::Text("host name")) }
+}
+
+fn is_good(text: &str) -> bool {
+    !text.is_empty() && text.len() <= limits::TEXT_BYTES
 }
 
 fn same_layer(committed: &Commit, commit: &NewCommit) -> bool {
-    committed.host == commit.host && committed.unit == commit.unit
+    committed.host == commit.host
+        && committed.unit == commit.unit
+        && committed.incarnation == commit.incarnation
 }
 
 /// What the layer's last record means for a commit: the same again, nothing (`None`), or that it comes too late.
 fn repeated(last: &Record, commit: &NewCommit) -> Result<Option<Record>, StoreError> {
-    let before = last.commit();
+    let before = last.commit().expect("a layer's last record is a commit");
     match commit.generation.cmp(&before.generation) {
         std::cmp::Ordering::Greater => Ok(None),
         std::cmp::Ordering::Equal if commit.manifest == before.manifest => Ok(Some(last.clone())),
@@ -223,8 +268,8 @@ fn repeated(last: &Record, commit: &NewCommit) -> Result<Option<Record>, StoreEr
     }
 }
 
-fn new_record(head: Head, time_ms: u64, commit: &NewCommit, checked: &Checked) -> Record {
-    let body = Commit {
+fn commit_body(commit: &NewCommit, checked: &Checked) -> RecordBody {
+    RecordBody::Commit(Commit {
         host: commit.host,
         host_name: commit.host_name.clone(),
         unit: commit.unit.clone(),
@@ -234,6 +279,10 @@ fn new_record(head: Head, time_ms: u64, commit: &NewCommit, checked: &Checked) -
         adopted_by: commit.adopted_by.clone(),
         bytes: checked.bytes,
         entries: checked.entries,
-    };
-    Record { seq: head.seq.next(), prev: head.chain, time_ms, body: RecordBody::Commit(body) }
+        incarnation: commit.incarnation,
+    })
+}
+
+fn new_record(head: Head, time_ms: u64, body: RecordBody) -> Record {
+    Record { seq: head.seq.next(), prev: head.chain, time_ms, body }
 }

@@ -56,6 +56,15 @@ pub enum StoreError {
     /// The layer has this or a later generation already, with other content.
     #[error("{unit}: generation {sent} comes after generation {last} was committed")]
     Generation { unit: UnitId, sent: Generation, last: Generation },
+    /// A layer of a life of its unit that this catalog doesn't know.
+    #[error("{unit}: was never retired as {incarnation}; this store has another history")]
+    Incarnation { unit: UnitId, incarnation: u64 },
+    /// A snapshot of a layer of an earlier life: nothing of it shows.
+    #[error("{unit}: was retired while it ran; what it still brings is kept, and not shown")]
+    Retired { unit: UnitId },
+    /// A unit isn't, or isn't any more, as whoever wants to retire it has seen it.
+    #[error("{unit}: {why}")]
+    NotRetired { unit: UnitId, why: String },
     /// More running units than a host, or all of them together, may show.
     #[error("there are too many snapshots of running units")]
     TooManySnapshots,
@@ -75,6 +84,9 @@ impl StoreError {
             | Self::Missing { .. }
             | Self::Size { .. }
             | Self::Generation { .. }
+            | Self::Incarnation { .. }
+            | Self::Retired { .. }
+            | Self::NotRetired { .. }
             | Self::TooManySnapshots
             | Self::Text(_) => true,
             Self::Locked(_)

@@ -21,6 +21,7 @@ pub mod layout;
 mod overlay;
 pub mod pack;
 mod recover;
+mod retire;
 mod snapshots;
 mod writer;
 
@@ -40,6 +41,7 @@ use tokio::sync::watch;
 
 pub use commit::NewCommit;
 pub use error::StoreError;
+pub use retire::NewRetirement;
 pub use snapshots::Slots;
 
 pub(crate) use check::decode_recipe;
@@ -343,7 +345,7 @@ impl Store {
         host: crate::ids::HostUuid,
         unit: &crate::ids::UnitId,
     ) -> Result<Option<Record>, StoreError> {
-        self.catalog.latest(host, unit)
+        self.catalog.latest(host, unit, self.catalog.life(unit).incarnation)
     }
 
     /// Tells of every new head.

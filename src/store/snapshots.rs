@@ -261,14 +261,24 @@ impl Store {
         super::commit::check_text(&wanted)?;
         let checked = self.check_manifest(&wanted.manifest)?;
         let now_ms = self.clock.now_ms();
-        let NewCommit { host, host_name, unit, generation, manifest, .. } = wanted;
+        let NewCommit { host, host_name, unit, generation, manifest, incarnation, .. } = wanted;
         let (bytes, entries) = (checked.bytes, checked.entries);
         let (time_ms, begun_ms) = (now_ms, now_ms);
-        let snapshot =
-            Snapshot { host, host_name, unit, generation, manifest, time_ms, begun_ms, bytes, entries };
+        let snapshot = Snapshot {
+            host,
+            host_name,
+            unit,
+            generation,
+            manifest,
+            time_ms,
+            begun_ms,
+            bytes,
+            entries,
+            incarnation,
+        };
         // Under the log's lock, which a commit takes after it is in the catalog: one of the two sees the other.
         let mut log = self.log();
-        self.not_committed(host, &snapshot.unit, generation)?;
+        self.may_show(&snapshot)?;
         let snapshot = self.slots.fill(snapshot)?;
         self.note_change(&mut log, &SnapshotChange::Set(snapshot.clone()));
         Ok(snapshot)
@@ -282,10 +292,17 @@ impl Store {
         }
     }
 
-    /// These commits take the place of their layers' snapshots.
+    /// These commits take the place of their layers' snapshots; of a unit that is retired there are none.
     pub(super) fn overtake(&self, records: &[Record]) {
-        for commit in records.iter().map(Record::commit) {
+        for commit in records.iter().filter_map(Record::commit) {
             self.withdraw(commit.host, &commit.unit, commit.generation);
+        }
+        let retired: Vec<&UnitId> = records.iter().flat_map(Record::retired).collect();
+        if retired.is_empty() {
+            return;
+        }
+        for snapshot in self.slots.all().into_iter().filter(|s| retired.contains(&&s.unit)) {
+            self.withdraw(snapshot.host, &snapshot.unit, snapshot.generation);
         }
     }
 
@@ -293,8 +310,7 @@ impl Store {
     pub(super) fn restore_slots(&self, left: Vec<Snapshot>) {
         let count = left.len();
         for snapshot in left {
-            let is_good = self.not_committed(snapshot.host, &snapshot.unit, snapshot.generation).is_ok()
-                && self.check_manifest(&snapshot.manifest).is_ok();
+            let is_good = self.may_show(&snapshot).is_ok() && self.check_manifest(&snapshot.manifest).is_ok();
             if !is_good || self.slots.fill(snapshot.clone()).is_err() {
                 tracing::info!(unit = %snapshot.unit, host = snapshot.host_name, "a snapshot is dropped");
             }
@@ -307,10 +323,16 @@ impl Store {
         }
     }
 
-    fn not_committed(&self, host: HostUuid, unit: &UnitId, sent: Generation) -> Result<(), StoreError> {
-        let last = self.catalog.latest(host, unit)?.map(|record| record.commit().generation);
-        match last.filter(|last| *last >= sent) {
-            Some(last) => Err(StoreError::Generation { unit: unit.clone(), sent, last }),
+    /// It isn't committed yet, and of the unit's present life.
+    fn may_show(&self, snapshot: &Snapshot) -> Result<(), StoreError> {
+        let Snapshot { host, unit, generation: sent, incarnation, .. } = snapshot;
+        if self.catalog.life(unit).incarnation != *incarnation {
+            return Err(StoreError::Retired { unit: unit.clone() });
+        }
+        let last = self.catalog.latest(*host, unit, *incarnation)?;
+        let last = last.and_then(|record| Some(record.commit()?.generation));
+        match last.filter(|last| last >= sent) {
+            Some(last) => Err(StoreError::Generation { unit: unit.clone(), sent: *sent, last }),
             None => Ok(()),
         }
     }
@@ -340,7 +362,7 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::RelPath;
+    use crate::ids::{Incarnation, RelPath};
 
     fn snapshot(host: u8, unit: usize, generation: u32) -> Snapshot {
         Snapshot {
@@ -353,6 +375,7 @@ mod tests {
             begun_ms: 5,
             bytes: 0,
             entries: 0,
+            incarnation: Incarnation::FIRST,
         }
     }
 

@@ -74,8 +74,7 @@ impl Check<'_> {
         if self.journal.head().is_none_or(|(_, head)| head.seq < committed.seq) {
             return;
         }
-        let layers = self.journal.layers(&record.unit);
-        let own = layers.iter().find(|l| l.host == self.journal.host());
+        let own = self.journal.layer_of(record);
         let agrees =
             own.is_some_and(|l| l.generation == committed.generation && l.manifest == committed.manifest);
         if !agrees {

@@ -31,7 +31,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 pub use records::RecordBatch;
 
 use self::live::{Answer, Ask, Live};
-use super::{CommitRequest, Hello, PublishRequest, RefusalCode, RequestId, ToStore, Welcome};
+use super::{CommitRequest, Hello, PublishRequest, RefusalCode, RequestId, RetireUnit, ToStore, Welcome};
 use crate::{
     catalog::{Head, Record, SnapshotChanges},
     chunk::ObjectKind,
@@ -256,6 +256,16 @@ impl Link {
         let live = self.shared.live()?;
         match self.ask(&live, Ask::Publish, |id| ToStore::Publish(id, request)).await? {
             Answer::Published => Ok(()),
+            Answer::Rejected(why) => Err(LinkError::Rejected(why)),
+            _ => Err(unfit()),
+        }
+    }
+
+    /// Retires units: durable when it is answered. [`limits::RETIRED_UNITS`] at most.
+    pub async fn retire(&self, units: Vec<RetireUnit>) -> Result<Record, LinkError> {
+        let live = self.shared.live()?;
+        match self.ask(&live, Ask::Retire(units.clone()), |id| ToStore::Retire(id, units)).await? {
+            Answer::Retired(record) => Ok(record),
             Answer::Rejected(why) => Err(LinkError::Rejected(why)),
             _ => Err(unfit()),
         }

@@ -12,14 +12,14 @@ use minicbor::{Decode, Encode};
 use crate::{
     catalog::{Head, Record, SnapshotChanges},
     chunk::{ChunkParams, ObjectKind},
-    ids::{Generation, Hash, HostUuid, Seq, StoreUuid, UnitId},
+    ids::{Generation, Hash, HostUuid, Incarnation, Seq, StoreUuid, UnitId},
     limits,
 };
 use frame::Frame;
 use rights::Rights;
 
 /// Version of the protocol that this program speaks.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 /// Version of [`Join`], between two processes on the results host.
 pub const JOIN_VERSION: u32 = 3;
 
@@ -86,6 +86,9 @@ pub enum ToStore {
     /// Records up to here were taken in: the store may send [`limits::FOLLOW_WINDOW`] more.
     #[n(7)]
     Taken(#[n(0)] Seq),
+    /// These units may begin anew: what was committed of them isn't shown any more.
+    #[n(8)]
+    Retire(#[n(0)] RequestId, #[n(1)] Vec<RetireUnit>),
     /// Everything for this snapshot was sent: put it in its layer's slot.
     #[n(12)]
     Publish(#[n(0)] RequestId, #[n(1)] PublishRequest),
@@ -101,6 +104,9 @@ impl ToStore {
         match decode_all(bytes)? {
             Self::Missing(_, _, hashes) if hashes.len() > limits::HASHES_PER_ASK => {
                 Err(MessageError::TooMany(hashes.len(), "hashes"))
+            }
+            Self::Retire(_, units) if units.len() > limits::RETIRED_UNITS => {
+                Err(MessageError::TooMany(units.len(), "units to retire"))
             }
             message => Ok(message),
         }
@@ -162,6 +168,19 @@ pub struct CommitRequest {
     pub manifest: Hash,
     #[n(3)]
     pub lost: bool,
+    /// The unit's life that the layer is of.
+    #[n(4)]
+    pub incarnation: Incarnation,
+}
+
+/// A unit to be retired, as whoever asks has seen it.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct RetireUnit {
+    #[n(0)]
+    pub unit: UnitId,
+    /// Its last commit, of whatever host: what came later hasn't been seen.
+    #[n(1)]
+    pub seq: Seq,
 }
 
 /// A running layer to be shown to others.
@@ -176,6 +195,9 @@ pub struct PublishRequest {
     /// None: there is nothing of it any more, and nothing was committed.
     #[n(2)]
     pub manifest: Option<Hash>,
+    /// The unit's life that the layer is of.
+    #[n(3)]
+    pub incarnation: Incarnation,
 }
 
 /// From the store to a host.
@@ -214,6 +236,9 @@ pub enum FromStore {
     /// To Ping.
     #[n(10)]
     Pong,
+    /// To Retire: durable, under this record.
+    #[n(11)]
+    Retired(#[n(0)] RequestId, #[n(1)] Record),
     /// To Publish: the slot is as wished.
     #[n(15)]
     Published(#[n(0)] RequestId),

@@ -15,6 +15,7 @@ mod nasty;
 mod overlay;
 mod promises;
 mod recovery;
+mod retire;
 mod takeover;
 mod union;
 mod unprivileged;

@@ -120,7 +120,7 @@ pub fn commit_all(machine: &Machine) {
     });
 }
 
-fn evict(machine: &Machine, path: &str) {
+pub fn evict(machine: &Machine, path: &str) {
     wait_for("eviction", Duration::from_secs(20), || machine.run(["evict", path]).status.success());
 }
 

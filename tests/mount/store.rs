@@ -17,7 +17,7 @@ use resultsfs::{
         ObjectKind,
         block::{Block, BlockBuilder},
     },
-    ids::{Generation, Hash, HostUuid, RelPath, Scope, Seq, StoreUuid, UnitId},
+    ids::{Generation, Hash, HostUuid, Incarnation, RelPath, Scope, Seq, StoreUuid, UnitId},
     journal::{CompleteHow, Journal, UnitRecord},
     manifest::{Attrs, Body, Entry, Manifest, Name, Timestamp},
     offload::{
@@ -85,6 +85,7 @@ impl FakeStore {
             begun_ms: 1_000,
             bytes: manifest.bytes(),
             entries: manifest.entries().len() as u64,
+            incarnation: Incarnation::FIRST,
         });
     }
 
@@ -266,6 +267,7 @@ fn record(
         bytes: manifest.bytes(),
         entries: manifest.entries().len() as u64,
         adopted_by: None,
+        incarnation: Incarnation::FIRST,
     };
     Record { seq: head.seq.next(), prev: head.chain, time_ms: 1_000, body: RecordBody::Commit(commit) }
 }

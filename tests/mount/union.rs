@@ -37,6 +37,17 @@ fn results(lab: &Lab, name: &str) -> PathBuf {
     dir
 }
 
+/// The same results, of this host and evicted in the first unit, and of another host in the second.
+fn two_remote_units(lab: &Lab) -> (UnitId, UnitId) {
+    let source = results(lab, "theirs");
+    let (own, foreign) = (tree("7-me/host1"), tree("7-me/host2"));
+    sh(r#"mkdir -p "$2"; cp -a "$1/." "$2""#, &[&source, &lab.at("7-me/host1")]);
+    lab.commit(&own);
+    lab.evict(&own);
+    lab.foreign(&foreign, &source);
+    (own, foreign)
+}
+
 fn errno<T: std::fmt::Debug>(result: std::io::Result<T>) -> i32 {
     result.expect_err("refused").raw_os_error().expect("a number")
 }
@@ -194,12 +205,7 @@ all_ways! {
 
     /// A directory is renamed as a whole, wherever what is in it lies: the old name is gone, the new one is the same tree.
     fn a_remote_directory_is_renamed(lab) {
-        let source = results(&lab, "theirs");
-        let (own, foreign) = (tree("7-me/host1"), tree("7-me/host2"));
-        sh(r#"mkdir -p "$2"; cp -a "$1/." "$2""#, &[&source, &lab.at("7-me/host1")]);
-        lab.commit(&own);
-        lab.evict(&own);
-        lab.foreign(&foreign, &source);
+        let (own, foreign) = two_remote_units(&lab);
         let at = |path: &str| lab.at(path);
         let expected = describe(&at("7-me/host1/sysinfo"));
         assert_eq!(errno(fs::rename(at("7-me/host2/sysinfo"), at("7-me/host2/moved"))), libc::EPERM);
@@ -232,12 +238,7 @@ all_ways! {
 
     /// Editors write beside and rename over; what was there goes as a whole.
     fn what_is_committed_is_replaced_atomically(lab) {
-        let source = results(&lab, "theirs");
-        let (own, foreign) = (tree("7-me/host1"), tree("7-me/host2"));
-        sh(r#"mkdir -p "$2"; cp -a "$1/." "$2""#, &[&source, &lab.at("7-me/host1")]);
-        lab.commit(&own);
-        lab.evict(&own);
-        lab.foreign(&foreign, &source);
+        let (own, foreign) = two_remote_units(&lab);
         lab.store.allow_delete(true);
         for host in ["host1", "host2"] {
             let at = |path: &str| lab.at(Path::new("7-me").join(host).join(path));

@@ -12,7 +12,7 @@ use crate::{
     catalog::{Commit, Head, Record, RecordBody},
     chunk::block::BlockBuilder,
     clock::ManualClock,
-    ids::{Generation, HostUuid, Scope, StoreUuid},
+    ids::{Generation, HostUuid, Incarnation, Scope, StoreUuid},
     manifest::{Attrs, Body, Entry, Timestamp},
 };
 
@@ -142,6 +142,7 @@ impl Lab {
             bytes: self.told_bytes.unwrap_or(manifest.bytes()),
             entries: manifest.entries().len() as u64,
             adopted_by: None,
+            incarnation: Incarnation::FIRST,
         };
         let seq = self.head.seq.next();
         let record =

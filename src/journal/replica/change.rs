@@ -6,16 +6,17 @@ use redb::{ReadableTable as _, WriteTransaction};
 
 use super::{
     super::{
-        db::{META, UNITS, encode, unit_key},
-        error::ReplicaError,
+        db::{Db, META, UNITS, encode, unit_key},
+        error::{JournalError, ReplicaError},
     },
     HOSTS,
     near::Place,
-    row::{Hosts, Layer},
+    past::{self, Past, RETIRED, past_key},
+    row::{self, Hosts, Layer},
 };
 use crate::{
-    catalog::{Head, Record},
-    ids::StoreUuid,
+    catalog::{Commit, Head, Record, RecordBody, Retirement},
+    ids::{Incarnation, Seq, StoreUuid, UnitId},
 };
 
 /// All of them at once.
@@ -25,31 +26,77 @@ pub(super) struct Change {
     pub hosts: Hosts,
     /// Where rows change.
     pub places: Vec<Place>,
-    units: BTreeMap<Vec<u8>, Vec<Layer>>,
+    units: BTreeMap<Vec<u8>, Unit>,
+    pasts: BTreeMap<Vec<u8>, Past>,
+}
+
+/// A unit in its present life.
+#[derive(Debug)]
+struct Unit {
+    incarnation: Incarnation,
+    layers: Vec<Layer>,
 }
 
 impl Change {
-    /// What `records` make of the rows that are there, which `row` tells. Those up to `head` are passed over.
-    pub fn of(
-        head: Head,
-        hosts: Hosts,
-        records: &[Record],
-        row: impl Fn(&[u8]) -> Result<Vec<Layer>, ReplicaError>,
-    ) -> Result<Self, ReplicaError> {
-        let mut change = Self { head, hosts, places: Vec::new(), units: BTreeMap::new() };
+    /// What `records` make of the rows that are in `db`. Those up to `head` are passed over.
+    pub fn of(head: Head, hosts: Hosts, records: &[Record], db: &Db) -> Result<Self, ReplicaError> {
+        let (units, pasts) = Default::default();
+        let mut change = Self { head, hosts, places: Vec::new(), units, pasts };
         for record in records.iter().filter(|record| record.seq > head.seq) {
             let gap = ReplicaError::Gap { have: change.head.seq, got: record.seq };
             change.head = change.head.follow(record).ok_or(gap)?;
-            let commit = record.commit();
-            let host = change.hosts.number(commit.host, commit.host_name.clone());
-            let key = unit_key(&commit.unit);
-            if !change.units.contains_key(&key) {
-                change.units.insert(key.clone(), row(&key)?);
-                change.places.extend(Place::of(&commit.unit.root));
+            match &record.body {
+                RecordBody::Commit(commit) => change.commit(record, commit, db)?,
+                RecordBody::Retire(retirement) => change.retire(record, retirement, db)?,
             }
-            take(change.units.get_mut(&key).expect("it was put there above"), host, record)?;
         }
         Ok(change)
+    }
+
+    fn commit(&mut self, record: &Record, commit: &Commit, db: &Db) -> Result<(), ReplicaError> {
+        let host = self.hosts.number(commit.host, commit.host_name.clone());
+        let unit = self.unit(&commit.unit, db)?;
+        if commit.incarnation == unit.incarnation {
+            return take(&mut unit.layers, host, record, commit);
+        }
+        // Of a host that was away when the unit was retired.
+        let key = past_key(&unit_key(&commit.unit), commit.incarnation);
+        if !self.pasts.contains_key(&key) {
+            let row = db.get(RETIRED, &key)?;
+            let unknown = ReplicaError::Incarnation { seq: record.seq, unit: commit.unit.clone() };
+            let past = past::parse(&row.ok_or(unknown)?).map_err(|why| db.damaged(why))?;
+            self.pasts.insert(key.clone(), past);
+        }
+        let past = self.pasts.get_mut(&key).expect("it was put there above");
+        take(&mut past.layers, host, record, commit)
+    }
+
+    fn retire(&mut self, record: &Record, retirement: &Retirement, db: &Db) -> Result<(), ReplicaError> {
+        for id in &retirement.units {
+            let unit = self.unit(id, db)?;
+            let next = Incarnation(record.seq.0);
+            let ended = std::mem::replace(unit, Unit { incarnation: next, layers: Vec::new() });
+            let past = Past {
+                layers: ended.layers,
+                closed_by: Seq(record.seq.0),
+                closed_ms: record.time_ms,
+                closed_on: retirement.host_name.clone(),
+            };
+            self.pasts.insert(past_key(&unit_key(id), ended.incarnation), past);
+        }
+        Ok(())
+    }
+
+    fn unit(&mut self, id: &UnitId, db: &Db) -> Result<&mut Unit, JournalError> {
+        let key = unit_key(id);
+        if !self.units.contains_key(&key) {
+            let row = db.get(UNITS, &key)?;
+            let layers = row.map_or(Ok(Vec::new()), |row| row::parse(&row)).map_err(|why| db.damaged(why))?;
+            let incarnation = past::present(db, &key)?;
+            self.units.insert(key.clone(), Unit { incarnation, layers });
+            self.places.extend(Place::of(&id.root));
+        }
+        Ok(self.units.get_mut(&key).expect("it was put there above"))
     }
 
     /// Writes it.
@@ -62,8 +109,15 @@ impl Change {
             }
         }
         let mut units = txn.open_table(UNITS)?;
-        for (key, layers) in &self.units {
-            units.insert(&key[..], &encode(layers)[..])?;
+        for (key, unit) in &self.units {
+            match unit.layers.is_empty() {
+                true => units.remove(&key[..])?,
+                false => units.insert(&key[..], &encode(&unit.layers)[..])?,
+            };
+        }
+        let mut retired = txn.open_table(RETIRED)?;
+        for (key, past) in &self.pasts {
+            retired.insert(&key[..], &encode(past)[..])?;
         }
         txn.open_table(META)?.insert(&b"head"[..], &encode(&(store, self.head))[..])?;
         Ok(())
@@ -71,8 +125,7 @@ impl Change {
 }
 
 /// Adds a commit to its host's layer among a unit's.
-fn take(layers: &mut Vec<Layer>, host: u32, record: &Record) -> Result<(), ReplicaError> {
-    let commit = record.commit();
+fn take(layers: &mut Vec<Layer>, host: u32, record: &Record, commit: &Commit) -> Result<(), ReplicaError> {
     let at = layers.iter().position(|layer| layer.host == host);
     let mut commits = at.map_or_else(Vec::new, |at| layers[at].commits.clone());
     if let Some((have, _)) = commits.last().filter(|(have, _)| *have >= commit.generation) {

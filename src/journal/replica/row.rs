@@ -114,10 +114,12 @@ impl Hosts {
 
     /// The layers of a row as they are told, or what is wrong with it.
     pub fn tell(&self, value: &[u8]) -> Result<Vec<LayerHead>, String> {
-        parse(value)?
-            .into_iter()
-            .map(|layer| self.head(layer).ok_or("a layer without a host".into()))
-            .collect()
+        self.heads(parse(value)?)
+    }
+
+    /// Stored layers as they are told.
+    pub fn heads(&self, layers: Vec<Layer>) -> Result<Vec<LayerHead>, String> {
+        layers.into_iter().map(|layer| self.head(layer).ok_or("a layer without a host".into())).collect()
     }
 
     /// The same, no more than how much each layer has: for who looks at very many rows.

@@ -215,7 +215,7 @@ fn a_lost_journal_comes_back_from_the_replica() {
     let check = |journal: &Journal| {
         let record = journal.get(&exec()).expect("rebuilt");
         assert_eq!((record.state, record.generation), (State::Committed, Generation(2)));
-        assert_eq!(record.committed, Some(Committed::of(&ack)));
+        assert_eq!(record.committed, Some(Committed::of(&ack, ack.commit().expect("a commit"))));
         assert!(record.partial, "what isn't in the spool isn't deleted");
         assert_eq!(journal.get(&foreign), None, "another host's layer is no record here");
         assert_eq!(journal.touch(&exec()).expect("writes"), Generation(3), "the numbers go on");
@@ -236,7 +236,10 @@ fn a_lost_journal_comes_back_from_the_replica() {
         if is_completed {
             let record = journal.get(&exec()).expect("rebuilt");
             assert_eq!((record.state, record.generation), (State::Running, Generation(3)));
-            assert!(record.partial && record.committed == Some(Committed::of(&ack)));
+            assert!(
+                record.partial
+                    && record.committed == Some(Committed::of(&ack, ack.commit().expect("a commit")))
+            );
         } else {
             check(&journal);
         }

@@ -17,7 +17,7 @@ use super::super::{
 use crate::{
     catalog::{Head, Record},
     chunk::{ObjectKind, block::BlockBuilder},
-    ids::{Generation, Hash, HostUuid, RelPath, Seq, UnitId},
+    ids::{Generation, Hash, HostUuid, Incarnation, RelPath, Seq, UnitId},
     manifest::{Attrs, Body, Entry, Manifest, Timestamp},
     transport::Target,
     wire::{
@@ -147,7 +147,13 @@ impl Host {
 
 pub fn request(unit: &str, manifest: Hash) -> CommitRequest {
     let unit = UnitId::tree(unit.parse().expect("a path"));
-    CommitRequest { unit, generation: Generation::FIRST, manifest, lost: false }
+    CommitRequest {
+        unit,
+        generation: Generation::FIRST,
+        manifest,
+        lost: false,
+        incarnation: Incarnation::FIRST,
+    }
 }
 
 pub fn block(kind: ObjectKind, bytes: &[u8]) -> Vec<u8> {

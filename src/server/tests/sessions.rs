@@ -43,7 +43,7 @@ async fn a_layer_goes_from_offer_to_commit_over_a_unix_socket() {
         host.link.send_block(block(ObjectKind::Chunk, text)).await.expect("is queued");
     }
     let record = host.add("1-me/host1", &layer).await.expect("commits");
-    assert_eq!(record.commit().host_name, "drone1");
+    assert_eq!(record.commit().expect("a commit").host_name, "drone1");
     assert_eq!(lab.store.objects(), 12, "a commit's answer comes after every block before it");
     assert!(host.link.offer(name).await.expect("answers"));
 
@@ -177,11 +177,11 @@ async fn a_long_catalog_comes_no_faster_than_it_is_taken() {
     lab.store.put(&block(ObjectKind::Manifest, &layer.encode()));
     let total = limits::FOLLOW_WINDOW + 2000;
     for i in 0..total {
-        let CommitRequest { unit, generation, manifest, lost } =
+        let CommitRequest { unit, generation, manifest, lost, incarnation } =
             request(&format!("{i}-a/h"), Hash::of(&layer.encode()));
         let (host, host_name) = (HostUuid([7; 16]), "drone7".to_owned());
         let adopted_by = None;
-        let commit = NewCommit { host, host_name, unit, generation, manifest, lost, adopted_by };
+        let commit = NewCommit { host, host_name, unit, generation, manifest, lost, adopted_by, incarnation };
         lab.store.commit(commit).expect("commits");
     }
     let mut host = lab.host("drone1");

@@ -4,7 +4,7 @@ use super::{super::StoreApi, fixture::*};
 use crate::{
     catalog::SnapshotChange,
     chunk::ObjectKind,
-    ids::Hash,
+    ids::{Hash, Incarnation},
     manifest::Body,
     wire::{
         CommitRequest, PublishRequest,
@@ -24,7 +24,9 @@ impl Host {
 
     async fn publish(&self, unit: &str, manifest: Option<Hash>) -> Result<(), LinkError> {
         let CommitRequest { unit, generation, .. } = request(unit, Hash::of(b""));
-        self.link.publish(PublishRequest { unit, generation, manifest }).await
+        self.link
+            .publish(PublishRequest { unit, generation, manifest, incarnation: Incarnation::FIRST })
+            .await
     }
 }
 

@@ -12,7 +12,7 @@ use crate::{
         Disk,
         sim::{SimDisk, Unsynced},
     },
-    ids::{Generation, Seq},
+    ids::{Generation, Incarnation, Seq},
     store::Store,
     verify::{VerifyOptions, store::verify_closed},
 };
@@ -37,7 +37,10 @@ fn running(layer: &Layer) -> Layer {
     running
 }
 
-/// Runs the workload until the disk crashes; gives what was acknowledged.
+/// What [`run`] does after its layers: the last one's unit is retired, and a layer of its next life is committed.
+const AFTER: usize = 2;
+
+/// Runs the workload until the disk crashes; gives what was acknowledged. What was retired must be there as before.
 fn run(disk: &Arc<dyn Disk>, layers: &[Layer]) -> Vec<(Layer, Record)> {
     let mut acknowledged = Vec::new();
     let Ok(store) = open(disk, SMALL) else { return acknowledged };
@@ -46,9 +49,14 @@ fn run(disk: &Arc<dyn Disk>, layers: &[Layer]) -> Vec<(Layer, Record)> {
         let _ = running(layer).publish(&store);
         match layer.send(&store) {
             Ok(record) => acknowledged.push((layer.clone(), record)),
-            Err(_) => break,
+            Err(_) => return acknowledged,
         }
     }
+    let (last, record) = acknowledged.last().cloned().expect("a workload has layers");
+    let Ok(retired) = retire(&store, &last.unit, record.seq) else { return acknowledged };
+    let next = Layer { unit: last.unit.clone(), incarnation: Incarnation(retired.seq.0), ..Layer::small(9) };
+    acknowledged.push((last, retired));
+    acknowledged.extend(next.send(&store).ok().map(|record| (next, record)));
     acknowledged
 }
 
@@ -64,7 +72,10 @@ fn holds(store: &Store, acknowledged: &[(Layer, Record)], what: &str) {
     for snapshot in store.slots().all() {
         store.check_manifest(&snapshot.manifest).unwrap_or_else(|e| panic!("{what}: a snapshot: {e}"));
         let last = store.latest(snapshot.host, &snapshot.unit).expect("asks");
-        assert!(last.is_none_or(|r| r.commit().generation < snapshot.generation), "{what}: a committed one");
+        assert!(
+            last.is_none_or(|r| r.commit().expect("a commit").generation < snapshot.generation),
+            "{what}: a committed one"
+        );
     }
     for (layer, record) in acknowledged {
         assert_eq!(store.record(record.seq).expect("reads").as_ref(), Some(record), "{what}");
@@ -89,7 +100,7 @@ fn go_on(crashed: &SimDisk, acknowledged: &[(Layer, Record)], layers: &[Layer], 
         if store
             .latest(HOST, &layer.unit)
             .expect("asks")
-            .is_none_or(|r| r.commit().generation < layer.generation)
+            .is_none_or(|r| r.commit().expect("a commit").generation < layer.generation)
         {
             layer.send(&store).unwrap_or_else(|e| panic!("{what}: {e}"));
         }
@@ -105,7 +116,7 @@ fn crash_everywhere(part: u64, of: u64) {
     let layers = workload();
     let disk = SimDisk::new();
     let handle: Arc<dyn Disk> = Arc::new(disk.clone());
-    assert_eq!(run(&handle, &layers).len(), layers.len(), "nothing fails without a crash");
+    assert_eq!(run(&handle, &layers).len(), layers.len() + AFTER, "nothing fails without a crash");
     for at in (0..disk.operations()).filter(|at| at % of == part) {
         let disk = SimDisk::new();
         let handle: Arc<dyn Disk> = Arc::new(disk.clone());
@@ -181,7 +192,7 @@ fn what_is_shown_after_a_kill_survives_a_power_cut() {
         let disk = SimDisk::new();
         let handle: Arc<dyn Disk> = Arc::new(disk.clone());
         disk.crash_after(at);
-        if run(&handle, &layers).len() == layers.len() {
+        if run(&handle, &layers).len() == layers.len() + AFTER {
             break;
         }
         let killed = disk.after_kill();

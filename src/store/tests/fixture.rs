@@ -7,9 +7,9 @@ use crate::{
     chunk::{ChunkRef, ObjectKind, Recipe, block::BlockBuilder},
     clock::ManualClock,
     durable::Disk,
-    ids::{Generation, Hash, HostUuid, RelPath, Seq, UnitId},
+    ids::{Generation, Hash, HostUuid, Incarnation, RelPath, Seq, UnitId},
     manifest::{Attrs, Body, Entry, Manifest, Timestamp},
-    store::{NewCommit, Store, StoreError, StoreOptions, Tuning},
+    store::{NewCommit, NewRetirement, Store, StoreError, StoreOptions, Tuning},
 };
 
 /// Where the tests' stores are on a simulated disk.
@@ -40,6 +40,7 @@ pub fn noise(name: &str, bytes: usize) -> Vec<u8> {
 #[derive(Clone, Debug)]
 pub struct Layer {
     pub unit: UnitId,
+    pub incarnation: Incarnation,
     pub generation: Generation,
     pub files: Vec<(String, Vec<u8>)>,
 }
@@ -53,7 +54,7 @@ impl Layer {
             ("keyval".to_owned(), b"user=debug\n".to_vec()),
             ("empty".to_owned(), Vec::new()),
         ];
-        Self { unit: unit(number), generation: Generation::FIRST, files }
+        Self { unit: unit(number), incarnation: Incarnation::FIRST, generation: Generation::FIRST, files }
     }
 
     /// With a file that is cut into chunks.
@@ -97,6 +98,7 @@ impl Layer {
             manifest: Hash::of(&self.manifest().encode()),
             lost: false,
             adopted_by: None,
+            incarnation: self.incarnation,
         }
     }
 
@@ -124,6 +126,12 @@ impl Layer {
             assert_eq!(&content(store, bytes), bytes, "{}/{path}", self.unit);
         }
     }
+}
+
+/// Retires a unit that was seen with this last commit.
+pub fn retire(store: &Store, unit: &UnitId, seq: Seq) -> Result<Record, StoreError> {
+    let units = vec![(unit.clone(), seq)];
+    store.retire(NewRetirement { host: HOST, host_name: "admin".to_owned(), units })
 }
 
 /// The unit with this number.

@@ -9,7 +9,7 @@ use crate::{
         self, Disk, LockMode, RealDisk,
         sim::{SimDisk, Unsynced},
     },
-    ids::{Generation, Hash, HostUuid, Seq},
+    ids::{Generation, Hash, HostUuid, Incarnation, Seq},
     store::{Store, StoreError, Tuning},
 };
 
@@ -305,4 +305,39 @@ fn a_snapshot_is_kept_as_long_as_what_it_names_is_here() {
     assert!(!units(&store).contains(&third.unit));
     assert_eq!(units(&store), std::slice::from_ref(&first.unit));
     store.commit(first.commit()).expect("all that it names is here");
+}
+
+/// What was retired stays; what its host still brings is of the life that ended; and the next life's generations begin anew.
+#[test]
+fn lives_of_a_unit_never_mix() {
+    let (_, disk) = sim();
+    let store = open(&disk, SMALL).expect("makes a store");
+    let old = Layer::small(1);
+    let committed = old.send(&store).expect("commits");
+    assert!(retire(&store, &old.unit, Seq(7)).is_err(), "not what was seen");
+    assert!(retire(&store, &unit(2), committed.seq).is_err(), "nothing is there");
+    let late = Layer { generation: Generation(2), unit: old.unit.clone(), ..Layer::small(3) };
+    late.publish(&store).expect("runs");
+    let running = retire(&store, &old.unit, committed.seq).expect_err("it runs");
+    assert!(running.is_callers() && running.to_string().contains("running on drone1"), "{running}");
+    store.withdraw(HOST, &old.unit, Generation(2));
+    let retired = retire(&store, &old.unit, committed.seq).expect("is as it was seen");
+    assert_eq!(retired.retired(), std::slice::from_ref(&old.unit));
+    assert!(retire(&store, &old.unit, committed.seq).is_err(), "nothing is there any more");
+
+    let next = Layer { incarnation: Incarnation(retired.seq.0), unit: old.unit.clone(), ..Layer::small(4) };
+    let first = next.send(&store).expect("the first of the next life");
+    assert!(late.publish(&store).is_err(), "of a life that has ended: it doesn't show");
+    let follows = late.send(&store).expect("and nothing of it is lost");
+    assert_eq!(follows.commit().expect("a commit").incarnation, Incarnation::FIRST);
+    assert_eq!(store.latest(HOST, &old.unit).expect("reads"), Some(first.clone()));
+    let never = Layer { incarnation: Incarnation(follows.seq.0), ..next.clone() };
+    assert!(never.send(&store).expect_err("no such life").is_callers());
+
+    drop(store);
+    let store = open(&disk, SMALL).expect("opens");
+    assert_eq!(store.latest(HOST, &old.unit).expect("reads"), Some(first.clone()));
+    assert_eq!(next.send(&store).expect("known"), first);
+    assert_eq!(late.send(&store).expect("known"), follows);
+    [&old, &late, &next].iter().for_each(|layer| layer.check(&store));
 }

@@ -171,7 +171,8 @@ impl<'a> Check<'a> {
         let mut records = 0;
         let walk = catalog::walk(&*file, bytes, self.header.uuid, witness, |_, record| {
             records += 1;
-            let commit = record.commit();
+            // What was retired is in the store for ever: its commits count like any.
+            let Some(commit) = record.commit() else { return };
             let units = manifests.entry(commit.manifest).or_default();
             if !units.contains(&commit.unit) {
                 units.push(commit.unit.clone());

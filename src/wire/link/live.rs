@@ -9,10 +9,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::LinkError;
 use crate::{
-    catalog::{Head, Record},
+    catalog::{Head, Record, RecordBody},
     ids::{HostUuid, Seq},
     limits::{self, FETCHES_OPEN, FOLLOW_WINDOW, QUESTIONS_OPEN},
-    wire::{CommitRequest, RequestId, ToStore, charge, frame::Frame, message_frame},
+    wire::{CommitRequest, RequestId, RetireUnit, ToStore, charge, frame::Frame, message_frame},
 };
 
 /// A question, as far as its answer must fit it.
@@ -22,6 +22,7 @@ pub(super) enum Ask {
     Missing { count: usize },
     Commit(CommitRequest),
     Publish,
+    Retire(Vec<RetireUnit>),
     Fetch,
 }
 
@@ -32,6 +33,7 @@ pub(super) enum Answer {
     Wanted(Vec<u8>),
     Committed(Record),
     Published,
+    Retired(Record),
     Rejected(String),
     NotFound,
     Block(Vec<u8>),
@@ -173,7 +175,7 @@ impl Live {
     fn fits(&self, ask: &Ask, answer: &Answer) -> bool {
         match (ask, answer) {
             (Ask::Offer, Answer::Known(_))
-            | (Ask::Commit(_), Answer::Rejected(_))
+            | (Ask::Commit(_) | Ask::Retire(_), Answer::Rejected(_))
             | (Ask::Publish, Answer::Published | Answer::Rejected(_))
             | (Ask::Fetch, Answer::NotFound | Answer::Rejected(_) | Answer::Block(_)) => true,
             (Ask::Missing { count }, Answer::Wanted(bits)) => {
@@ -181,13 +183,20 @@ impl Live {
                 bits.len() == count.div_ceil(8)
                     && bits.last().is_none_or(|b| b.leading_zeros() as usize >= spare)
             }
-            (Ask::Commit(asked), Answer::Committed(record)) => {
-                let commit = record.commit();
+            (Ask::Commit(asked), Answer::Committed(record)) => record.commit().is_some_and(|commit| {
                 commit.host == self.host
                     && commit.unit == asked.unit
+                    && commit.incarnation == asked.incarnation
                     && commit.generation == asked.generation
                     && commit.manifest == asked.manifest
-            }
+            }),
+            (Ask::Retire(asked), Answer::Retired(record)) => match &record.body {
+                RecordBody::Retire(retirement) => {
+                    retirement.host == self.host
+                        && retirement.units.iter().eq(asked.iter().map(|wanted| &wanted.unit))
+                }
+                RecordBody::Commit(_) => false,
+            },
             _ => false,
         }
     }

@@ -298,6 +298,7 @@ fn take(shared: &Shared, live: &Arc<Live>, bytes: &[u8]) -> Result<(), End> {
         FromStore::Resync(head) => live.resync().map(|()| shared.tell(LinkEvent::Resync(head))),
         FromStore::Credit(bytes) => live.credited(bytes),
         FromStore::Pong => Ok(()),
+        FromStore::Retired(id, record) => answer(id, Answer::Retired(record)),
         FromStore::Published(id) => answer(id, Answer::Published),
         FromStore::Snapshots(changes) => live.watched().map(|()| shared.tell(LinkEvent::Snapshots(changes))),
     };

@@ -1,14 +1,15 @@
-//! Changing a file's content takes its setuid and setgid bits away, unless the changer may set them.
+//! A file's mode, and its setuid and setgid bits, which changing the content takes away unless the changer may set them.
 //!
 //! The kernel leaves that to us (`FUSE_HANDLE_KILLPRIV_V2`), so that it needn't look for such bits before every write(2): a file without
 //! them is written with no word to anybody. Before the first write to one that has some it sends a change of attributes that changes none. Of a
 //! truncation fuser doesn't hand on whether the changer may set them; there it is root who may.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
-use rustix::fs as sys;
+use rustix::fs::{self as sys, Mode};
 
-use super::{Caller, FsResult, SetAttr, change::change_mode};
+use super::{Caller, FsResult, SetAttr};
+use crate::spool::proc_path;
 
 impl SetAttr {
     /// Whether these, asked for by `caller`, are to take such bits away.
@@ -25,7 +26,20 @@ pub(super) fn is_dropped_by_cut(caller: Caller) -> bool {
 
 /// Takes them away from what `identity` names.
 pub(super) fn drop_ids(identity: BorrowedFd<'_>) -> FsResult<()> {
-    without(sys::fstat(identity)?.st_mode).map_or(Ok(()), |perm| change_mode(identity, perm))
+    without(sys::fstat(identity)?.st_mode).map_or(Ok(()), |perm| change(identity, perm))
+}
+
+/// Sets the permissions of what `identity` names: fchmodat2(2) takes an `O_PATH` descriptor; kernels before 6.6 haven't got it.
+pub(super) fn change(identity: BorrowedFd<'_>, perm: u32) -> FsResult<()> {
+    let empty = c"".as_ptr();
+    // SAFETY: the descriptor is open, `empty` is a C string, and both outlive the call.
+    let result =
+        unsafe { libc::syscall(libc::SYS_fchmodat2, identity.as_raw_fd(), empty, perm, libc::AT_EMPTY_PATH) };
+    match (result, std::io::Error::last_os_error()) {
+        (0, _) => Ok(()),
+        (_, e) if e.raw_os_error() != Some(libc::ENOSYS) => Err(e.into()),
+        _ => Ok(sys::chmod(proc_path(identity).as_c_str(), Mode::from_raw_mode(perm))?),
+    }
 }
 
 /// The permissions that are left; `None` = of a file without such bits.
