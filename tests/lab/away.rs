@@ -98,7 +98,7 @@ fn a_results_host_that_stands_still_stops_nobody_but_its_readers() {
     reader.offload();
 }
 
-/// P2 **Nothing is freed early**: complete and sealed, but without the store's answer.
+/// Complete and sealed, but without the store's answer: it stays, as P2 says.
 fn finish_and_try_to_free(machine: &Machine) {
     let unit = "2-me/host2";
     assert_eq!(machine.run(["complete", unit]).status.code(), Some(0));

@@ -1,4 +1,4 @@
-//! The promises that need a whole lab and stand nowhere else: P4 and P5.
+//! The promises that need a whole lab and stand nowhere else: P2, P4 and P5.
 
 use std::{
     collections::BTreeSet,
@@ -126,4 +126,70 @@ fn nothing_is_taken_while_a_writer_has_it_open_or_its_pidfile_says_that_it_runs(
         fs::read_to_string(reader.mount.join(unit).join("status.log")).expect("read"),
         "START\nEND GOOD\n"
     );
+}
+
+/// The manifest of the layer of which `explain` says that it is whose.
+fn manifest_of(machine: &Machine, path: &str, whose: &str) -> String {
+    let said = machine.json(["explain", path]).pop().expect("an answer");
+    said[whose]["manifest"].as_str().unwrap_or_else(|| panic!("{whose} in {said}")).to_owned()
+}
+
+/// P2 **Nothing is freed early.** A byte leaves a drone's disk only after the store has answered, following fsync, that it holds the layer under the
+/// manifest hash that the drone computed, and only when no handle on it is open. Here the store falls silent, dies unanswering, comes back and
+/// answers; what it has synced by then is `store::tests::crash`'s.
+#[test]
+fn a_byte_leaves_the_spool_after_the_answer_and_the_last_close() {
+    let mut lab = Lab::new(Duration::from_secs(180));
+    let (drone, results) = (lab.machine("drone1"), lab.machine("results"));
+    lab.mount(&drone);
+    let (unit, file) = ("3-me/host1", "3-me/host1/status.log");
+    let spooled = drone.state.join("spool").join(file);
+    fs::create_dir_all(drone.mount.join(unit)).expect("a directory");
+    fs::write(drone.mount.join(file), "GOOD\n").expect("written");
+    let evict = || drone.run(["evict", unit]).status.code();
+
+    rustix::process::kill_process(lab.serve_pid(), rustix::process::Signal::STOP).expect("our own child");
+    assert_eq!(drone.run(["complete", unit]).status.code(), Some(0));
+    assert_eq!(drone.run(["offload", "--wait", "--timeout", "2", unit]).status.code(), Some(1), "no answer");
+    assert_ne!(evict(), Some(0));
+    lab.kill_serve();
+    assert_ne!(evict(), Some(0));
+    assert!(spooled.exists());
+
+    lab.start_serve();
+    drone.offload();
+    lab.mount(&results);
+    results.catch_up(&drone);
+    assert_eq!(fs::read_to_string(results.mount.join(file)).expect("readable there"), "GOOD\n");
+    assert_eq!(manifest_of(&drone, file, "own_entry"), manifest_of(&results, file, "other_hosts_entry"));
+    let open = fs::File::open(drone.mount.join(file)).expect("a file");
+    assert_eq!(evict(), Some(3), "it is open");
+    assert!(spooled.exists());
+    drop(open);
+    wait_for("eviction", Duration::from_secs(10), || evict() == Some(0));
+    assert!(!spooled.exists());
+    assert_eq!(fs::read_to_string(drone.mount.join(file)).expect("from the store"), "GOOD\n");
+}
+
+/// What docs/architecture.md says of each promise, "shown by the tests", is so: each that is built is the doc comment of a test.
+#[test]
+fn every_promise_is_the_doc_comment_of_a_test() {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(top.join("docs/architecture.md")).expect("the page");
+    let sources = walkdir::WalkDir::new(top.join("tests")).into_iter().flatten();
+    let sources = sources.filter(|entry| entry.path().extension().is_some_and(|kind| kind == "rs"));
+    let sources: Vec<String> =
+        sources.map(|entry| fs::read_to_string(entry.path()).expect("a source")).collect();
+    let is_shown = |promise: &str| {
+        let begins = format!("/// {promise} **");
+        sources.iter().any(|source| {
+            let mut lines = source.lines().skip_while(|line| !line.starts_with(&begins));
+            lines.any(|line| line == "#[test]")
+        })
+    };
+    let rows = page.lines().filter(|row| row.starts_with("| P") && !row.contains("isn't built yet"));
+    let promises: Vec<&str> = rows.filter_map(|row| row[2..].split(' ').next()).collect();
+    assert!(promises.len() >= 11, "{promises:?}");
+    let missing: Vec<_> = promises.iter().filter(|promise| !is_shown(promise)).collect();
+    assert!(missing.is_empty(), "on no test: {missing:?}");
 }

@@ -47,7 +47,8 @@ fn shows(machine: &Machine, path: &str, content: &str) {
     });
 }
 
-/// P3 **Nothing is ever deleted by an upload.** Two hosts write different execution dirs, and different files in the same job dir and the same
+/// P3 **Nothing is ever deleted by an upload.** The union is by file. Another host's file is never removed or hidden unless somebody deletes it
+/// through the mount. Two hosts write different execution dirs, and different files in the same job dir and the same
 /// execution dir, of one job: both mounts show the union; nothing hides anything.
 #[test]
 fn two_hosts_layers_of_one_job_are_one_tree() {
@@ -125,7 +126,8 @@ fn a_seq_of_first(a: &Machine) -> u64 {
     jobs.iter().filter(|j| j["unit"] == "8-me/host1").filter_map(|j| j["seq"].as_u64()).min().unwrap_or(0)
 }
 
-/// P6 **Late writes count.** A change of an archived and evicted unit is journaled and follows as the next generation, as a delta.
+/// P6 **Late writes count.** Archived units stay writable (reparse, abort lines, `job_finished` keyvals, retries): the change is journaled and follows
+/// as the next generation, as a delta. Here of a unit that is evicted.
 #[test]
 fn an_evicted_unit_stays_writable_and_its_change_follows() {
     let mut lab = Lab::new(Duration::from_secs(180));
