@@ -22,6 +22,7 @@ use super::{
     args::{Cli, ExportArgs},
     failure::{Failure, Outcome},
     remote,
+    say::talk,
 };
 use crate::{
     control::{self, Request},
@@ -53,7 +54,7 @@ pub fn export(cli: &Cli, args: &ExportArgs) -> Outcome {
     finished.map_err(|e| Failure::new(format!("{e}; what is in {} isn't whole", args.to.display())))?;
     let (files, bytes) = (writing.files, super::print::bytes(writing.bytes));
     if !cli.quiet {
-        eprintln!("{files} files, {bytes}, in {}", args.to.display());
+        talk!("{files} files, {bytes}, in {}", args.to.display());
     }
     Ok(code)
 }

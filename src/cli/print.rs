@@ -157,7 +157,7 @@ pub fn retirement(json: bool, item: &Value) {
     if json_line(json, item) {
         return;
     }
-    println!(
+    say!(
         "{:10} {}  ({} in {} layers){}",
         text(item, "result"),
         text(item, "unit"),

@@ -181,6 +181,19 @@ impl Follower {
         });
     }
 
+    /// Layers of lives that the store has lost go on in the one that it knows.
+    fn take_back(&self) {
+        for record in self.host.journal.units() {
+            match self.host.journal.take_back(&record.unit) {
+                Ok(false) => {}
+                Ok(true) => {
+                    warn!("the store has lost the retirement of {}; it is the old one's again", record.unit)
+                }
+                Err(e) => warn!("{}: {e}", record.unit),
+            }
+        }
+    }
+
     /// Once the replica has caught up with where the store stood at connect: layers that the journal calls committed and the catalog
     /// doesn't know are sent again while the spool has them.
     fn compare_when_complete(&mut self) {
@@ -190,6 +203,7 @@ impl Follower {
             return;
         }
         self.target = None;
+        self.take_back();
         for record in self.host.journal.units() {
             let Some(committed) = &record.committed else { continue };
             let layer = self.host.journal.layer_of(&record);

@@ -18,6 +18,7 @@ use super::{
     memory::Change,
     record::UnitRecord,
     replica::LayerHead,
+    transitions::committed_of,
 };
 use crate::ids::{Generation, Incarnation, RelPath, Seq, StoreUuid, UnitId};
 
@@ -94,6 +95,23 @@ impl Journal {
             memory.apply(Change { unit, record: Some(record), clears_notes: false });
         }
         Ok(())
+    }
+
+    /// The store was restored from a backup, which doesn't know the life that this layer is of: it goes on in the one that the store knows, as the
+    /// generation after what this host has committed of that. Whether that was so.
+    pub fn take_back(&self, unit: &UnitId) -> Result<bool, JournalError> {
+        let life = self.replica.incarnation(unit);
+        let _writer = self.writer();
+        let Some(record) = self.get(unit).filter(|record| record.incarnation > life) else {
+            return Ok(false);
+        };
+        let record = UnitRecord { incarnation: life, ..record };
+        let record = match self.replica.layer_of(self.host, unit) {
+            Some(layer) => record.overtaken(committed_of(&layer), self.clock.now_ms()),
+            None => record,
+        };
+        self.write(vec![Change { unit: unit.clone(), record: Some(record), clears_notes: false }], None)?;
+        Ok(true)
     }
 
     /// Notes which of these layers are of an earlier life.

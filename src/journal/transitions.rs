@@ -372,7 +372,11 @@ impl Journal {
 
     /// Writes changes of records and a manifest durably, drops the manifests that nothing names any more, and then changes the
     /// memory. The caller holds the writer's lock.
-    fn write(&self, changes: Vec<Change>, manifest: Option<(Hash, Vec<u8>)>) -> Result<(), JournalError> {
+    pub(super) fn write(
+        &self,
+        changes: Vec<Change>,
+        manifest: Option<(Hash, Vec<u8>)>,
+    ) -> Result<(), JournalError> {
         let unnamed = self.memory().unnamed_by(&changes);
         self.db.write(Durability::Immediate, |txn| {
             let mut manifests = txn.open_table(MANIFESTS)?;
@@ -422,7 +426,7 @@ fn changed(record: UnitRecord) -> Change {
     Change { unit: record.unit.clone(), record: Some(record), clears_notes: false }
 }
 
-fn committed_of(layer: &LayerHead) -> Committed {
+pub(super) fn committed_of(layer: &LayerHead) -> Committed {
     let LayerHead { generation, manifest, time_ms, .. } = *layer;
     Committed { generation, manifest, seq: layer.seq(), time_ms }
 }

@@ -120,3 +120,27 @@ fn the_border_is_passed_once() {
     journal.complete(&[(after.clone(), BY_ITSELF)]).expect("it runs");
     assert_eq!(journal.own_incarnation(&after), Incarnation(3));
 }
+
+/// A store that was restored from a backup, which knows nothing of a retirement: what this host has goes on in the life that the store knows, behind what it
+/// had committed of that.
+#[test]
+fn a_store_that_lost_a_retirement_gets_everything_again() {
+    let (_dir, journal) = fresh();
+    let mut catalog = Catalog::new();
+    let (old, backup) = (catalog.commit(journal.host(), &exec(), 2, Hash::of(b"a")), catalog.records.clone());
+    let retired = catalog.retire(&[exec()]);
+    journal.follow(catalog.store, &[old]).expect("it follows");
+    take(&journal, &catalog, &retired, &[exec()]);
+    journal.evict(&exec()).expect("committed");
+    journal.discharge(&exec()).expect("evicted");
+    catalog.incarnation = Incarnation(retired.seq.0);
+    commit(&journal, &mut catalog, &exec());
+
+    journal.reset_replica(catalog.store).expect("writes");
+    journal.follow(catalog.store, &backup).expect("from the start");
+    assert!(journal.take_back(&exec()).expect("writes"));
+    assert!(!journal.take_back(&exec()).expect("nothing is to be done"));
+    let record = journal.get(&exec()).expect("a record");
+    assert_eq!((record.incarnation, record.state), (Incarnation::FIRST, State::Running));
+    assert_eq!((record.generation, record.partial), (Generation(3), false), "all of the spool goes with it");
+}

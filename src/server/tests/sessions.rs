@@ -16,7 +16,7 @@ use crate::{
     manifest::{Body, Manifest},
     transport::Target,
     wire::{
-        CommitRequest, RefusalCode,
+        CommitRequest, RefusalCode, RetireUnit,
         link::{LinkError, LinkEvent},
         rights::Rights,
     },
@@ -274,6 +274,9 @@ async fn rights_are_checked_at_the_commit() {
         assert!(error.to_string().contains("`overlay`"), "{error}");
     }
     other.add("1-me/host2", &manifest("b", Body::Dir)).await.expect("its own unit");
+    let old = RetireUnit { unit: request("1-me/host1", Hash::of(b"")).unit, seq: Seq(1) };
+    let error = other.link.retire(vec![old.clone()]).await.expect_err("hides what others have");
+    assert!(error.to_string().contains("`delete`"), "{error}");
 
     lab.kill().await;
     lab.start(Rights::NONE).await;
@@ -289,6 +292,8 @@ async fn rights_are_checked_at_the_commit() {
     let mut admin = lab.host("web");
     assert!(admin.up().await.may_delete);
     admin.add("1-me/host1", &whiteout).await.expect("has the right");
+    let retired = admin.link.retire(vec![old.clone()]).await.expect("has the right");
+    assert_eq!(retired.retired(), [old.unit]);
     // Nobody hides what is still to come.
     let entry = whiteout.get(&"gone".parse().expect("a path")).expect("is in it").clone();
     let later =
