@@ -9,15 +9,15 @@ use super::{Host, live::LiveFollower, shown::Telling};
 use crate::{
     catalog::{Head, Record},
     fuse::Notices,
-    ids::{Scope, StoreUuid, UnitId},
-    journal::{JournalError, State},
+    ids::{Generation, Scope, StoreUuid, UnitId},
+    journal::{JournalError, State, UnitRecord},
     wire::{Welcome, link::LinkEvent},
 };
 
 /// Takes the connection's events until it ends.
 pub async fn follow(host: Arc<Host>, notices: Notices, mut events: mpsc::UnboundedReceiver<LinkEvent>) {
     let live = LiveFollower::new(host.clone(), notices.clone());
-    let mut follower = Follower { host, notices, live, store: None, target: None };
+    let mut follower = Follower { host, notices, live, store: None, target: None, unseen: Vec::new() };
     while let Some(event) = events.recv().await {
         follower.take(event);
     }
@@ -30,6 +30,8 @@ struct Follower {
     store: Option<StoreUuid>,
     /// The head that the store had when this session began: at that point the replica is complete enough to compare.
     target: Option<Head>,
+    /// What the journal called committed then and the replica didn't have. What is committed since is followed a moment after its answer.
+    unseen: Vec<(UnitId, Generation)>,
 }
 
 impl Follower {
@@ -50,7 +52,6 @@ impl Follower {
         info!("connected to store {} at sequence number {}", welcome.store, welcome.head.seq);
         welcome.differences.iter().for_each(|d| warn!("settings differ from the store's: {d}"));
         self.store = Some(welcome.store);
-        self.target = Some(welcome.head);
         let known = self.host.journal.head();
         if known.is_some_and(|(store, _)| store != welcome.store) {
             warn!("this is another store than before; the replica begins anew");
@@ -59,6 +60,8 @@ impl Follower {
             Some((store, head)) if store == welcome.store => head,
             _ => self.begin_anew(welcome.store),
         };
+        // Before anything can be committed in this session.
+        self.expect(welcome.head);
         if let Err(e) = self.host.journal.set_may_delete(welcome.store, welcome.may_delete) {
             warn!("can't remember whether this host may delete: {e}");
         }
@@ -84,7 +87,7 @@ impl Follower {
             head.seq
         );
         let from = self.begin_anew(store);
-        self.target = Some(head);
+        self.expect(head);
         self.host.link.as_ref().expect("events come from the link").follow(from);
         self.compare_when_complete();
     }
@@ -194,6 +197,21 @@ impl Follower {
         }
     }
 
+    fn expect(&mut self, head: Head) {
+        self.target = Some(head);
+        let units = self.host.journal.units();
+        let unseen = units.into_iter().filter(|record| !self.is_seen(record));
+        self.unseen = unseen.filter_map(|record| Some((record.unit, record.committed?.generation))).collect();
+    }
+
+    /// Whether the replica has what the journal calls committed of a layer.
+    fn is_seen(&self, record: &UnitRecord) -> bool {
+        record.committed.as_ref().is_none_or(|committed| {
+            let layer = self.host.journal.layer_of(record);
+            layer.is_some_and(|layer| layer.generation >= committed.generation)
+        })
+    }
+
     /// Once the replica has caught up with where the store stood at connect: layers that the journal calls committed and the catalog
     /// doesn't know are sent again while the spool has them.
     fn compare_when_complete(&mut self) {
@@ -204,10 +222,10 @@ impl Follower {
         }
         self.target = None;
         self.take_back();
-        for record in self.host.journal.units() {
-            let Some(committed) = &record.committed else { continue };
-            let layer = self.host.journal.layer_of(&record);
-            if layer.is_some_and(|layer| layer.generation >= committed.generation) {
+        for (unit, generation) in std::mem::take(&mut self.unseen) {
+            let Some(record) = self.host.journal.get(&unit) else { continue };
+            if self.is_seen(&record) || record.committed.as_ref().is_some_and(|c| c.generation != generation)
+            {
                 continue;
             }
             match record.state {

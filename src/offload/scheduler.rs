@@ -241,6 +241,14 @@ impl Scheduler {
             Outcome::Done => {
                 shared.note_settled(&unit);
                 shared.forget_activity(&unit);
+                // It was found to be lost by the store while it counted as being sent.
+                if shared
+                    .journal
+                    .get(&unit)
+                    .is_some_and(|r| matches!(r.state, State::Complete | State::Sealed))
+                {
+                    shared.enqueue(&unit);
+                }
                 if shared.journal.is_retired(&unit) {
                     self.free_retired();
                 }
