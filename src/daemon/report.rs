@@ -304,9 +304,15 @@ fn glob(pattern: &[u8], text: &[u8]) -> bool {
     }
 }
 
-/// `explain PATH`.
+/// `explain PATH`. Waits for the network where manifests aren't here and the store answers.
 pub fn explain(host: &Host, path: &RelPath) -> Value {
     let place = host.place(path);
+    if let Err(need) = host.view.lookup(path)
+        && host.link.as_ref().is_some_and(|link| link.status().connected)
+        && let Err(e) = host.view.fetch(&need)
+    {
+        tracing::info!("{path}: {e}");
+    }
     let mut out = Map::new();
     out.insert("v".into(), json!(VERSION));
     out.insert("kind".into(), json!("path"));
