@@ -27,8 +27,10 @@ def daemon_of(config):
     for path in glob.glob("/proc/[0-9]*/cmdline"):
         with open(path, "rb") as file:
             words = file.read().split(b"\0")
-        if config.encode() in words and b"mount" in words:
-            return int(path.split("/")[2])
+        pid = int(path.split("/")[2])
+        # Its supervisor has the same words, and no thread that reads the device.
+        if config.encode() in words and b"mount" in words and any(threads(pid, "fuser-")):
+            return pid
     sys.exit("no daemon with %s" % config)
 
 
