@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::{NewCommit, NewRetirement, Slots, StoreApi, StoreFault};
 use crate::{
-    catalog::{Commit, Head, Record, RecordBody, Retirement, Snapshot},
+    catalog::{Commit, Head, Record, RecordBody, Retirement},
     chunk::{ChunkParams, ObjectKind, block::Block},
     ids::{Generation, Hash, HostUuid, Seq, StoreUuid, UnitId},
 };
@@ -174,20 +174,7 @@ impl StoreApi for MemStore {
         if !self.lock().objects.contains_key(&(ObjectKind::Manifest, s.manifest)) {
             return Err(StoreFault::Unacceptable("the manifest was not sent".to_owned()));
         }
-        let NewCommit { host, host_name, unit, generation, manifest, incarnation, .. } = s;
-        let (time_ms, begun_ms, bytes, entries) = (0, 0, 0, 1);
-        let snapshot = Snapshot {
-            host,
-            host_name,
-            unit,
-            generation,
-            manifest,
-            time_ms,
-            begun_ms,
-            bytes,
-            entries,
-            incarnation,
-        };
+        let snapshot = s.into_snapshot(0, 0, 1);
         self.slots.fill(snapshot).map(drop).map_err(|e| StoreFault::Unacceptable(e.to_string()))
     }
 

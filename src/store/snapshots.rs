@@ -249,6 +249,26 @@ fn next_entry(bytes: &[u8], at: usize) -> Option<(SnapshotChange, usize)> {
     Some((minicbor::decode(encoded).ok()?, at + FRAME_BYTES + len))
 }
 
+impl NewCommit {
+    /// What a running layer shows until it is committed. A snapshot of the same generation that it follows says since when.
+    pub(crate) fn into_snapshot(self, time_ms: u64, bytes: u64, entries: u64) -> Snapshot {
+        let Self { host, host_name, unit, generation, manifest, incarnation, .. } = self;
+        let begun_ms = time_ms;
+        Snapshot {
+            host,
+            host_name,
+            unit,
+            generation,
+            manifest,
+            time_ms,
+            begun_ms,
+            bytes,
+            entries,
+            incarnation,
+        }
+    }
+}
+
 impl Store {
     /// The snapshots of all hosts.
     pub fn slots(&self) -> &Slots {
@@ -261,21 +281,7 @@ impl Store {
         super::commit::check_text(&wanted)?;
         let checked = self.check_manifest(&wanted.manifest)?;
         let now_ms = self.clock.now_ms();
-        let NewCommit { host, host_name, unit, generation, manifest, incarnation, .. } = wanted;
-        let (bytes, entries) = (checked.bytes, checked.entries);
-        let (time_ms, begun_ms) = (now_ms, now_ms);
-        let snapshot = Snapshot {
-            host,
-            host_name,
-            unit,
-            generation,
-            manifest,
-            time_ms,
-            begun_ms,
-            bytes,
-            entries,
-            incarnation,
-        };
+        let snapshot = wanted.into_snapshot(now_ms, checked.bytes, checked.entries);
         // Under the log's lock, which a commit takes after it is in the catalog: one of the two sees the other.
         let mut log = self.log();
         self.may_show(&snapshot)?;
