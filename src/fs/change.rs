@@ -89,7 +89,10 @@ impl Fs {
             self.settle_attrs(&local)?;
             let handle = fh.and_then(|fh| self.writable_file(fh));
             apply(local.fd.as_fd(), handle.as_ref().map(|fd| fd.as_fd()), &set)?;
-            if is_file && set.drops_ids(caller) { mode::drop_ids(local.fd.as_fd()) } else { Ok(()) }
+            if is_file && set.drops_ids(caller) {
+                mode::drop_ids(local.fd.as_fd())?;
+            }
+            Ok(())
         };
         if Kind::of_mode(local.stat.st_mode) == Kind::Dir {
             let paths = self.nodes.lock().paths(node);

@@ -44,6 +44,8 @@ pub struct Opened {
     pub backing: Option<Arc<OwnedFd>>,
     /// It was opened by this very request before the take-over: counted already.
     pub is_resumed: bool,
+    /// It was emptied, and has lost setuid or setgid by that, which the kernel doesn't expect.
+    pub has_lost_ids: bool,
     /// Of what is only committed: the kernel may go on with the pages that it has of the node, since they are of this content.
     pub keeps_pages: bool,
 }
@@ -118,12 +120,11 @@ impl Fs {
                 let changed: Vec<_> = paths.iter().map(|p| (p, false)).collect();
                 self.change(&changed, || {
                     let fd = reopen(&local.fd, flags)?;
-                    if truncate {
-                        empty(&fd, caller)?;
-                    }
+                    let has_lost_ids = truncate && empty(&fd, caller)?;
                     let unit = self.unit_of_any(&paths);
                     let data = Data::Local(Arc::new(fd));
-                    Ok(self.register((node, flags, caller), (unit, moves), data))
+                    let opened = self.register((node, flags, caller), (unit, moves), data);
+                    Ok(Opened { has_lost_ids, ..opened })
                 })
             }
             Shown::Local(local) => {
@@ -158,11 +159,10 @@ impl Fs {
                     && sys::fstat(fd).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == inode.key())
             };
             let Some(fd) = opened.ok().filter(is_it) else { return Ok(None) };
-            if truncate {
-                empty(&fd, caller)?;
-            }
+            let has_lost_ids = truncate && empty(&fd, caller)?;
             let data = Data::Local(Arc::new(fd));
-            Ok(Some(self.register((node, flags, caller), (unit.clone(), moves), data)))
+            let opened = self.register((node, flags, caller), (unit.clone(), moves), data);
+            Ok(Some(Opened { has_lost_ids, ..opened }))
         };
         if writable || truncate {
             return self.change_node(node, act);
@@ -272,7 +272,7 @@ impl Fs {
         if backing.is_some() {
             self.paged.lock().expect("no code panics under this lock").remove(&node);
         }
-        Opened { fh, node, backing, is_resumed: false, keeps_pages: false }
+        Opened { fh, node, backing, is_resumed: false, has_lost_ids: false, keeps_pages: false }
     }
 
     /// Whether what the kernel has read of a remote node is this content, which it is from now on. Handles on another content that
@@ -311,7 +311,9 @@ impl Fs {
     fn resumed_open(&self, caller: Caller) -> Option<Opened> {
         let fh = self.inherited.opened_by(caller.request)?;
         let node = self.file(fh).ok()?.node;
-        Some(Opened { fh, node, backing: self.local_file(fh), is_resumed: true, keeps_pages: false })
+        let backing = self.local_file(fh);
+        // Whether it had such bits isn't known any more.
+        Some(Opened { fh, node, backing, is_resumed: true, has_lost_ids: true, keeps_pages: false })
     }
 
     pub(super) fn file(&self, fh: Fh) -> FsResult<Arc<OpenFile>> {
@@ -500,10 +502,10 @@ pub(super) fn is_writable(flags: OFlags) -> bool {
     flags.intersects(OFlags::WRONLY | OFlags::RDWR)
 }
 
-/// What opening with `O_TRUNC` does.
-fn empty(fd: &OwnedFd, caller: Caller) -> FsResult<()> {
+/// What opening with `O_TRUNC` does; whether setuid or setgid went by that.
+fn empty(fd: &OwnedFd, caller: Caller) -> FsResult<bool> {
     sys::ftruncate(fd, 0)?;
-    if mode::is_dropped_by_cut(caller) { mode::drop_ids(fd.as_fd()) } else { Ok(()) }
+    if mode::is_dropped_by_cut(caller) { mode::drop_ids(fd.as_fd()) } else { Ok(false) }
 }
 
 fn sync_bits(flags: OFlags) -> OFlags {

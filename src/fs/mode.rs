@@ -24,9 +24,10 @@ pub(super) fn is_dropped_by_cut(caller: Caller) -> bool {
     caller.uid != 0
 }
 
-/// Takes them away from what `identity` names.
-pub(super) fn drop_ids(identity: BorrowedFd<'_>) -> FsResult<()> {
-    without(sys::fstat(identity)?.st_mode).map_or(Ok(()), |perm| change(identity, perm))
+/// Takes them away from what `identity` names; whether it had any.
+pub(super) fn drop_ids(identity: BorrowedFd<'_>) -> FsResult<bool> {
+    let Some(perm) = without(sys::fstat(identity)?.st_mode) else { return Ok(false) };
+    change(identity, perm).map(|()| true)
 }
 
 /// Sets the permissions of what `identity` names: fchmodat2(2) takes an `O_PATH` descriptor; kernels before 6.6 haven't got it.

@@ -365,8 +365,8 @@ impl Filesystem for Adapter {
         self.answer(
             move |fs| fs.open(node.0, flags.0, caller),
             move |shared, result| {
-                // The kernel takes the mode for unchanged, which it isn't always.
-                if flags.0 & libc::O_TRUNC != 0 && result.is_ok() {
+                // The kernel takes the mode for unchanged.
+                if result.as_ref().is_ok_and(|opened| opened.has_lost_ids) {
                     shared.notices.attributes(node.0);
                 }
                 reply_open(shared, reply, result);
