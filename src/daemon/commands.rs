@@ -4,13 +4,19 @@ use std::{collections::BTreeSet, io, path::Path, sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
-    net::{UnixListener, UnixStream, unix::OwnedWriteHalf},
+    io::{AsyncBufReadExt, BufReader},
+    net::{UnixListener, UnixStream},
     sync::mpsc,
 };
 use tracing::{debug, warn};
 
-use super::{End, HeldBy, Host, export, report, retire::Retiring, users};
+use super::{
+    End, HeldBy, Host,
+    answer::{CAT_BYTES, Ended, Output, Refusal},
+    export, report,
+    retire::Retiring,
+    users,
+};
 use crate::{
     control::{self, RawPath, Reply, Request},
     fuse::Mounted,
@@ -27,9 +33,6 @@ const REQUEST_BYTES: u64 = 16 << 20;
 
 /// Most users of a mount that are named.
 const USERS_NAMED: usize = 10;
-
-/// Bytes of a file told at a time.
-pub(super) const CAT_BYTES: usize = 1 << 20;
 
 /// Lines of a long answer that wait for the caller to read on.
 const LINES_AHEAD: usize = 256;
@@ -71,52 +74,16 @@ fn is_allowed(stream: &UnixStream) -> bool {
     stream.peer_cred().is_ok_and(|c| c.uid() == 0 || c.uid() == rustix::process::geteuid().as_raw())
 }
 
-/// How a command ended: exit code, or what went wrong and what to do.
-pub(super) type Ended = Result<u8, Refusal>;
-
-pub(super) struct Refusal {
-    message: String,
-    hint: Option<String>,
-}
-
-impl Refusal {
-    pub(super) fn new(message: impl ToString) -> Self {
-        Self { message: message.to_string(), hint: None }
-    }
-
-    pub(super) fn hint(mut self, hint: &str) -> Self {
-        self.hint = Some(hint.to_owned());
-        self
-    }
-}
-
 struct Commands {
     host: Arc<Host>,
     mounted: Arc<Mounted>,
     stop: mpsc::Sender<End>,
 }
 
-/// The lines of an answer; a caller that went away is noticed at the end.
-pub(super) struct Output {
-    stream: OwnedWriteHalf,
-}
-
-impl Output {
-    async fn reply(&mut self, reply: &Reply) -> io::Result<()> {
-        let mut line = serde_json::to_vec(reply)?;
-        line.push(b'\n');
-        self.stream.write_all(&line).await
-    }
-
-    pub(super) async fn item(&mut self, item: Value) -> io::Result<()> {
-        self.reply(&Reply::Item(item)).await
-    }
-}
-
 impl Commands {
     async fn one(&self, stream: UnixStream) -> io::Result<()> {
         let (read, write) = stream.into_split();
-        let mut output = Output { stream: write };
+        let mut output = Output::new(write);
         let mut line = String::new();
         BufReader::new(tokio::io::AsyncReadExt::take(read, REQUEST_BYTES)).read_line(&mut line).await?;
         let Ok(request) = serde_json::from_str::<Request>(&line) else { return Ok(()) };

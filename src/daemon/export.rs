@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{
     Host,
-    commands::{CAT_BYTES, Ended, Output, Refusal},
+    answer::{CAT_BYTES, Ended, Output, Refusal},
 };
 use crate::{
     control,

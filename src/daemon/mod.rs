@@ -9,6 +9,7 @@
 //! The main path is [`run`]; [`follow`] keeps the replica of the catalog; [`commands`] and [`report`] answer them.
 
 mod adopt;
+mod answer;
 mod commands;
 mod export;
 mod follow;

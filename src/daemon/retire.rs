@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{
     Host,
-    commands::{Ended, Output, Refusal},
+    answer::{Ended, Output, Refusal},
     lives,
 };
 use crate::{
