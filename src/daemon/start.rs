@@ -15,14 +15,15 @@ use super::{
 use crate::{
     cache::Cache,
     clock::SystemClock,
+    config::Config,
     fs::{
         Fs, FsParts,
         ledger::{Keep, Origin},
         view::View,
     },
-    fuse::{self, MountOptions, Mounted},
+    fuse::{self, MountOptions, Mounted, Notices},
     journal::Journal,
-    offload::{CachedContents, Engine, EngineParts, Uplink},
+    offload::{CachedContents, Engine, EngineParts, OnEvicted, Uplink},
     spool::{Spool, activity::Activity},
     wire::link::LinkEvent,
 };
@@ -47,12 +48,7 @@ pub(super) fn start(
         info!("{adopted} entries of {} are now in the spool", mountpoint.display());
     }
     let spool = Spool::open(&config.spool_dir)?;
-    let cache_dir = config.state_dir.join("cache");
-    let cache = Cache::open(&cache_dir, config.cache_max_mib << 20).map_err(|source| DaemonError::Path {
-        what: "can't open the cache",
-        path: cache_dir,
-        source,
-    })?;
+    let cache = open_cache(&config)?;
     let view = Arc::new(View::new(journal.clone(), cache.clone()));
     let (activity, touched) = Activity::new();
     let rules = layout_rules(&config);
@@ -74,7 +70,6 @@ pub(super) fn start(
         passthrough,
     };
     let Begun { fs, mounted, keep } = begin(&holder, left, &parts, &mountpoint, &mount_options)?;
-    let notices = mounted.notifier();
     let engine = Engine::start(EngineParts {
         journal: journal.clone(),
         activity: activity.clone(),
@@ -83,25 +78,10 @@ pub(super) fn start(
         link: link.clone().map(|link| Arc::new(link) as Arc<dyn Uplink>),
         contents: Arc::new(CachedContents::new(cache.clone(), link.clone())),
         clock,
-        on_evicted: Box::new({
-            let (fs, journal) = (fs.clone(), journal.clone());
-            move |unit| {
-                // Forgotten by the journal: it was of an earlier life.
-                let is_retired = journal.get(unit).is_none();
-                let known =
-                    if is_retired { fs.retired(unit) } else { fs.evicted(std::slice::from_ref(unit)) };
-                notices.tell(known);
-            }
-        }),
+        on_evicted: tell_of_freed(fs.clone(), journal.clone(), mounted.notifier()),
         settings: engine_settings(&config, &rules),
     });
-    let engine = match engine {
-        Ok(engine) => engine,
-        Err(e) => {
-            let _ = mounted.unmount(true);
-            return Err(e.into());
-        }
-    };
+    let engine = engine.inspect_err(|_| drop(mounted.unmount(true)))?;
     let host = Host {
         config,
         mountpoint,
@@ -119,6 +99,25 @@ pub(super) fn start(
         shown: Shown::default(),
     };
     Ok((Arc::new(host), mounted, events))
+}
+
+fn open_cache(config: &Config) -> Result<Arc<Cache>, DaemonError> {
+    let path = config.state_dir.join("cache");
+    Cache::open(&path, config.cache_max_mib << 20).map_err(|source| DaemonError::Path {
+        what: "can't open the cache",
+        path,
+        source,
+    })
+}
+
+/// What becomes of the names of a unit whose files have left the spool.
+fn tell_of_freed(fs: Arc<Fs>, journal: Arc<Journal>, notices: Notices) -> OnEvicted {
+    Box::new(move |unit| {
+        // Forgotten by the journal: it was of an earlier life.
+        let is_retired = journal.get(unit).is_none();
+        let known = if is_retired { fs.retired(unit) } else { fs.evicted(std::slice::from_ref(unit)) };
+        notices.tell(known);
+    })
 }
 
 /// Takes over what is left, or, where nothing is or that can't be, mounts.
