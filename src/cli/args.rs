@@ -59,6 +59,12 @@ pub enum Command {
     Config(ConfigArgs),
     /// Run the whole system on this machine in a temporary directory.
     Demo(DemoArgs),
+    /// Send a daemon's notices to the kernel: a daemon starts this for itself.
+    #[command(hide = true)]
+    Notifier {
+        /// Where the daemon's mount is, for who looks at the list of processes.
+        mountpoint: PathBuf,
+    },
     /// Write generated job results into a directory (for tests and benchmarks).
     #[command(hide = true)]
     Generate(GenerateArgs),

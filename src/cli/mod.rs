@@ -71,6 +71,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Verify(args) => verify::verify(&cli, args),
         Command::Config(args) => show_config(&cli, args.explain),
         Command::Demo(args) => run_demo(&cli, args),
+        Command::Notifier { .. } => mount::notifier(),
         Command::Generate(args) => generate(args),
         Command::GenerateHistory(args) => generate_history(args),
     }

@@ -6,8 +6,11 @@
 
 use std::{
     fs::File,
-    io::{BufRead, BufReader, Write},
-    os::{fd::OwnedFd, unix::ffi::OsStrExt},
+    io::{self, BufRead, BufReader, Write},
+    os::{
+        fd::OwnedFd,
+        unix::{ffi::OsStrExt, net::UnixStream},
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -318,6 +321,16 @@ fn supervise(args: &MountArgs, config: &Config, mountpoint: PathBuf) -> Outcome 
     let arguments = daemon_arguments(args, config, &mountpoint, &["--background-child"]);
     let supervised = Supervised { program: this_program()?, arguments, mountpoint };
     supervisor::supervise(supervised).map_err(|e| Failure::new(format!("the supervisor: {e}")))
+}
+
+/// What a daemon starts to send notices: standard input is a socket to it, standard output the kernel's descriptor.
+pub fn notifier() -> Outcome {
+    let by_hand = |_| Failure::usage("`notifier` is for the daemon, which starts it by itself");
+    let socket = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3).map(UnixStream::from);
+    let socket = socket.map_err(io::Error::from).and_then(|socket| socket.peer_addr().map(|_| socket));
+    fuse::carry_notices(&socket.map_err(by_hand)?, rustix::stdio::stdout())
+        .map_err(|e| Failure::new(format!("notices to the kernel: {e}")))?;
+    Ok(0)
 }
 
 fn await_ready(child: &mut Child, config: &Config) -> Outcome {

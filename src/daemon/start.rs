@@ -68,6 +68,7 @@ pub(super) fn start(
         read_only,
         fs_name: source(&config),
         passthrough,
+        ..MountOptions::default()
     };
     let Begun { fs, mounted, keep } = begin(&holder, left, &parts, &mountpoint, &mount_options)?;
     let engine = Engine::start(EngineParts {

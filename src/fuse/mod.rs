@@ -7,7 +7,7 @@
 //! | `bare` | listings that only name what is there |
 //! | `pool` | the threads that wait where an operation must |
 //! | `point` | the mount point: checks, mount(2), umount2(2) |
-//! | `notice` | the thread that tells the kernel what to forget |
+//! | `notice` | telling the kernel what to forget, from another process |
 //! | `texts` | programs that run aren't emptied |
 //! | `times` | fuser's times and ours |
 //! | `session` | beginning with a new session, or going on with one that another process has left |
@@ -17,7 +17,7 @@
 //! - All opens of one inode at a time are passthrough with one backing id, or none is.
 //! - Passthrough excludes `FOPEN_KEEP_CACHE`.
 //! - Extended attributes are answered `ENOSYS`, or the kernel asks for one before every write.
-//! - Nothing is told to the kernel from a handler or under a lock.
+//! - Nothing is told to the kernel from a handler, under a lock, or by this process at all: it might never end.
 //! - A handler never panics out: fuser's thread would be gone for good.
 
 mod adapter;
@@ -41,9 +41,9 @@ use std::{
     thread,
 };
 
-use self::{adapter::Adapter, point::Point, session::Prepared};
+use self::{adapter::Adapter, notice::Carriage, point::Point, session::Prepared};
 pub use self::{
-    notice::Notices,
+    notice::{Notices, carry as carry_notices},
     point::{abort_at, abort_connection, answers, clear_dead},
 };
 use crate::fs::{Fs, ledger::Origin};
@@ -67,6 +67,8 @@ pub struct MountOptions {
     /// Shown as the mount's source.
     pub fs_name: String,
     pub passthrough: Passthrough,
+    /// This program: it is started once more, to send notices to the kernel ([`carry_notices`]).
+    pub program: PathBuf,
 }
 
 impl Default for MountOptions {
@@ -76,6 +78,8 @@ impl Default for MountOptions {
             read_only: false,
             fs_name: "resultsfs".to_owned(),
             passthrough: Passthrough::Auto,
+            // Also where another file is by that name now.
+            program: PathBuf::from("/proc/self/exe"),
         }
     }
 }
@@ -142,15 +146,14 @@ pub fn mount(fs: Arc<Fs>, mountpoint: &Path, options: &MountOptions) -> Result<M
 /// Mounts `fs` on `mountpoint`; it answers from [`Mounted::serve`] on.
 pub fn prepare(fs: Arc<Fs>, mountpoint: &Path, options: &MountOptions) -> Result<Mounted, MountError> {
     let (point, device) = Point::mount(mountpoint, options)?;
-    let parts = Parts::new(options.passthrough);
-    let begun = device.try_clone().and_then(|kept| {
-        parts.backings.set_device(kept.try_clone()?);
+    let begun = Parts::new(options.passthrough, &point, &device, options).and_then(|parts| {
+        let kept = device.try_clone()?;
         let prepared = Prepared::begin(parts.adapter(fs.clone(), &point), device, config(), acl(options))?;
         parts.backings.probe(&fs);
-        Ok((prepared, kept))
+        Ok((parts, prepared, kept))
     });
     match begun {
-        Ok((prepared, device)) => {
+        Ok((parts, prepared, device)) => {
             point.widen_read_ahead();
             Ok(parts.mounted(point, device, prepared))
         }
@@ -182,13 +185,10 @@ pub fn take_over(
     let point =
         Point::existing(mountpoint, origin.device).ok_or_else(|| MountError::Over(mountpoint.to_owned()))?;
     // What the kernel has of it was settled when the mount was made.
-    let parts = Parts::new(if session::has_passthrough(origin.capabilities) {
-        Passthrough::Auto
-    } else {
-        Passthrough::Off
-    });
+    let passthrough =
+        if session::has_passthrough(origin.capabilities) { Passthrough::Auto } else { Passthrough::Off };
     let session_error = |source| MountError::Session { path: mountpoint.to_owned(), source };
-    parts.backings.set_device(device.try_clone().map_err(session_error)?);
+    let parts = Parts::new(passthrough, &point, &device, options).map_err(session_error)?;
     parts.backings.inherit(&fs);
     let forgotten = fs.after_takeover();
     let adapter = parts.adapter(fs, &point);
@@ -202,15 +202,24 @@ pub fn take_over(
 struct Parts {
     backings: Arc<backing::Backings>,
     notices: Notices,
-    outbox: notice::Outbox,
     granted: Arc<AtomicU64>,
 }
 
 impl Parts {
-    fn new(passthrough: Passthrough) -> Self {
-        let (notices, outbox) = Notices::new();
+    fn new(
+        passthrough: Passthrough,
+        point: &Point,
+        device: &OwnedFd,
+        options: &MountOptions,
+    ) -> io::Result<Self> {
+        let carriage = Carriage {
+            program: options.program.clone(),
+            device: device.try_clone()?,
+            mountpoint: point.path().to_owned(),
+        };
         let backings = Arc::new(backing::Backings::new(passthrough));
-        Self { backings, notices, outbox, granted: Arc::default() }
+        backings.set_device(device.try_clone()?);
+        Ok(Self { backings, notices: Notices::start(carriage)?, granted: Arc::default() })
     }
 
     fn adapter(&self, fs: Arc<Fs>, point: &Point) -> Adapter {
@@ -219,7 +228,6 @@ impl Parts {
     }
 
     fn mounted(self, point: Point, device: OwnedFd, prepared: Prepared) -> Mounted {
-        self.outbox.start(prepared.notifier());
         Mounted {
             point,
             device,

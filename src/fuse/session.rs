@@ -15,12 +15,14 @@ use rustix::{
     net::{AddressFamily, SocketFlags, SocketType, socketpair},
 };
 
-use super::adapter::Adapter;
+use super::{
+    adapter::Adapter,
+    notice::{self, NOTIFY_RESEND},
+};
 
-/// linux/fuse.h: `FUSE_INIT`, the version that `FUSE_NOTIFY_RESEND` came with, and that.
+/// linux/fuse.h: `FUSE_INIT`, and the version that `FUSE_NOTIFY_RESEND` came with.
 const FUSE_INIT: u32 = 26;
 const ABI: (u32, u32) = (7, 40);
-const NOTIFY_RESEND: i32 = 7;
 /// `struct fuse_in_header` and `struct fuse_init_in`.
 const INIT_BYTES: usize = 40 + 64;
 /// What the kernel's own first request offers; without effect on a session that goes on.
@@ -80,17 +82,11 @@ impl Prepared {
         Ok(Self { session, goes_on: true })
     }
 
-    pub(super) fn notifier(&self) -> fuser::Notifier {
-        self.session.notifier()
-    }
-
     /// Has the kernel send again what the predecessor had read and not answered.
     pub(super) fn ask_again(&self, device: BorrowedFd<'_>) -> io::Result<()> {
         if self.goes_on {
-            let mut notice = [0; 16];
-            notice[..4].copy_from_slice(&16u32.to_ne_bytes());
-            notice[4..8].copy_from_slice(&NOTIFY_RESEND.to_ne_bytes());
-            rustix::io::write(device, &notice)?;
+            // It takes no lock that a request holds.
+            rustix::io::write(device, &notice::bare(NOTIFY_RESEND))?;
         }
         Ok(())
     }

@@ -150,6 +150,77 @@ fn evicted_files_are_read_across_kills() {
     drone.offload();
 }
 
+/// A notice to the kernel waits for the pages that a read is to fill, and the read for the results host: killed just then, the daemon ends
+/// all the same, and the next one answers the read (P7).
+#[test]
+fn a_daemon_that_is_killed_while_the_kernel_holds_a_notice_is_followed() {
+    let mut lab = Lab::new(BOUND);
+    let drone = lab.machine("drone1");
+    lab.mount(&drone);
+    let source = lab.path().join("source");
+    resultsfs::demo::generate::job(&source, 3, 1, 0.1).expect("a job");
+    let from = fs::read_dir(&source).expect("a job").flatten().next().expect("a job").path();
+    play_job(&from, &drone.mount, 1);
+    let log = drone.mount.join("1-debug_user/host1/status.log");
+    let content = fs::read(&log).expect("local");
+    drone.offload();
+    let out = drone.run(["evict", "1-debug_user"]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    let file = fs::File::open(&log).expect("remote");
+    kill_process(lab.serve_pid(), Signal::STOP).expect("our own child");
+    let reader = thread::spawn(move || {
+        let mut read = Vec::new();
+        (&file).read_to_end(&mut read).map(|_| read)
+    });
+    kill_daemon(&drone);
+    for _ in 0..3 {
+        // What its predecessor may not have said the next daemon says to begin with.
+        wait_for("a notice that waits in the kernel", Duration::from_secs(20), || {
+            let notifiers = processes_with(&["notifier", &drone.mount.display().to_string()]);
+            notifiers.iter().any(|pid| is_waiting_in_the_kernel(*pid))
+        });
+        kill_daemon(&drone);
+    }
+    kill_process(lab.serve_pid(), Signal::CONT).expect("our own child");
+    assert!(reader.join().expect("a reader").expect("read in the end") == content);
+    wait_for("the end of the others' notifiers", Duration::from_secs(10), || {
+        processes_with(&["notifier", &drone.mount.display().to_string()]).len() == 1
+    });
+}
+
+/// The process that sends notices is started again when it was killed, and what it was given is sent once more.
+#[test]
+fn a_killed_notifier_is_followed() {
+    let mut lab = Lab::new(BOUND);
+    let (drone, other) = (lab.machine("drone1"), lab.machine("drone2"));
+    lab.mount(&drone);
+    lab.mount(&other);
+    let path = "1-me/host1/status.log";
+    fs::create_dir_all(other.mount.join("1-me/host1")).expect("made");
+    fs::write(other.mount.join(path), "one\n").expect("written");
+    let commit = |text: &str| {
+        fs::write(other.mount.join(path), text).expect("written");
+        assert_eq!(other.run(["complete", "1-me/host1"]).status.code(), Some(0));
+        other.offload();
+        drone.catch_up(&other);
+    };
+    commit("first\n");
+    assert_eq!(fs::read_to_string(drone.mount.join(path)).expect("followed"), "first\n");
+    let notifier = processes_with(&["notifier", &drone.mount.display().to_string()])[0];
+    kill_process(notifier, Signal::KILL).expect("our own");
+    commit("second, which the kernel must be told of\n");
+    wait_for("the kernel to be told", Duration::from_secs(10), || {
+        fs::read_to_string(drone.mount.join(path)).is_ok_and(|text| text.starts_with("second"))
+    });
+    assert_ne!(processes_with(&["notifier", &drone.mount.display().to_string()]), [notifier]);
+}
+
+/// Not to be woken by a signal (`D` in proc(5)).
+fn is_waiting_in_the_kernel(pid: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
+    stat.rsplit(") ").next().is_some_and(|after| after.starts_with('D'))
+}
+
 /// Nothing is lost if the supervisor dies, too: the mount is dead then, and the next `mount` clears it.
 #[test]
 fn without_its_supervisor_a_mount_dies_with_its_daemon() {

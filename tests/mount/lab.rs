@@ -37,6 +37,11 @@ pub struct Lab {
     _watchdog: mpsc::Sender<()>,
 }
 
+/// How the labs mount.
+pub fn options() -> MountOptions {
+    MountOptions { program: env!("CARGO_BIN_EXE_resultsfs").into(), ..MountOptions::default() }
+}
+
 impl Lab {
     pub fn new(passthrough: Passthrough) -> Self {
         Self::over(passthrough, |dir| Spool::open(dir).expect("spool"))
@@ -64,7 +69,7 @@ impl Lab {
             keep: None,
         })
         .expect("file system");
-        let options = MountOptions { passthrough, ..MountOptions::default() };
+        let options = MountOptions { passthrough, ..options() };
         let mounted = fuse::mount(fs.clone(), &dir.path().join("mnt"), &options).expect("mounted");
         let _watchdog = watch(mounted.device());
         Self { fs, mounted, activity, journal, store, cache, dir, _watchdog }

@@ -16,11 +16,11 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-use resultsfs::fuse::{self, MountError, MountOptions};
+use resultsfs::fuse::{self, MountError};
 
 use crate::{
     all_ways,
-    lab::{assert_same_tree, describe, sh},
+    lab::{assert_same_tree, describe, options, sh},
 };
 
 all_ways! {
@@ -381,7 +381,7 @@ END"#,
         let held = File::create(lab.at("held")).expect("made");
         assert!(held.as_raw_fd() > 2);
         assert!(matches!(lab.mounted.unmount(false), Err(MountError::Unmount { .. })));
-        let again = fuse::mount(lab.fs.clone(), &lab.at(""), &MountOptions::default());
+        let again = fuse::mount(lab.fs.clone(), &lab.at(""), &options());
         assert!(matches!(again.err(), Some(MountError::AlreadyMounted(_))));
         drop(held);
         let line = sh(r#"findmnt -no FSTYPE,OPTIONS "$1""#, &[&lab.at("")]);
@@ -421,7 +421,7 @@ fn a_dead_mount_is_cleared_away() {
     assert!(lab.mounted.wait().is_ok());
     let error = fs::metadata(lab.at("")).expect_err("dead");
     assert_eq!(error.raw_os_error(), Some(libc::ENOTCONN));
-    let again = fuse::mount(lab.fs.clone(), &lab.at(""), &MountOptions::default()).expect("mounted");
+    let again = fuse::mount(lab.fs.clone(), &lab.at(""), &options()).expect("mounted");
     fs::write(lab.at("f"), "alive").expect("written");
     again.unmount(true).expect("unmounted");
     assert!(again.wait().is_ok());
