@@ -92,11 +92,6 @@ impl Disk {
         }
     }
 
-    /// Whether an object should be here.
-    pub fn has(&self, key: ObjectKey) -> bool {
-        self.shelf().has(key)
-    }
-
     /// The block that should hold an object.
     pub fn name_of(&self, key: ObjectKey) -> Option<BlockName> {
         self.shelf().find(key).map(|(name, ())| name)

@@ -1,11 +1,12 @@
-//! Fetches under way: whoever wants what is being fetched waits for it in place of asking again.
+//! Fetches and loads under way: whoever wants what is being fetched waits for it in place of asking again, and whoever wants a block that is
+//! being read from the disk waits in place of unpacking it, too.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Condvar, Mutex, MutexGuard},
 };
 
-use super::{FetchError, object::Object, recipe::Placed};
+use super::{FetchError, object::Object, recipe::Placed, shelf::BlockName};
 use crate::{chunk::ObjectKind, ids::Hash};
 
 /// Waits for a neighbour's fetch before an object is fetched anyway.
@@ -102,5 +103,36 @@ impl Drop for Landing<'_> {
     fn drop(&mut self) {
         self.flights.table().remove(&self.object);
         self.flight.land(self.result.clone());
+    }
+}
+
+/// Whose turn it is to load a block: one at a time for each. Bounded by the disk, never by the network.
+#[derive(Debug, Default)]
+pub struct Turns {
+    taken: Mutex<HashSet<BlockName>>,
+    freed: Condvar,
+}
+
+/// A turn, until it is dropped.
+pub struct Turn<'a> {
+    turns: &'a Turns,
+    name: BlockName,
+}
+
+impl Turns {
+    /// Waits for whoever has this block's turn.
+    pub fn take(&self, name: BlockName) -> Turn<'_> {
+        let taken = self.taken.lock().expect("no code panics under this lock");
+        let mut taken =
+            self.freed.wait_while(taken, |t| t.contains(&name)).expect("no code panics under this lock");
+        taken.insert(name);
+        Turn { turns: self, name }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.turns.taken.lock().expect("no code panics under this lock").remove(&self.name);
+        self.turns.freed.notify_all();
     }
 }

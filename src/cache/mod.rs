@@ -34,7 +34,7 @@ use tracing::warn;
 pub use self::object::Object;
 use self::{
     disk::Disk,
-    flight::Flights,
+    flight::{Flights, Turns},
     lru::Lru,
     object::OpenBlock,
     read::ReadAhead,
@@ -89,6 +89,8 @@ pub struct CacheStats {
     pub fetched_bytes: u64,
     /// Fetches that failed.
     pub failed_fetches: u64,
+    /// Blocks that were unpacked from disk.
+    pub loads: u64,
 }
 
 /// A block as it came, and opened.
@@ -102,6 +104,7 @@ struct Counters {
     fetches: AtomicU64,
     fetched_bytes: AtomicU64,
     failed_fetches: AtomicU64,
+    loads: AtomicU64,
 }
 
 /// The cache.
@@ -111,6 +114,7 @@ pub struct Cache {
     open: Mutex<Shelf<Arc<OpenBlock>>>,
     recipes: Mutex<Lru<Hash, Arc<Layout>>>,
     flights: Flights,
+    loads: Turns,
     source: RwLock<Option<Arc<dyn BlockSource>>>,
     ahead: ReadAhead,
     counters: Counters,
@@ -126,6 +130,7 @@ impl Cache {
             open: Mutex::new(Shelf::new(OPEN_BYTES, MAX_OBJECTS)),
             recipes: Mutex::new(Lru::new(RECIPE_BYTES)),
             flights: Flights::default(),
+            loads: Turns::default(),
             source: RwLock::default(),
             ahead: ReadAhead::start(cache),
             counters: Counters::default(),
@@ -164,7 +169,15 @@ impl Cache {
 
     /// An object, if it is on this host.
     pub fn get_local(&self, kind: ObjectKind, hash: &Hash) -> Option<Object> {
+        self.get_open(kind, hash).or_else(|| self.load(kind, hash))
+    }
+
+    /// An object from the disk. The kernel sends a reader's requests side by side, and the next ones are for the same block.
+    fn load(&self, kind: ObjectKind, hash: &Hash) -> Option<Object> {
+        let name = self.disk.name_of(ObjectKey::of(kind, hash))?;
+        let _turn = self.loads.take(name);
         self.get_open(kind, hash).or_else(|| {
+            self.counters.loads.fetch_add(1, Ordering::Relaxed);
             let (name, block, object) = self.disk.load(kind, hash)?;
             self.keep_open(name, block);
             Some(object)
@@ -221,8 +234,9 @@ impl Cache {
         true
     }
 
-    fn has(&self, key: ObjectKey) -> bool {
-        self.open_blocks().has(key) || self.disk.has(key)
+    /// Whether an object is in memory.
+    fn is_open(&self, key: ObjectKey) -> bool {
+        self.open_blocks().has(key)
     }
 
     /// Deletes all that is cached.
@@ -244,6 +258,7 @@ impl Cache {
             fetches: self.counters.fetches.load(Ordering::Relaxed),
             fetched_bytes: self.counters.fetched_bytes.load(Ordering::Relaxed),
             failed_fetches: self.counters.failed_fetches.load(Ordering::Relaxed),
+            loads: self.counters.loads.load(Ordering::Relaxed),
         }
     }
 

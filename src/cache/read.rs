@@ -1,4 +1,4 @@
-//! Reading files: from contents and recipes to bytes, and ahead of readers who go on in order.
+//! Reading files: from contents and recipes to bytes, and ahead of readers who go on in order, whether what comes next is on this host or not.
 
 use std::{
     ops::Range,
@@ -20,7 +20,7 @@ use crate::{
     limits,
 };
 
-/// How far ahead of a reader bytes are fetched: some four blocks hide a round trip of tens of milliseconds.
+/// How far ahead of a reader bytes are fetched and unpacked: some four blocks hide a round trip of tens of milliseconds.
 const AHEAD_BYTES: u64 = 4 << 20;
 /// Reads this near one another still are in order: the kernel sends a reader's requests side by side.
 const SLACK_BYTES: u64 = 1 << 20;
@@ -88,7 +88,7 @@ fn fetch_ahead(cache: &Weak<Cache>, jobs: &Mutex<mpsc::Receiver<Job>>) {
     loop {
         let job = jobs.lock().expect("no code panics under this lock").recv();
         let (Ok((layout, chunk)), Some(cache)) = (job, cache.upgrade()) else { return };
-        if cache.has(ObjectKey::of(ObjectKind::Chunk, &chunk.hash)) {
+        if cache.is_open(ObjectKey::of(ObjectKind::Chunk, &chunk.hash)) {
             continue;
         }
         if let Err(error) = cache.get_near(ObjectKind::Chunk, &chunk.hash, neighbours(&layout, &chunk)) {
@@ -275,7 +275,7 @@ impl File<'_> {
         let Some(ahead) = self.cache.ahead.note(self.content, read) else { return };
         let mut from = 0;
         for chunk in layout.covering(ahead) {
-            if chunk.start() < from || self.cache.has(ObjectKey::of(ObjectKind::Chunk, &chunk.hash)) {
+            if chunk.start() < from || self.cache.is_open(ObjectKey::of(ObjectKind::Chunk, &chunk.hash)) {
                 continue;
             }
             from = chunk.start() + BLOCK_BYTES;

@@ -209,6 +209,31 @@ fn fetches_ahead_are_under_way_together() {
     f.store.hold.store(false, Ordering::SeqCst);
 }
 
+/// What is on the disk is unpacked ahead, too, and each block once, however many readers want it at the same time.
+#[test]
+fn what_is_on_the_disk_is_unpacked_once_and_ahead() {
+    let mut f = Fixture::new(64 * MIB);
+    let file = noise(12 * MIB, 6);
+    f.store.add_large(&file);
+    for at in (0..file.len()).step_by(128 << 10) {
+        read(&f.cache, &file, at as u64, 128 << 10).expect("reads");
+    }
+    wait_until("all blocks to be on the disk", || f.cache.stats().disk_blocks == 13);
+    f.reopen(64 * MIB);
+    f.store.away.store(true, Ordering::SeqCst);
+    let barrier = Barrier::new(8);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                barrier.wait();
+                read(&f.cache, &file, 1000, 1000).expect("is here");
+            });
+        }
+    });
+    // The recipe, the first block, and those of the next four MiB.
+    wait_until("unpacking ahead", || f.cache.stats().loads == 1 + 1 + 4);
+}
+
 #[test]
 fn reads_here_and_there_are_not_fetched_ahead() {
     let f = Fixture::new(64 * MIB);

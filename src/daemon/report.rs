@@ -212,6 +212,7 @@ fn cache(host: &Host) -> Value {
         "fetches": stats.fetches,
         "fetched_bytes": stats.fetched_bytes,
         "failed_fetches": stats.failed_fetches,
+        "loads": stats.loads,
     })
 }
 

@@ -91,9 +91,14 @@ impl Committed {
         self.journal.head().map_or(Seq::default(), |(_, head)| head.seq)
     }
 
+    /// Whether this host may delete and replace other hosts' entries.
+    pub(super) fn may_delete(&self) -> bool {
+        self.journal.may_delete()
+    }
+
     /// What deleting or replacing another host's entry takes.
     pub(super) fn check_right_to_delete(&self, path: &RelPath) -> FsResult<()> {
-        if self.journal.may_delete() {
+        if self.may_delete() {
             return Ok(());
         }
         tracing::info!(%path, "refused: another host's entry would be deleted or replaced, and this host has no right `delete`");

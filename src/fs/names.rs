@@ -295,11 +295,15 @@ impl Fs {
         };
         let Resolved { own, foreign } = self.committed.resolve(&path, true)?.unwrap_or_default();
         let [own, foreign] = [own, foreign].map(|c| c.filter(|c| !is_whiteout(c)));
+        let shown =
+            [&own, &foreign].into_iter().flatten().map(|c| c.seq.committed()).max().unwrap_or_default();
+        // What isn't a directory and stands where another host has one, which the store won't take without the right, may always give way.
+        let is_in_the_way = shows_spool && kind != Kind::Dir && !self.committed.may_delete();
+        let foreign = foreign.filter(|c| !is_in_the_way || super::place::kind_of(c) != Kind::Dir);
         // What another host is just writing isn't committed under any number up to which it could be hidden.
         if foreign.as_ref().is_some_and(|c| c.seq.is_live()) {
             return Err(FsError::Errno(libc::EBUSY));
         }
-        let shown = [&own, &foreign].into_iter().flatten().map(|c| c.seq).max().unwrap_or_default();
         let note = match (&own, &foreign) {
             (_, Some(_)) => {
                 self.committed.check_right_to_delete(&path)?;

@@ -375,7 +375,7 @@ fn slot_path<'a>(layers: &'a [Layer], slot: &Slot) -> impl Iterator<Item = &'a [
 
 /// Whether an entry is one that its unit can have: a loose unit has no directories but its root, and nothing
 /// in them.
-fn belongs(unit: &UnitId, entry: &Entry) -> bool {
+pub fn belongs(unit: &UnitId, entry: &Entry) -> bool {
     match unit.scope {
         Scope::Tree => true,
         Scope::Loose => match entry.path.depth() {

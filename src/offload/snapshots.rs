@@ -101,6 +101,11 @@ impl From<UploadError> for ShowError {
 }
 
 impl ShowError {
+    /// Whether the store won't have it: the next round's will hardly be another, and isn't to be read anew for that.
+    fn is_refusal(&self) -> bool {
+        matches!(self, Self::Transfer(TransferError::Upload(UploadError::Link(UplinkError::Rejected(_)))))
+    }
+
     /// Whether there is no use in going on with other units.
     fn is_link(&self) -> bool {
         let upload = match self {
@@ -128,7 +133,9 @@ pub async fn round(shared: &Arc<Shared>) {
             Err(error) => {
                 tracing::debug!(%unit, %error, "no snapshot this time");
                 shared.counters.snapshots_failed.one();
-                shared.snapshots().units.remove(unit);
+                if !error.is_refusal() {
+                    shared.snapshots().units.remove(unit);
+                }
             }
         }
     }
@@ -201,7 +208,14 @@ async fn show(shared: &Arc<Shared>, uploader: &Uploader, unit: &UnitId) -> Resul
                 {
                     continue;
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => {
+                    let error = ShowError::from(error);
+                    if error.is_refusal() {
+                        let files = Arc::new(files);
+                        shared.snapshots().keep(&layer.unit, Published { files, ..Published::default() });
+                    }
+                    return Err(error);
+                }
             }
         }
         let time_ms = shared.clock.now_ms();

@@ -89,6 +89,8 @@ struct Inner {
     blocks_until_failure: Option<usize>,
     host: Option<HostUuid>,
     rejections: usize,
+    /// Snapshots that were refused so far, if they are.
+    refused_snapshots: Option<usize>,
     snapshots: Vec<PublishRequest>,
 }
 
@@ -136,6 +138,15 @@ impl MemoryStore {
     }
 
     /// Refuses the next commit.
+    /// Refuses all snapshots from now on.
+    pub fn refuse_snapshots(&self) {
+        self.lock().refused_snapshots = Some(0);
+    }
+
+    pub fn refused_snapshots(&self) -> usize {
+        self.lock().refused_snapshots.unwrap_or_default()
+    }
+
     pub fn reject_once(&self) {
         self.lock().rejections += 1;
     }
@@ -246,6 +257,10 @@ impl Uplink for MemoryStore {
         inner.calls.push("publish");
         if let Some(hash) = &request.manifest {
             inner.check_whole(hash);
+        }
+        if let Some(refused) = &mut inner.refused_snapshots {
+            *refused += 1;
+            return answer(Err(UplinkError::Rejected("not today".into())));
         }
         inner.snapshots.push(request);
         answer(Ok(()))

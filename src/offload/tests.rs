@@ -536,3 +536,34 @@ async fn a_reopened_unit_with_nothing_new_is_not_published() {
     }
     panic!("no round has looked at it");
 }
+
+/// A running unit that the store won't show is offered again in each round, and not read again for that.
+#[tokio::test]
+async fn what_the_store_refuses_to_show_is_not_read_again() {
+    let mut lab = live_lab();
+    lab.store.refuse_snapshots();
+    let engine = lab.start(true);
+    lab.write(&unit(), "1-me/host1/core", &vec![7; 600_000]);
+    let old = std::time::SystemTime::now() - Duration::from_secs(60);
+    let file = std::fs::File::options().write(true).open(lab.spool.dir("1-me/host1").join("core"));
+    file.and_then(|file| file.set_modified(old)).expect("utimes");
+    let refused = async |count: usize| {
+        for _ in 0..2000 {
+            if lab.store.refused_snapshots() >= count {
+                return engine.status().counters.snapshot_bytes_hashed;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("{} snapshots were refused", lab.store.refused_snapshots());
+    };
+    // A young file's stamp says nothing yet.
+    let mut hashed = refused(1).await;
+    for round in 1..100 {
+        let before = std::mem::replace(&mut hashed, refused(lab.store.refused_snapshots() + 3).await);
+        if before == hashed {
+            return;
+        }
+        assert!(round < 99, "{hashed} bytes were hashed");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}

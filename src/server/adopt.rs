@@ -75,6 +75,7 @@ pub(super) fn adopt(server: &Server, snapshot: &Snapshot, by: &str) -> Adopted {
     let Snapshot { host, host_name, unit, generation, manifest, incarnation, .. } = snapshot.clone();
     let (lost, adopted_by) = (true, Some(by.to_owned()));
     let commit = NewCommit { host, host_name, unit, generation, manifest, lost, adopted_by, incarnation };
+    let _turn = server.turns.take(commit.host, &commit.unit);
     match server.store.commit(commit) {
         Ok(record) => {
             tracing::info!(unit = %snapshot.unit, host = snapshot.host_name, by, seq = %record.seq, "adopted");

@@ -1,15 +1,17 @@
 //! Who is connected, and what the catalog says of whom: the checks that keep one host from speaking for another.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     ops::Bound,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use super::api::{StoreApi, StoreFault};
 use crate::{
-    ids::{HostUuid, RelPath, Scope, Seq, UnitId},
-    limits,
+    catalog::Record,
+    ids::{HostUuid, Incarnation, RelPath, Scope, Seq, UnitId},
+    journal::LayerHead,
+    limits::{self, UNIT_ROOT_DEPTH},
 };
 
 /// Sessions that are open, by host name.
@@ -58,7 +60,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What the catalog says of hosts, read on demand: only pinned sessions and those without the right `overlay` need it.
+/// What the catalog says of hosts and of the present lives of units, read on demand: sessions with every right that may use any name don't need it.
 #[derive(Debug, Default)]
 pub(super) struct History(Mutex<Read>);
 
@@ -66,7 +68,11 @@ pub(super) struct History(Mutex<Read>);
 struct Read {
     upto: Seq,
     names: HashMap<HostUuid, String>,
-    owners: BTreeMap<UnitId, Owner>,
+    units: BTreeMap<UnitId, Unit>,
+    /// For each record from the first on: the commit before it to the same unit, 0 = none in this life.
+    before: Vec<Seq>,
+    /// The lives of units that were retired.
+    lives: HashMap<UnitId, Incarnation>,
 }
 
 /// Whose layers a unit has.
@@ -80,6 +86,13 @@ impl Owner {
     fn is_other_than(self, host: HostUuid) -> bool {
         self != Self::One(host)
     }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Unit {
+    owner: Owner,
+    /// The last commit to it.
+    last: Seq,
 }
 
 impl History {
@@ -96,10 +109,59 @@ impl History {
         unit: &UnitId,
     ) -> Result<bool, StoreFault> {
         let read = self.read(store)?;
-        let others = |unit: UnitId| read.owners.get(&unit).is_some_and(|owner| owner.is_other_than(host));
+        let others = |unit: UnitId| read.units.get(&unit).is_some_and(|unit| unit.owner.is_other_than(host));
         Ok(others(UnitId::loose(unit.root.clone()))
             || (0..=unit.root.depth()).any(|depth| others(UnitId::tree(unit.root.first(depth))))
-            || unit.scope == Scope::Tree && read.below(&unit.root).any(|owner| owner.is_other_than(host)))
+            || unit.scope == Scope::Tree
+                && read.below(&unit.root).any(|(_, below)| below.owner.is_other_than(host)))
+    }
+
+    /// Whether a commit to this life of a unit shows. Blocks.
+    pub(super) fn is_present(
+        &self,
+        store: &dyn StoreApi,
+        unit: &UnitId,
+        life: Incarnation,
+    ) -> Result<bool, StoreFault> {
+        Ok(self.read(store)?.life(unit) == life)
+    }
+
+    /// Units in which another host than `host` has a layer that can have something below one of `paths`; at most `max` of them. Blocks.
+    pub(super) fn others_below<'p>(
+        &self,
+        store: &dyn StoreApi,
+        host: HostUuid,
+        paths: impl Iterator<Item = &'p RelPath>,
+        max: usize,
+    ) -> Result<BTreeSet<UnitId>, StoreFault> {
+        let read = self.read(store)?;
+        // What is directly in a loose unit's root is below no path but the root and those above it.
+        let is_wanted = |id: &UnitId, unit: &Unit, at: &RelPath| {
+            unit.owner.is_other_than(host) && (id.scope == Scope::Tree || id.root.is_below(at))
+        };
+        Ok(read.units_along(paths, is_wanted, max))
+    }
+
+    /// Units that have anything at, above or below one of `paths`, at most `max` of them. Blocks.
+    pub(super) fn units_along<'p>(
+        &self,
+        store: &dyn StoreApi,
+        paths: impl Iterator<Item = &'p RelPath>,
+        max: usize,
+    ) -> Result<BTreeSet<UnitId>, StoreFault> {
+        Ok(self.read(store)?.units_along(paths, |_, _, _| true, max))
+    }
+
+    /// The layers of a unit's present life. Blocks.
+    pub(super) fn layers(&self, store: &dyn StoreApi, unit: &UnitId) -> Result<Vec<LayerHead>, StoreFault> {
+        let mut numbers = self.read(store)?.commits(unit);
+        numbers.reverse();
+        let mut layers: Vec<LayerHead> = Vec::new();
+        for seq in numbers {
+            let lost = || StoreFault::Broken(format!("the catalog has no record {seq}"));
+            take(&mut layers, &store.record(seq)?.ok_or_else(lost)?);
+        }
+        Ok(layers)
     }
 
     fn read(&self, store: &dyn StoreApi) -> Result<MutexGuard<'_, Read>, StoreFault> {
@@ -109,30 +171,93 @@ impl History {
             if records.is_empty() {
                 return Err(StoreFault::Broken(format!("the catalog ends at {}", read.upto)));
             }
-            for record in &records {
-                read.upto = record.seq;
-                // What was retired is in nobody's way.
-                record.retired().iter().for_each(|unit| _ = read.owners.remove(unit));
-                let Some(commit) = record.commit() else { continue };
-                read.names.insert(commit.host, commit.host_name.clone());
-                let owner = read.owners.entry(commit.unit.clone()).or_insert(Owner::One(commit.host));
-                if owner.is_other_than(commit.host) {
-                    *owner = Owner::Several;
-                }
-            }
+            records.iter().for_each(|record| read.take(record));
         }
         Ok(read)
     }
 }
 
 impl Read {
+    fn take(&mut self, record: &Record) {
+        self.upto = record.seq;
+        // What was retired is in nobody's way.
+        for unit in record.retired() {
+            self.units.remove(unit);
+            self.lives.insert(unit.clone(), Incarnation(record.seq.0));
+        }
+        let mut before = Seq::default();
+        if let Some(commit) = record.commit() {
+            self.names.insert(commit.host, commit.host_name.clone());
+            if self.life(&commit.unit) == commit.incarnation {
+                let new = Unit { owner: Owner::One(commit.host), last: Seq::default() };
+                let unit = self.units.entry(commit.unit.clone()).or_insert(new);
+                before = std::mem::replace(&mut unit.last, record.seq);
+                if unit.owner.is_other_than(commit.host) {
+                    unit.owner = Owner::Several;
+                }
+            }
+        }
+        self.before.push(before);
+    }
+
+    fn life(&self, unit: &UnitId) -> Incarnation {
+        self.lives.get(unit).copied().unwrap_or(Incarnation::FIRST)
+    }
+
+    /// The numbers of a unit's commits, the last first.
+    fn commits(&self, unit: &UnitId) -> Vec<Seq> {
+        let last = self.units.get(unit).map(|unit| unit.last);
+        let before = |seq: &Seq| Some(self.before[seq.0 as usize - 1]).filter(|seq| *seq > Seq::default());
+        std::iter::successors(last, before).collect()
+    }
+
+    fn units_along<'p>(
+        &self,
+        paths: impl Iterator<Item = &'p RelPath>,
+        is_wanted: impl Fn(&UnitId, &Unit, &RelPath) -> bool,
+        max: usize,
+    ) -> BTreeSet<UnitId> {
+        let ends: BTreeSet<RelPath> = paths.map(|path| path.first(UNIT_ROOT_DEPTH)).collect();
+        let mut found = BTreeSet::new();
+        for end in &ends {
+            let roots = (1..=end.depth()).map(|depth| end.first(depth));
+            let ids = roots.flat_map(|root| [UnitId::loose(root.clone()), UnitId::tree(root)]);
+            let all = ids.filter_map(|id| self.units.get_key_value(&id)).chain(self.below(end));
+            let wanted = all.filter(|(id, unit)| is_wanted(id, unit, end)).map(|(id, _)| id.clone());
+            found.extend(wanted.take(max));
+            if found.len() >= max {
+                break;
+            }
+        }
+        found
+    }
+
     /// Units in directories below `root`: their paths begin with `root/`, and lie together.
-    fn below<'a>(&'a self, root: &'a RelPath) -> impl Iterator<Item = Owner> + 'a {
+    fn below<'a>(&'a self, root: &'a RelPath) -> impl Iterator<Item = (&'a UnitId, &'a Unit)> + 'a {
         let from = Bound::Excluded(UnitId::loose(root.clone()));
-        self.owners
+        self.units
             .range((from, Bound::Unbounded))
             .take_while(|(unit, _)| unit.root.as_bytes().starts_with(root.as_bytes()))
             .filter(|(unit, _)| unit.root.is_below(root))
-            .map(|(_, owner)| *owner)
     }
+}
+
+/// Adds a commit to its host's layer among a unit's.
+fn take(layers: &mut Vec<LayerHead>, record: &Record) {
+    let Some(commit) = record.commit() else { return };
+    let before = layers.iter().position(|layer| layer.host == commit.host);
+    let mut commits = before.map_or_else(Vec::new, |at| layers.remove(at).commits);
+    commits.push((commit.generation, record.seq));
+    layers.push(LayerHead {
+        host: commit.host,
+        host_name: commit.host_name.clone(),
+        commits,
+        manifest: commit.manifest,
+        generation: commit.generation,
+        time_ms: record.time_ms,
+        bytes: commit.bytes,
+        entries: commit.entries,
+        lost: commit.lost,
+        adopted_by: commit.adopted_by.clone(),
+    });
 }

@@ -1,7 +1,10 @@
 //! Whether a session's rights allow a commit. Checked before the store sees it.
 
+use std::sync::Arc;
+
 use super::{
     api::{NewCommit, StoreApi, StoreFault},
+    hiding,
     hosts::History,
 };
 use crate::{
@@ -11,12 +14,32 @@ use crate::{
     wire::rights::Rights,
 };
 
-/// Blocks. The error says which right is wanting.
-pub(super) fn check(
+/// Of a layer that is to be committed now. Blocks. The error says which right is wanting.
+pub(super) fn commit(
     store: &dyn StoreApi,
     history: &History,
     rights: Rights,
     commit: &NewCommit,
+) -> Result<(), StoreFault> {
+    check(store, history, rights, commit, store.head().seq.next())
+}
+
+/// Of a layer that is to be shown while it runs: then its changes are newer than all commits. Blocks.
+pub(super) fn publish(
+    store: &dyn StoreApi,
+    history: &History,
+    rights: Rights,
+    snapshot: &NewCommit,
+) -> Result<(), StoreFault> {
+    check(store, history, rights, snapshot, Seq::live(u64::MAX))
+}
+
+fn check(
+    store: &dyn StoreApi,
+    history: &History,
+    rights: Rights,
+    commit: &NewCommit,
+    seq: Seq,
 ) -> Result<(), StoreFault> {
     let no = |why: String| Err(StoreFault::Unacceptable(why));
     if !rights.add {
@@ -28,7 +51,8 @@ pub(super) fn check(
             commit.unit
         ));
     }
-    match newest_deletion(store, &commit.manifest)? {
+    let manifest = read_manifest(store, &commit.manifest)?;
+    match newest_deletion(&manifest) {
         Some(_) if !rights.delete => {
             no(format!("{} deletes other hosts' entries, and this host has no right `delete`", commit.unit))
         }
@@ -37,7 +61,8 @@ pub(super) fn check(
             "{} deletes what was there at {base}, and the catalog hasn't come so far",
             commit.unit
         )),
-        _ => Ok(()),
+        _ if rights.delete => Ok(()),
+        _ => hiding::check(store, history, commit, Arc::new(manifest), seq),
     }
 }
 
@@ -50,7 +75,13 @@ pub(super) fn retire(rights: Rights) -> Result<(), StoreFault> {
 }
 
 /// The highest number that a whiteout is based on, if there is one.
-fn newest_deletion(store: &dyn StoreApi, hash: &Hash) -> Result<Option<Seq>, StoreFault> {
+fn newest_deletion(manifest: &Manifest) -> Option<Seq> {
+    let whiteouts = manifest.entries().iter().filter(|entry| entry.body == Body::Whiteout);
+    whiteouts.map(|entry| entry.base).max()
+}
+
+/// A manifest that the store has. Blocks.
+pub(super) fn read_manifest(store: &dyn StoreApi, hash: &Hash) -> Result<Manifest, StoreFault> {
     let unacceptable = |why: String| StoreFault::Unacceptable(why);
     let encoded = store
         .fetch(ObjectKind::Manifest, hash)?
@@ -59,7 +90,5 @@ fn newest_deletion(store: &dyn StoreApi, hash: &Hash) -> Result<Option<Seq>, Sto
     let bytes = block
         .get(ObjectKind::Manifest, hash)
         .ok_or_else(|| StoreFault::Broken(format!("the block for manifest {hash} doesn't hold it")))?;
-    let manifest = Manifest::decode(bytes).map_err(|e| unacceptable(e.to_string()))?;
-    let whiteouts = manifest.entries().iter().filter(|entry| entry.body == Body::Whiteout);
-    Ok(whiteouts.map(|entry| entry.base).max())
+    Manifest::decode(bytes).map_err(|e| unacceptable(e.to_string()))
 }

@@ -10,6 +10,7 @@ mod authorized;
 mod daemon;
 mod desk;
 mod greeting;
+mod hiding;
 mod hosts;
 mod may;
 mod opened;
@@ -18,6 +19,7 @@ mod session;
 mod socket;
 mod stdio;
 mod streams;
+mod turns;
 
 #[cfg(test)]
 pub(crate) mod mem;
@@ -59,14 +61,15 @@ pub struct Server {
     settings: Vec<String>,
     live: hosts::LiveHosts,
     history: hosts::History,
+    turns: turns::Turns,
     stop: CancellationToken,
 }
 
 impl Server {
     /// Serves `store`; `settings` are those that must agree, as `name=value`.
     pub fn new(store: Arc<dyn StoreApi>, settings: Vec<String>) -> Arc<Self> {
-        let (live, history) = Default::default();
-        let server = Arc::new(Self { store, settings, live, history, stop: CancellationToken::new() });
+        let (live, history, turns) = Default::default();
+        let server = Arc::new(Self { store, settings, live, history, turns, stop: CancellationToken::new() });
         desk::open(&server);
         server
     }

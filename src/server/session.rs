@@ -420,7 +420,8 @@ impl Session {
         let commit = NewCommit { host, host_name, unit, generation, manifest, lost, adopted_by, incarnation };
         let (server, rights) = (Arc::clone(&self.server), self.rights);
         let committed = on_store(&self.server.store, move |store| {
-            may::check(store, &server.history, rights, &commit)?;
+            let _turn = server.turns.take(host, &commit.unit);
+            may::commit(store, &server.history, rights, &commit)?;
             store.commit(commit)
         });
         match committed.await {
@@ -457,7 +458,12 @@ impl Session {
             let (lost, adopted_by) = (false, None);
             let snapshot =
                 NewCommit { host, host_name, unit, generation, manifest, lost, adopted_by, incarnation };
-            may::check(store, &server.history, rights, &snapshot)?;
+            let may = may::publish(store, &server.history, rights, &snapshot);
+            if let Err(StoreFault::Unacceptable(_)) = may {
+                // What it showed before may be what it may not.
+                store.withdraw(host, &snapshot.unit, snapshot.generation);
+            }
+            may?;
             store.publish(snapshot)
         });
         match published.await {

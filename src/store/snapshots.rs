@@ -70,6 +70,11 @@ impl Slots {
         self.lock().slots.values().map(|(_, snapshot)| snapshot.clone()).collect()
     }
 
+    /// What is in a layer's slot.
+    pub fn get(&self, host: HostUuid, unit: &UnitId) -> Option<Snapshot> {
+        self.lock().slots.get(&(host, unit.clone())).map(|(_, snapshot)| snapshot.clone())
+    }
+
     /// Fills a slot. Refused: more than there may be, or one of a later generation is there.
     pub fn fill(&self, snapshot: Snapshot) -> Result<Snapshot, StoreError> {
         let mut inner = self.lock();

@@ -241,3 +241,52 @@ fn of_two_changes_the_last_commit_wins_and_the_other_can_be_had() {
         b.run(["offload", "7-me/host1", "--wait"]).status.success() && explained(&b)["conflict"] == false
     });
 }
+
+/// P3 **Nothing is ever deleted by an upload**: a host without the right that made a file, while it was away, where another has a directory by now, keeps
+/// it, and is told why it isn't committed and what to do. Then everything goes on.
+#[test]
+fn a_file_made_apart_where_another_host_has_a_directory_is_kept_and_named() {
+    let mut lab = Lab::new(Duration::from_secs(240));
+    let apart = "live_seconds: 0";
+    let (a, b) = (lab.machine_with("drone1", apart), lab.machine_with("drone2", apart));
+    lab.mount(&a);
+    lab.mount(&b);
+    job(&a, "7-me");
+    b.catch_up(&a);
+    // As long as it is open it isn't committed, and the other host knows nothing of it.
+    let mut file = fs::File::create(b.mount.join("7-me/host1/out")).expect("made");
+    put(&a.mount, "7-me/host1/out/x.log", "by a\n");
+    wait_for("the directory to be committed", Duration::from_secs(60), || {
+        let out = a.run(["offload", "7-me/host1", "--wait", "--timeout", "30"]);
+        b.catch_up(&a);
+        let seen = b.json(["explain", "7-me/host1/out/x.log"]).pop().expect("an object");
+        out.status.success() && seen["other_hosts_entry"].is_object()
+    });
+    std::io::Write::write_all(&mut file, b"by b\n").expect("written");
+    drop(file);
+
+    let errors = || b.status()["errors"].to_string();
+    wait_for("the refusal", Duration::from_secs(60), || {
+        b.run(["offload", "7-me/host1"]);
+        errors().contains("7-me/host1/out:")
+    });
+    assert!(errors().contains("`delete`") && errors().contains("Give it another name"), "{}", errors());
+    let explained = text(&b.run(["explain", "7-me/host1"]).stdout);
+    assert!(explained.contains("7-me/host1/out:"), "{explained}");
+    let unit = b.json(["jobs", "7-me/host1"]);
+    assert!(unit.iter().any(|u| u["state"] == "sealed"), "{unit:?}");
+    assert_eq!(fs::read_to_string(b.mount.join("7-me/host1/out")).expect("read"), "by b\n");
+    assert_eq!(fs::read_to_string(a.mount.join("7-me/host1/out/x.log")).expect("read"), "by a\n");
+
+    // What it says is to be done can be done.
+    fs::rename(b.mount.join("7-me/host1/out"), b.mount.join("7-me/host1/out.b")).expect("renamed");
+    assert_eq!(fs::read_to_string(b.mount.join("7-me/host1/out/x.log")).expect("read"), "by a\n");
+    wait_for("the file under its new name", Duration::from_secs(90), || {
+        b.run(["offload", "7-me/host1", "--wait", "--timeout", "30"]);
+        fs::read_to_string(a.mount.join("7-me/host1/out.b")).is_ok_and(|text| text == "by b\n")
+    });
+    assert_same("both hosts", &picture(&a.mount), &picture(&b.mount));
+    assert_eq!(errors(), "[]");
+    let refused = fs::remove_file(b.mount.join("7-me/host1/out/x.log")).expect_err("another host's");
+    assert_eq!(refused.raw_os_error(), Some(rustix::io::Errno::PERM.raw_os_error()));
+}

@@ -1,6 +1,7 @@
 //! Sessions and links against each other, over unix sockets.
 
 mod fixture;
+mod hiding;
 mod hostile;
 mod lies;
 mod sessions;
