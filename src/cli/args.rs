@@ -208,7 +208,7 @@ pub struct ExportArgs {
     #[arg(long, value_name = "DIR")]
     pub to: PathBuf,
     /// The unit's life: 1 is the first, as `explain` counts them. Without it, what shows now.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = incarnation)]
     pub incarnation: Option<u32>,
 }
 
@@ -305,4 +305,9 @@ pub struct HistoryArgs {
     pub first: u32,
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
+}
+
+/// The number of a unit's life, as people count.
+fn incarnation(text: &str) -> Result<u32, &'static str> {
+    text.parse().ok().filter(|number| *number > 0).ok_or("incarnations are counted from 1")
 }

@@ -148,7 +148,10 @@ fn show(cli: &Cli, item: &Value) {
         let what = if item["part"] == "local" {
             format!("{} units, {} files", number("units"), number("files"))
         } else {
-            format!("{} commits, {} files, {} packs", number("records"), number("files"), number("packs"))
+            let retirements = number("retirements");
+            let commits = number("records").saturating_sub(retirements);
+            let (files, packs) = (number("files"), number("packs"));
+            format!("{commits} commits, {retirements} retirements, {files} files, {packs} packs")
         };
         let verdict = if item["clean"] == true {
             "clean".to_owned()

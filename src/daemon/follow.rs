@@ -9,15 +9,15 @@ use super::{Host, live::LiveFollower, shown::Telling};
 use crate::{
     catalog::{Head, Record},
     fuse::Notices,
-    ids::{Generation, Scope, StoreUuid, UnitId},
-    journal::{JournalError, State, UnitRecord},
+    ids::{Scope, StoreUuid, UnitId},
+    journal::{Comparison, JournalError, State},
     wire::{Welcome, link::LinkEvent},
 };
 
 /// Takes the connection's events until it ends.
 pub async fn follow(host: Arc<Host>, notices: Notices, mut events: mpsc::UnboundedReceiver<LinkEvent>) {
     let live = LiveFollower::new(host.clone(), notices.clone());
-    let mut follower = Follower { host, notices, live, store: None, target: None, unseen: Vec::new() };
+    let mut follower = Follower { host, notices, live, store: None, comparison: None };
     while let Some(event) = events.recv().await {
         follower.take(event);
     }
@@ -28,10 +28,8 @@ struct Follower {
     notices: Notices,
     live: LiveFollower,
     store: Option<StoreUuid>,
-    /// The head that the store had when this session began: at that point the replica is complete enough to compare.
-    target: Option<Head>,
-    /// What the journal called committed then and the replica didn't have. What is committed since is followed a moment after its answer.
-    unseen: Vec<(UnitId, Generation)>,
+    /// What is to be compared when the replica has come up to where the store stood when this session began.
+    comparison: Option<Comparison>,
 }
 
 impl Follower {
@@ -61,7 +59,7 @@ impl Follower {
             _ => self.begin_anew(welcome.store),
         };
         // Before anything can be committed in this session.
-        self.expect(welcome.head);
+        self.comparison = Some(Comparison::begin(&self.host.journal, welcome.head));
         if let Err(e) = self.host.journal.set_may_delete(welcome.store, welcome.may_delete) {
             warn!("can't remember whether this host may delete: {e}");
         }
@@ -87,7 +85,7 @@ impl Follower {
             head.seq
         );
         let from = self.begin_anew(store);
-        self.expect(head);
+        self.comparison = Some(Comparison::begin(&self.host.journal, head));
         self.host.link.as_ref().expect("events come from the link").follow(from);
         self.compare_when_complete();
     }
@@ -197,37 +195,13 @@ impl Follower {
         }
     }
 
-    fn expect(&mut self, head: Head) {
-        self.target = Some(head);
-        let units = self.host.journal.units();
-        let unseen = units.into_iter().filter(|record| !self.is_seen(record));
-        self.unseen = unseen.filter_map(|record| Some((record.unit, record.committed?.generation))).collect();
-    }
-
-    /// Whether the replica has what the journal calls committed of a layer.
-    fn is_seen(&self, record: &UnitRecord) -> bool {
-        record.committed.as_ref().is_none_or(|committed| {
-            let layer = self.host.journal.layer_of(record);
-            layer.is_some_and(|layer| layer.generation >= committed.generation)
-        })
-    }
-
     /// Once the replica has caught up with where the store stood at connect: layers that the journal calls committed and the catalog
     /// doesn't know are sent again while the spool has them.
     fn compare_when_complete(&mut self) {
-        let Some(target) = self.target else { return };
-        let Some((_, head)) = self.host.journal.head() else { return };
-        if head.seq < target.seq {
-            return;
-        }
-        self.target = None;
+        let is_due = |comparison: &mut Comparison| comparison.is_due(&self.host.journal);
+        let Some(comparison) = self.comparison.take_if(is_due) else { return };
         self.take_back();
-        for (unit, generation) in std::mem::take(&mut self.unseen) {
-            let Some(record) = self.host.journal.get(&unit) else { continue };
-            if self.is_seen(&record) || record.committed.as_ref().is_some_and(|c| c.generation != generation)
-            {
-                continue;
-            }
+        for record in comparison.lost(&self.host.journal) {
             match record.state {
                 State::Committed => {
                     warn!("the store has lost {}; it is sent again", record.unit);

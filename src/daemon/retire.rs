@@ -58,21 +58,28 @@ impl Candidate {
 }
 
 impl Retiring<'_> {
-    /// All units at and below these paths, or none.
+    /// All units at and below these paths, or none. Where all was retired before, by this command when it was cut off perhaps, it is done.
     pub async fn paths(&self, paths: &[RelPath], output: &mut Output) -> io::Result<Ended> {
         if let Err(refusal) = self.may() {
             return Ok(Err(refusal));
         }
         let running: BTreeSet<UnitId> = self.host.engine.running().into_iter().collect();
-        let mut wanted = Vec::new();
+        let (mut wanted, mut ended) = (Vec::new(), Vec::new());
         for path in paths {
             match self.named(path, &running) {
+                Ok(named) if named.is_empty() => ended.extend(self.ended(path)),
                 Ok(named) => wanted.extend(named),
                 Err(refusal) => return Ok(Err(refusal)),
             }
         }
         wanted.sort_by(|a, b| a.unit.cmp(&b.unit));
         wanted.dedup_by(|a, b| a.unit == b.unit);
+        ended.sort_by(|(a_seq, a), (b_seq, b)| (a_seq, &a.unit).cmp(&(b_seq, &b.unit)));
+        ended.dedup_by(|(_, a), (_, b)| a.unit == b.unit);
+        for part in ended.chunk_by(|(a, _), (b, _)| a == b) {
+            let units: Vec<Candidate> = part.iter().map(|(_, candidate)| candidate.clone()).collect();
+            self.done(&units, part[0].0, output).await?;
+        }
         for candidate in &wanted {
             self.tell(candidate, "planned", None, None, output).await?;
         }
@@ -170,7 +177,7 @@ impl Retiring<'_> {
         Ok(())
     }
 
-    /// The committed units that a path stands for, if all of them may be retired.
+    /// The committed units that a path stands for, if all of them may be retired. None where all that there was is retired.
     fn named(&self, path: &RelPath, running: &BTreeSet<UnitId>) -> Result<Vec<Candidate>, Refusal> {
         let mut found = Vec::new();
         let _ = self.host.journal.visit_layers(path, &mut |unit, layers| {
@@ -191,7 +198,21 @@ impl Retiring<'_> {
                 ));
             }
         }
-        if found.is_empty() { Err(self.nothing_at(path)) } else { Ok(found) }
+        match found.is_empty() && self.host.journal.retired_below(path).is_empty() {
+            true => Err(self.nothing_at(path)),
+            false => Ok(found),
+        }
+    }
+
+    /// The units at and below a path that were retired, as they were then, and by which record.
+    fn ended(&self, path: &RelPath) -> Vec<(Seq, Candidate)> {
+        let units = self.host.journal.retired_below(path).into_iter();
+        units
+            .filter_map(|unit| {
+                let life = self.host.journal.past_lives(&unit).pop()?;
+                Some((life.closed_by, Candidate::of(unit, &life.layers)?))
+            })
+            .collect()
     }
 
     /// Why a path stands for no unit.
@@ -205,12 +226,7 @@ impl Retiring<'_> {
             ))
             .hint("name the unit, or its job");
         }
-        match self.host.journal.retired_below(path).len() {
-            0 => Refusal::new(format!("{path}: nothing is committed there"))
-                .hint("`resultsfs jobs` lists the units"),
-            _ => Refusal::new(format!("{path}: nothing is committed there since it was retired"))
-                .hint("`resultsfs explain` tells of older incarnations and how to get at them"),
-        }
+        Refusal::new(format!("{path}: nothing is committed there")).hint("`resultsfs jobs` lists the units")
     }
 
     /// Why a unit can't be retired now.

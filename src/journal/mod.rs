@@ -18,6 +18,7 @@
 //!
 //! It knows nothing of files: whoever says "complete" has synced the spool before, and keeps writers out of the unit meanwhile.
 
+mod comparison;
 mod db;
 mod error;
 mod identity;
@@ -56,6 +57,7 @@ use db::{Bytes, Db, MANIFESTS, META, UNITS};
 use memory::Memory;
 use replica::Replica;
 
+pub use comparison::Comparison;
 pub use error::{JournalError, ReplicaError};
 pub use memory::Counts;
 pub use note::Note;

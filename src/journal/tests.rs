@@ -1,5 +1,6 @@
 //! The journal's promises, over real files.
 
+mod comparison;
 mod replica;
 mod retired;
 

@@ -37,6 +37,7 @@ pub fn summary(report: &Report, part: &str) -> Value {
         "notes": report.notes,
         "units": counts.units,
         "records": counts.records,
+        "retirements": counts.retirements,
         "manifests": counts.manifests,
         "files": counts.files,
         "packs": counts.packs,

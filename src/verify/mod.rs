@@ -85,7 +85,10 @@ fn conflict(layers: &[Layer], conflict: &Conflict) -> Finding {
 pub struct Counts {
     /// A host's own units.
     pub units: u64,
+    /// Of the catalog: commits and retirements.
     pub records: u64,
+    /// Records that are retirements.
+    pub retirements: u64,
     pub manifests: u64,
     /// Regular files of all manifests.
     pub files: u64,
@@ -158,6 +161,7 @@ impl Counts {
     fn add(&mut self, other: &Counts) {
         self.units += other.units;
         self.records += other.records;
+        self.retirements += other.retirements;
         self.manifests += other.manifests;
         self.files += other.files;
         self.packs += other.packs;

@@ -26,6 +26,8 @@ fn wrong_usage_has_its_own_code() {
         "serve --print-authorized-key x",
         "serve --allow everything",
         "status --frobnicate",
+        "retire",
+        "export 1-me",
     ] {
         resultsfs(bad.split(' ').filter(|w| !w.is_empty())).expect(2, &[]);
     }
@@ -38,6 +40,13 @@ fn wrong_usage_has_its_own_code() {
     ] {
         resultsfs(bad.split(' ')).expect(16, &[]);
     }
+}
+
+/// Incarnations are counted from 1: there is no 0, and it isn't taken for the present one.
+#[test]
+fn there_is_no_incarnation_0() {
+    let said = resultsfs("export 1-me --to /nowhere --incarnation 0".split(' '));
+    said.expect(2, &["invalid value '0' for '--incarnation <N>'", "counted from 1"]);
 }
 
 /// By the name `fsck.resultsfs` it is `verify`, with fsck(8)'s codes.

@@ -168,9 +168,10 @@ impl<'a> Check<'a> {
             None => file.len()?,
         };
         let manifests = &mut self.manifests;
-        let mut records = 0;
+        let (mut records, mut retirements) = (0, 0);
         let walk = catalog::walk(&*file, bytes, self.header.uuid, witness, |_, record| {
             records += 1;
+            retirements += u64::from(!record.retired().is_empty());
             // What was retired is in the store for ever: its commits count like any.
             let Some(commit) = record.commit() else { return };
             let units = manifests.entry(commit.manifest).or_default();
@@ -179,6 +180,7 @@ impl<'a> Check<'a> {
             }
         })?;
         self.report.counts.records = records;
+        self.report.counts.retirements = retirements;
         match walk.damage {
             Some(damage) => self.catalog_damage(&damage),
             None if walk.end < bytes => self.report.notes.push(format!(

@@ -4,9 +4,10 @@ use std::{path::Path, sync::Arc};
 
 use crate::{
     durable::{Disk, sim::SimDisk},
+    ids::Seq,
     store::{
         StoreError,
-        tests::fixture::{DIR, Layer, SMALL, block, noise, open},
+        tests::fixture::{DIR, Layer, SMALL, block, noise, open, retire, unit},
     },
     verify::{
         Report, Sample, VerifyOptions,
@@ -63,6 +64,20 @@ fn a_good_store_is_clean() {
     assert!(counts.bytes_read > 300_000 && counts.packs > 5, "{counts:?}");
     let quick = check(&disk, &VerifyOptions::default());
     assert!(quick.is_clean() && quick.counts.bytes_read == 0);
+}
+
+/// A retirement is a record that isn't a commit; what it retired is checked like all else.
+#[test]
+fn retirements_are_counted_by_themselves() {
+    let disk = sample();
+    let arc: Arc<dyn Disk> = Arc::new(disk.clone());
+    let store = open(&arc, SMALL).expect("opens");
+    retire(&store, &unit(1), Seq(1)).expect("retires");
+    drop(store);
+    let report = check(&disk, &ALL);
+    assert!(report.is_clean(), "{report:?}");
+    let counts = report.counts;
+    assert_eq!((counts.records, counts.retirements, counts.manifests, counts.files), (4, 1, 3, 10));
 }
 
 /// A flipped bit anywhere in header, catalog, head or packs is found.
