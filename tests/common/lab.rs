@@ -85,17 +85,16 @@ impl Lab {
         let config = dir.join("global_config.ini");
         let lab = self.path().display();
         let socket = if name == "results" { "results/serve.sock" } else { "nowhere.sock" };
-        fs::write(
-            &config,
-            format!(
-                "[SCHEDULER]\nresults_host: localhost\nmax_transfer_processes: 8\n\n[RESULTSFS]\nresults_host: dumpster\nhost_name: {name}\n\
-                 state_dir: {state}\nstore_dir: {lab}/results/store\nserve_socket: {lab}/{socket}\n\
-                 ssh_command: ssh -F {lab}/ssh_config\nremote_command: {EXE} --config {lab}/results/global_config.ini\n\
-                 settle_seconds: 1\nkeep_local_hours: 72\nspool_high_percent: 99\nspool_low_percent: 98\n{more}\n",
-                state = state.display()
-            ),
-        )
-        .expect("a configuration");
+        // As a whole: a session that began with half of it would open the store that is the default.
+        let new = config.with_extension("new");
+        let text = format!(
+            "[SCHEDULER]\nresults_host: localhost\nmax_transfer_processes: 8\n\n[RESULTSFS]\nresults_host: dumpster\nhost_name: {name}\n\
+             state_dir: {state}\nstore_dir: {lab}/results/store\nserve_socket: {lab}/{socket}\n\
+             ssh_command: ssh -F {lab}/ssh_config\nremote_command: {EXE} --config {lab}/results/global_config.ini\n\
+             settle_seconds: 1\nkeep_local_hours: 72\nspool_high_percent: 99\nspool_low_percent: 98\n{more}\n",
+            state = state.display()
+        );
+        fs::write(&new, text).and_then(|()| fs::rename(&new, &config)).expect("a configuration");
         Machine { name: name.to_owned(), config, mount, state }
     }
 

@@ -1,13 +1,22 @@
 //! Job ids are reused: an old job's files in the way are named, retired, and the new job runs.
 
-use std::{fs, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{BufRead, BufReader},
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::{
-    faults::{mount_again, processes_with},
-    harness::{Lab, Machine, assert_same, picture, text, wait_for},
+    faults::{Random, mount_again, processes_with},
+    harness::{EXE, Lab, Machine, assert_same, picture, text, wait_for},
     overlay::{append, evict, job, put},
+    takeover::daemon,
 };
 
 fn explained(machine: &Machine, path: &str) -> Value {
@@ -197,4 +206,166 @@ fn old_jobs_are_retired_by_their_date() {
     });
     assert_eq!(picture(&admin.mount), Vec::<String>::new());
     verified(&lab, &[&admin]);
+}
+
+/// Four jobs of three hosts, whose names are so long that a record has room for two jobs.
+fn long_jobs() -> Vec<String> {
+    (1..=4).map(|id| format!("{id}-{}", "m".repeat(240))).collect()
+}
+
+fn long_hosts() -> Vec<String> {
+    (1..=3).map(|id| format!("{}{id}", "h".repeat(240))).collect()
+}
+
+/// Of each job one for each host, and its loose files.
+const UNITS: usize = 16;
+
+/// Plays them, `round` in every file, and commits them.
+fn play_long_jobs(machine: &Machine, round: usize) {
+    for job in long_jobs() {
+        put(&machine.mount, &format!("{job}/.machines"), &(long_hosts().join("\n") + "\n"));
+        for host in long_hosts() {
+            put(&machine.mount, &format!("{job}/{host}/keyval"), &format!("round={round}\n"));
+            put(&machine.mount, &format!("{job}/{host}/debug/log"), &format!("{host}, {round}\n"));
+        }
+    }
+    wait_for("the jobs to be committed", Duration::from_secs(60), || {
+        machine.run(["complete".to_owned()].into_iter().chain(long_jobs()));
+        machine.offload();
+        let jobs = machine.json(["jobs"]);
+        let own = || jobs.iter().filter(|unit| unit["host"] == *machine.name);
+        own().count() == UNITS && own().all(|unit| unit["state"] == "committed")
+    });
+}
+
+/// What is shown of each job: how many entries.
+fn entries(machine: &Machine) -> BTreeMap<String, usize> {
+    let mut shown = BTreeMap::new();
+    let walk = walkdir::WalkDir::new(&machine.mount).min_depth(1);
+    // What goes while it is walked through is gone.
+    for entry in walk.into_iter().flatten() {
+        let path = entry.path().strip_prefix(&machine.mount).expect("below");
+        let job = path.components().next().expect("a name").as_os_str().to_string_lossy().into_owned();
+        *shown.entry(job).or_default() += 1;
+    }
+    shown
+}
+
+/// Runs `retire` of all of them and kills `victim` when it has said so many lines, and a little later; whether it went well all the same.
+fn retire_and_kill(machine: &Machine, victim: Pid, lines: usize, pause: Duration) -> bool {
+    let mut command = Command::new(EXE);
+    command.arg("--config").arg(&machine.config).args(["--json", "retire"]).args(long_jobs());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().expect("the program runs");
+    let mut said = BufReader::new(child.stdout.take().expect("piped")).lines();
+    assert_eq!(said.by_ref().take(lines).count(), lines, "it says what it does");
+    thread::sleep(pause);
+    kill_process(victim, Signal::KILL).expect("our own");
+    let rest = thread::spawn(move || said.count());
+    let mut status = None;
+    wait_for("the command to end", Duration::from_secs(60), || {
+        status = child.try_wait().expect("our own child");
+        status.is_some()
+    });
+    rest.join().expect("it has ended");
+    status.is_some_and(|status| status.success())
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Victim {
+    Asker,
+    Other,
+    Serve,
+}
+
+/// `kill -9` of the daemon that was asked, of another one and of the store's, at the plan's first line, at its end, and in the middle of
+/// the work: each job is shown as a whole or not at all, and as it was; the same command, given again, goes on with what is left, and what was
+/// retired already is no obstacle. Nothing is retired twice, every incarnation can be had again.
+#[test]
+fn a_retire_that_is_killed_leaves_nothing_half_done() {
+    let mut lab = Lab::new(Duration::from_secs(300));
+    let (a, b) = (lab.machine_with_delete("drone1"), lab.machine_with_delete("drone2"));
+    lab.mount(&a);
+    lab.mount(&b);
+    let mut random = Random(7);
+    let (mut rounds, mut cut_off, mut in_part) = (Vec::new(), 0, 0);
+    for lines in [1, UNITS, UNITS + 1] {
+        for victim in [Victim::Asker, Victim::Other, Victim::Serve] {
+            let at = if rounds.len() % 2 == 0 { [&a, &b] } else { [&b, &a] };
+            play_long_jobs(at[0], rounds.len() + 1);
+            at[1].catch_up(at[0]);
+            let whole = picture(&a.mount);
+            assert_same("before", &whole, &picture(&b.mount));
+            let each = entries(&a);
+            let pid = match victim {
+                Victim::Asker => daemon(&a).expect("a daemon"),
+                Victim::Other => daemon(&b).expect("a daemon"),
+                Victim::Serve => lab.serve_pid(),
+            };
+            let pause = Duration::from_millis(random.below(20));
+            cut_off += usize::from(!retire_and_kill(&a, pid, lines, pause));
+            if victim == Victim::Serve {
+                lab.kill_serve();
+                lab.start_serve();
+            }
+            let left = half_retired_is_none(&lab, &[&a, &b], &whole, &each);
+            in_part += usize::from(left > 0 && left < each.len());
+            retire_again(&a);
+            for machine in [&a, &b] {
+                wait_for("all to be gone", Duration::from_secs(30), || entries(machine).is_empty());
+            }
+            rounds.push(whole);
+        }
+    }
+    eprintln!("{cut_off} were cut off, {in_part} in part");
+    assert!(cut_off >= 2, "only {cut_off} of {} were cut off", rounds.len());
+    for (number, whole) in (1..).zip(&rounds) {
+        let to = lab.path().join(format!("exported{number}"));
+        let words = ["--incarnation".to_owned(), number.to_string(), "--to".to_owned()];
+        let words = ["export".to_owned()].into_iter().chain(long_jobs()).chain(words);
+        let out = b.run(words.chain([to.display().to_string()]));
+        assert!(out.status.success(), "{}", text(&out.stderr));
+        assert_same("an incarnation", whole, &picture(&to));
+    }
+    for job in long_jobs() {
+        let unit = format!("{job}/{}", long_hosts()[0]);
+        assert_eq!(explained(&a, &unit)["incarnation"], rounds.len() + 1, "{unit}");
+    }
+    verified(&lab, &[&a, &b]);
+}
+
+/// Both show the same of each job, all or nothing; how many.
+fn half_retired_is_none(
+    lab: &Lab,
+    machines: &[&Machine; 2],
+    whole: &[String],
+    each: &BTreeMap<String, usize>,
+) -> usize {
+    let mut shown = BTreeMap::new();
+    wait_for("both to show the same whole jobs", Duration::from_secs(60), || {
+        let store = lab.machine("results").json(["verify", "--store"]);
+        let head = store.iter().find_map(|line| line["records"].as_u64()).expect("a summary");
+        let has_followed = machines.iter().all(|machine| machine.seq() >= head);
+        shown = entries(machines[0]);
+        has_followed && shown == entries(machines[1]) && shown.iter().all(|(job, count)| each[job] == *count)
+    });
+    let expected: Vec<String> = whole
+        .iter()
+        .filter(|line| shown.keys().any(|job| line.starts_with(&format!("\"{job}"))))
+        .cloned()
+        .collect();
+    for machine in machines {
+        assert_same("what is left", &expected, &picture(&machine.mount));
+    }
+    shown.len()
+}
+
+/// The same command once more.
+fn retire_again(machine: &Machine) {
+    wait_for("the rest to be retired", Duration::from_secs(30), || {
+        let out = machine.run(["retire".to_owned()].into_iter().chain(long_jobs()));
+        let why = text(&out.stderr);
+        assert!(out.status.success() || why.contains("the store can't be reached"), "{why}");
+        out.status.success()
+    });
 }

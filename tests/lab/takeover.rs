@@ -19,7 +19,7 @@ use crate::{
 const BOUND: Duration = Duration::from_secs(180);
 
 /// The daemon of a machine, found without asking it.
-fn daemon(machine: &Machine) -> Option<Pid> {
+pub(crate) fn daemon(machine: &Machine) -> Option<Pid> {
     processes_with(&["--background-child", &machine.mount.display().to_string()]).first().copied()
 }
 
