@@ -113,6 +113,14 @@ fn kills_without_passthrough_disturb_no_writer() {
     storm("off", 12);
 }
 
+/// `1-debug_user`, a job of one host.
+fn play_one(lab: &Lab, machine: &Machine) {
+    let source = lab.path().join("source");
+    resultsfs::demo::generate::job(&source, 3, 1, 0.1).expect("a job");
+    let from = fs::read_dir(&source).expect("a job").flatten().next().expect("a job").path();
+    play_job(&from, &machine.mount, 1);
+}
+
 /// What is only in the store is read across kills, through a handle from before as well as anew, and a unit with an open handle stays open
 /// (P2, P5).
 #[test]
@@ -120,10 +128,7 @@ fn evicted_files_are_read_across_kills() {
     let mut lab = Lab::new(BOUND);
     let drone = lab.machine("drone1");
     lab.mount(&drone);
-    let source = lab.path().join("source");
-    resultsfs::demo::generate::job(&source, 3, 1, 0.1).expect("a job");
-    let from = fs::read_dir(&source).expect("a job").flatten().next().expect("a job").path();
-    play_job(&from, &drone.mount, 1);
+    play_one(&lab, &drone);
     let expected = picture(&drone.mount);
     drone.offload();
     let out = drone.run(["evict", "1-debug_user"]);
@@ -157,10 +162,7 @@ fn a_daemon_that_is_killed_while_the_kernel_holds_a_notice_is_followed() {
     let mut lab = Lab::new(BOUND);
     let drone = lab.machine("drone1");
     lab.mount(&drone);
-    let source = lab.path().join("source");
-    resultsfs::demo::generate::job(&source, 3, 1, 0.1).expect("a job");
-    let from = fs::read_dir(&source).expect("a job").flatten().next().expect("a job").path();
-    play_job(&from, &drone.mount, 1);
+    play_one(&lab, &drone);
     let log = drone.mount.join("1-debug_user/host1/status.log");
     let content = fs::read(&log).expect("local");
     drone.offload();
