@@ -20,14 +20,14 @@ use crate::{
     limits,
 };
 
-/// How far ahead of a reader bytes are fetched and unpacked: some four blocks hide a round trip of tens of milliseconds.
-const AHEAD_BYTES: u64 = 4 << 20;
+/// How far ahead of a reader bytes are fetched and unpacked: some eight blocks hide a round trip of tens of milliseconds, and what is done with each that has come.
+const AHEAD_BYTES: u64 = 8 << 20;
 /// Reads this near one another still are in order: the kernel sends a reader's requests side by side.
 const SLACK_BYTES: u64 = 1 << 20;
 /// A block's neighbourhood: chunks that begin nearer than this are likely in the same block.
 const BLOCK_BYTES: u64 = limits::BLOCK_RAW_TARGET_BYTES as u64;
 /// Fetches ahead at once: urgent ones of other readers must get through in between.
-const AHEAD_THREADS: usize = 3;
+const AHEAD_THREADS: usize = 6;
 /// Fetches ahead that wait; beyond it they are left to the reader.
 const AHEAD_QUEUE: usize = 64;
 /// Readers whose place is remembered.

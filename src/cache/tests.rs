@@ -188,8 +188,8 @@ fn reads_in_order_are_fetched_ahead() {
     for at in 0..2 {
         read(&f.cache, &file, at * 1000, 1000).expect("reads");
     }
-    // The recipe, the first block, and those of the next four MiB.
-    wait_until("read-ahead", || f.store.fetches() == 1 + 1 + 4);
+    // The recipe, the first block, and those of the next eight MiB.
+    wait_until("read-ahead", || f.store.fetches() == 1 + 1 + 8);
     for at in (0..file.len()).step_by(128 << 10) {
         assert_eq!(read(&f.cache, &file, at as u64, 128 << 10).as_deref(), Ok(&file[at..at + (128 << 10)]));
     }
@@ -205,7 +205,7 @@ fn fetches_ahead_are_under_way_together() {
     read(&f.cache, &file, 0, 1000).expect("reads");
     f.store.hold.store(true, Ordering::SeqCst);
     read(&f.cache, &file, 1000, 1000).expect("is here");
-    wait_until("three fetches at once", || f.store.held.load(Ordering::SeqCst) == 3);
+    wait_until("six fetches at once", || f.store.held.load(Ordering::SeqCst) == 6);
     f.store.hold.store(false, Ordering::SeqCst);
 }
 
@@ -230,8 +230,8 @@ fn what_is_on_the_disk_is_unpacked_once_and_ahead() {
             });
         }
     });
-    // The recipe, the first block, and those of the next four MiB.
-    wait_until("unpacking ahead", || f.cache.stats().loads == 1 + 1 + 4);
+    // The recipe, the first block, and those of the next eight MiB.
+    wait_until("unpacking ahead", || f.cache.stats().loads == 1 + 1 + 8);
 }
 
 #[test]
