@@ -68,7 +68,7 @@ impl Fs {
                 Some((inode, stat)) => {
                     self.local_entry(parent, name, (&inode, &stat), None).map(Lookup::Found)
                 }
-                None => Ok(Lookup::Absent { ttl: self.ttl() }),
+                None => Ok(Lookup::Absent { ttl: self.absent_ttl(parent, name) }),
             };
         }
         let path = self.path_in(parent, name)?;
@@ -79,6 +79,13 @@ impl Fs {
             (Winner::Remote(candidate), _) => self.remote_entry(parent, name, &candidate).map(Lookup::Found),
             _ => Ok(Lookup::Absent { ttl: Duration::ZERO }),
         }
+    }
+
+    /// How long the kernel may believe that nothing is at a name where only this host makes names. Not at all if a node still has that name, as after a
+    /// take-over with a replica that has to be followed once more: a directory's name isn't taken back from the kernel when it shows again
+    /// ([`Fs::remote_changed`]).
+    fn absent_ttl(&self, parent: NodeId, name: &[u8]) -> Duration {
+        if self.nodes.lock().child(parent, name).is_some() { Duration::ZERO } else { self.ttl() }
     }
 
     /// [`Fs::winner`], reaching for the inode only where something committed may win.

@@ -135,7 +135,7 @@ impl Lab {
         self.told(self.fs.remote_changed(std::slice::from_ref(unit)));
     }
 
-    fn told(&self, invalidations: Vec<Invalidation>) {
+    pub fn told(&self, invalidations: Vec<Invalidation>) {
         self.mounted.notifier().tell(invalidations);
         self.mounted.notifier().flush();
     }

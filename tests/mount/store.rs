@@ -55,6 +55,12 @@ impl FakeStore {
         }
     }
 
+    /// The replica stands where it began, as when a killed daemon's last records weren't durable.
+    pub fn roll_back(&self) {
+        self.journal.reset_replica(self.uuid).expect("replica");
+        *self.head.lock().expect("not poisoned") = Head::genesis(self.uuid);
+    }
+
     pub fn set_away(&self, is_away: bool) {
         self.is_away.store(is_away, Ordering::Relaxed);
     }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use resultsfs::{
-    fs::Need,
+    fs::{Invalidation, Need, ROOT},
     ids::{RelPath, UnitId},
     journal::{Note, State},
 };
@@ -60,6 +60,23 @@ fn exchange(a: &Path, b: &Path) {
 fn append(path: &Path, text: &str) {
     let mut file = OpenOptions::new().append(true).open(path).expect("opens for appending");
     file.write_all(text.as_bytes()).expect("written");
+}
+
+all_ways! {
+    /// A replica that was behind for a while, as after a crash: what wasn't there then shows when it is followed again, though somebody has the
+    /// directory open all the time.
+    fn what_shows_again_after_a_crash_is_found(lab) {
+        let source = results(&lab, "theirs");
+        lab.foreign(&tree("7-me/host1"), &source);
+        let held = File::open(lab.at("7-me")).expect("shows");
+        lab.store.roll_back();
+        lab.told(vec![Invalidation::Entry { parent: ROOT, name: b"7-me".to_vec() }]);
+        assert_eq!(errno(fs::metadata(lab.at("7-me"))), libc::ENOENT);
+        lab.foreign(&tree("7-me/host1"), &source);
+        assert!(fs::metadata(lab.at("7-me")).expect("shows again").is_dir());
+        assert_eq!(fs::read_to_string(lab.at("7-me/host1/status.log")).expect("shows again"), "START ----\n");
+        drop(held);
+    }
 }
 
 all_ways! {
