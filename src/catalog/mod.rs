@@ -3,10 +3,14 @@
 //! Only the format; the file is [`crate::store`]'s, the host's replica [`crate::journal`]'s. Each record carries
 //! the chain's hash before it, so that two parties who agree on one number and one hash agree on all that came before.
 
+mod parts;
+mod prune;
 mod snapshot;
 
 use minicbor::{Decode, Encode};
 
+pub use parts::parts;
+pub use prune::{Prune, Purge, Undelete, UnitLife};
 pub use snapshot::{Snapshot, SnapshotChange, SnapshotChanges};
 
 use crate::ids::{Generation, Hash, HostUuid, Incarnation, Seq, UnitId};
@@ -36,6 +40,15 @@ pub enum RecordBody {
     /// Units begin a new life: what was committed of them isn't shown any more, and stays in the store.
     #[n(1)]
     Retire(#[n(0)] Retirement),
+    /// The same, by a rule of retention: what isn't undeleted in time may be given up.
+    #[n(2)]
+    Prune(#[n(0)] Prune),
+    /// What was pruned or retired shows again.
+    #[n(3)]
+    Undelete(#[n(0)] Undelete),
+    /// What was pruned is given up.
+    #[n(4)]
+    Purge(#[n(0)] Purge),
 }
 
 /// Units whose paths are free again.
@@ -120,15 +133,40 @@ impl Record {
     pub fn commit(&self) -> Option<&Commit> {
         match &self.body {
             RecordBody::Commit(commit) => Some(commit),
-            RecordBody::Retire(_) => None,
+            _ => None,
         }
     }
 
     /// The units whose next life begins with it.
     pub fn retired(&self) -> &[UnitId] {
         match &self.body {
-            RecordBody::Commit(_) => &[],
             RecordBody::Retire(retirement) => &retirement.units,
+            RecordBody::Prune(prune) => &prune.units,
+            _ => &[],
         }
+    }
+
+    /// The lives that are their units' present ones again.
+    pub fn undeleted(&self) -> &[UnitLife] {
+        match &self.body {
+            RecordBody::Undelete(undelete) => &undelete.lives,
+            _ => &[],
+        }
+    }
+
+    /// The lives of which every commit before it is given up.
+    pub fn purged(&self) -> &[UnitLife] {
+        match &self.body {
+            RecordBody::Purge(purge) => &purge.lives,
+            _ => &[],
+        }
+    }
+
+    /// Whether it says anything of this unit.
+    pub fn names(&self, unit: &UnitId) -> bool {
+        let mut lives = self.undeleted().iter().chain(self.purged());
+        self.commit().is_some_and(|commit| commit.unit == *unit)
+            || self.retired().contains(unit)
+            || lives.any(|life| life.unit == *unit)
     }
 }

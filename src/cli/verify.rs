@@ -148,10 +148,12 @@ fn show(cli: &Cli, item: &Value) {
         let what = if item["part"] == "local" {
             format!("{} units, {} files", number("units"), number("files"))
         } else {
-            let retirements = number("retirements");
-            let commits = number("records").saturating_sub(retirements);
+            let others = ["retirements", "prunes", "undeletes", "purges"];
+            let commits = number("records").saturating_sub(others.iter().map(|kind| number(kind)).sum());
+            let is_told = |kind: &&&str| **kind == "retirements" || number(kind) > 0;
+            let others = others.iter().filter(is_told).map(|kind| format!(", {} {kind}", number(kind)));
             let (files, packs) = (number("files"), number("packs"));
-            format!("{commits} commits, {retirements} retirements, {files} files, {packs} packs")
+            format!("{commits} commits{}, {files} files, {packs} packs", others.collect::<String>())
         };
         let verdict = if item["clean"] == true {
             "clean".to_owned()

@@ -15,7 +15,7 @@ use crate::{
     control,
     fs::view::Candidate,
     ids::{RelPath, UnitId},
-    journal::LayerHead,
+    journal::{LayerHead, PastLife},
     manifest::Body,
 };
 
@@ -83,9 +83,7 @@ fn heads(host: &Host, path: &RelPath, incarnation: Option<usize>) -> Result<Head
         let past = journal.past_lives(&unit);
         lives = lives.max(past.len());
         let layers = match incarnation {
-            Some(number) if number <= past.len() => {
-                past.into_iter().nth(number.saturating_sub(1)).map_or_else(Vec::new, |life| life.layers)
-            }
+            Some(number) if number <= past.len() => left_of(&unit, number, &past[number.saturating_sub(1)])?,
             Some(number) if number > past.len() + 1 => Vec::new(),
             _ => journal.layers(&unit),
         };
@@ -93,10 +91,23 @@ fn heads(host: &Host, path: &RelPath, incarnation: Option<usize>) -> Result<Head
     }
     match (found.is_empty(), incarnation, lives) {
         (false, ..) => Ok(found),
-        (_, None, 1..) => Err(Refusal::new(format!("{path}: what was committed there was retired"))
-            .hint(&format!("`--incarnation N`, from 1 to {lives}, gives it back"))),
+        (_, None, 1..) => {
+            Err(Refusal::new(format!("{path}: what was committed there was retired or pruned"))
+                .hint(&format!("`--incarnation N`, from 1 to {lives}, gives it back")))
+        }
         (_, Some(number), _) => Err(Refusal::new(format!("{path}: has no incarnation {number}"))),
         (_, None, _) => Err(Refusal::new(format!("{path}: nothing is committed there"))),
+    }
+}
+
+/// What a life that has ended still has.
+fn left_of(unit: &UnitId, number: usize, life: &PastLife) -> Result<Vec<LayerHead>, Refusal> {
+    let left: Vec<LayerHead> = life.layers.iter().filter(|layer| !life.is_given_up(layer)).cloned().collect();
+    match life.purged.filter(|_| left.is_empty()) {
+        None => Ok(left),
+        Some(seq) => Err(Refusal::new(format!("{unit}: incarnation {number} was purged as {seq}")).hint(
+            "it was pruned, its time of grace is over, and nothing of it need be in the store any more",
+        )),
     }
 }
 

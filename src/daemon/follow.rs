@@ -92,10 +92,13 @@ impl Follower {
 
     fn records(&mut self, records: &[Record]) {
         let Some(store) = self.store else { return };
-        let adopted = self.begin_adopted(records);
-        if let Err(e) = self.pass_borders(store, records) {
-            warn!("a retirement can't be taken in: {e}");
-            return;
+        let mut reopened = self.begin_adopted(records);
+        match self.pass_borders(store, records) {
+            Ok(units) => reopened.extend(units),
+            Err(e) => {
+                warn!("what was retired, pruned or undeleted can't be taken in: {e}");
+                return;
+            }
         }
         let telling = records.first().map(|first| self.host.shown.begin(first.seq));
         if let Err(e) = self.host.journal.follow(store, records) {
@@ -104,14 +107,15 @@ impl Follower {
             self.host.link.as_ref().expect("events come from the link").follow(from);
             return;
         }
-        self.host.engine.overtaken(&adopted);
+        self.host.engine.overtaken(&reopened);
         let own = self.host.journal.host();
-        let foreign: BTreeSet<UnitId> = records
+        let mut foreign: BTreeSet<UnitId> = records
             .iter()
             .filter_map(Record::commit)
             .filter(|c| c.host != own)
             .map(|c| c.unit.clone())
             .collect();
+        foreign.extend(records.iter().flat_map(Record::undeleted).map(|life| life.unit.clone()));
         let retired: Vec<UnitId> = records.iter().flat_map(Record::retired).cloned().collect();
         let is_hidden = !retired.is_empty();
         self.hide(retired);
@@ -135,15 +139,27 @@ impl Follower {
         adopted
     }
 
-    /// What is in the spool of units that are retired, and has no record yet, belongs to the life that ends.
-    fn pass_borders(&self, store: StoreUuid, records: &[Record]) -> Result<(), JournalError> {
+    /// What is in the spool of units whose life ends, and has no record yet, belongs to that life; and what runs here of units whose life is back goes on
+    /// with that. Record by record, each durably before it is taken in. Units that are open again.
+    fn pass_borders(&self, store: StoreUuid, records: &[Record]) -> Result<Vec<UnitId>, JournalError> {
         let Host { journal, spool, .. } = &*self.host;
+        let here = |units: &mut dyn Iterator<Item = &UnitId>| -> Vec<UnitId> {
+            units.filter(|unit| is_in_spool(spool.path(), unit)).cloned().collect()
+        };
         let border = journal.border(store)?;
-        for record in records.iter().filter(|record| !record.retired().is_empty() && record.seq > border) {
-            let here = record.retired().iter().filter(|unit| is_in_spool(spool.path(), unit));
-            journal.pass_border(store, record.seq, &here.cloned().collect::<Vec<_>>())?;
+        let mut reopened = Vec::new();
+        for record in records {
+            if !record.retired().is_empty() && record.seq > border {
+                journal.pass_border(store, record.seq, &here(&mut record.retired().iter()))?;
+            }
+            let back = record.undeleted();
+            if !back.is_empty() {
+                let here = here(&mut back.iter().map(|life| &life.unit));
+                reopened.extend(journal.bring_back(store, record.seq, back, &here)?);
+            }
+            reopened.extend(journal.give_up(record.purged())?);
         }
-        Ok(())
+        Ok(reopened)
     }
 
     /// Lets the kernel forget units that were retired, and frees what is here of them. (What is still to be committed goes when it is.)

@@ -23,7 +23,15 @@ pub(super) fn explain(host: &Host, unit: &UnitId, out: &mut Map<String, Value>) 
         return;
     }
     out.insert("incarnation".into(), json!(past.len() + 1));
-    let older: Vec<Value> = past.iter().enumerate().map(|(at, life)| life_json(unit, at + 1, life)).collect();
+    let mut older: Vec<Value> =
+        past.iter().enumerate().map(|(at, life)| life_json(unit, at + 1, life)).collect();
+    // The store may know of a later one that runs.
+    if let (Some(last), Some(shown)) = (past.last(), older.last_mut())
+        && layers.is_empty()
+        && last.purged.is_none()
+    {
+        shown["undelete"] = json!(format!("resultsfs undelete {unit}"));
+    }
     out.insert("older_incarnations".into(), json!(older));
 }
 
@@ -40,12 +48,17 @@ fn in_the_way(unit: &UnitId, number: usize, newest: &LayerHead) -> String {
 }
 
 fn life_json(unit: &UnitId, number: usize, life: &PastLife) -> Value {
+    let is_left = life.layers.iter().any(|layer| !life.is_given_up(layer));
+    let get = || format!("resultsfs export --incarnation {number} --to DIR {unit}");
     json!({
         "incarnation": number,
+        "ended": if life.rule.is_some() { "pruned" } else { "retired" },
+        "rule": life.rule,
+        "purged_seq": life.purged.map(|purged| purged.0),
         "retired_seq": life.closed_by.0,
         "retired_ms": life.closed_ms,
         "retired_on": life.closed_on,
         "layers": life.layers.iter().map(layer_json).collect::<Vec<_>>(),
-        "get": format!("resultsfs export --incarnation {number} --to DIR {unit}"),
+        "get": is_left.then(get),
     })
 }

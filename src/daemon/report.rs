@@ -67,7 +67,7 @@ impl Host {
                 "what is here is committed, too, and doesn't show; then it goes"
             }
         };
-        format!("of an earlier job of this name, which was retired: {goes}")
+        format!("of an earlier job of this name, which was retired or pruned: {goes}")
     }
 
     /// The unit that a path belongs to, if there is anything of it.

@@ -13,10 +13,11 @@ use super::{
     lives,
 };
 use crate::{
+    catalog::parts,
     fuse::Notices,
     ids::{RelPath, Scope, Seq, UnitId},
     journal::{LayerHead, State},
-    layout, limits,
+    layout,
     wire::{RetireUnit, link::LinkError},
 };
 
@@ -50,10 +51,11 @@ impl Candidate {
         let bytes = layers.iter().map(|layer| layer.bytes).sum();
         Some(Self { unit, seq, time_ms, bytes, layers: layers.len() })
     }
+}
 
-    /// Units with the same job go together.
-    fn job(&self) -> RelPath {
-        self.unit.root.first(1)
+impl AsRef<UnitId> for Candidate {
+    fn as_ref(&self) -> &UnitId {
+        &self.unit
     }
 }
 
@@ -86,7 +88,7 @@ impl Retiring<'_> {
         if self.dry_run {
             return Ok(Ok(0));
         }
-        for part in parts(wanted) {
+        for part in parts(&wanted) {
             match self.ask(&part).await {
                 Ok(seq) => self.done(&part, seq, output).await?,
                 Err(error) => return Ok(Err(refused(&error))),
@@ -120,7 +122,7 @@ impl Retiring<'_> {
                     None => wanted.push(candidate),
                 }
             }
-            for part in parts(wanted) {
+            for part in parts(&wanted) {
                 match self.part(&part, output).await? {
                     Ok(0) => {}
                     Ok(code) => exit = code,
@@ -316,55 +318,10 @@ fn is_shared(unit: &UnitId) -> bool {
     unit.scope == Scope::Loose && unit.root.components().next() == Some(layout::HOSTS.as_bytes())
 }
 
-/// What one record can say, in the order of the tree. A job is in one part unless it is larger than that.
-fn parts(wanted: Vec<Candidate>) -> Vec<Vec<Candidate>> {
-    let fits = |part: &[Candidate], more: &[Candidate]| {
-        let both = || part.iter().chain(more);
-        both().count() <= limits::RETIRED_UNITS
-            && both().map(|c| c.unit.root.as_bytes().len()).sum::<usize>() <= limits::RETIRED_PATHS_BYTES
-    };
-    let mut parts: Vec<Vec<Candidate>> = Vec::new();
-    for job in wanted.chunk_by(|a, b| a.job() == b.job()) {
-        let pieces = if fits(&[], job) { job.len() } else { 1 };
-        for piece in job.chunks(pieces) {
-            match parts.last_mut() {
-                Some(part) if fits(part, piece) => part.extend_from_slice(piece),
-                _ => parts.push(piece.to_vec()),
-            }
-        }
-    }
-    parts
-}
-
 fn refused(error: &LinkError) -> Refusal {
     match error {
         LinkError::Rejected(_) => Refusal::new(format!("{error}; nothing more was retired")),
         _ => Refusal::new(format!("{error}; whether it was done isn't known"))
             .hint("`resultsfs explain` says it when the connection is up again; doing it twice does no harm"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_record_takes_whole_jobs_up_to_its_bounds() {
-        let unit = |job: usize, host: usize| Candidate {
-            unit: UnitId::tree(RelPath::parse(format!("{job}-me/host{host}")).expect("a path")),
-            seq: Seq(1),
-            time_ms: 0,
-            bytes: 0,
-            layers: 1,
-        };
-        let jobs = |sizes: &[usize]| -> Vec<usize> {
-            let all =
-                sizes.iter().enumerate().flat_map(|(job, size)| (0..*size).map(move |host| unit(job, host)));
-            parts(all.collect()).iter().map(Vec::len).collect()
-        };
-        assert_eq!(jobs(&[3, 4]), [7]);
-        assert_eq!(jobs(&[100, 100, 20]), [100, 120]);
-        assert_eq!(jobs(&[300]), [128, 128, 44]);
-        assert_eq!(jobs(&[]), [0; 0]);
     }
 }

@@ -11,7 +11,7 @@ pub mod history;
 mod lab;
 mod plan;
 pub mod play;
-mod random;
+pub(crate) mod random;
 mod ssh;
 
 use std::{

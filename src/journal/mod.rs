@@ -301,16 +301,20 @@ impl Journal {
             return Err(ReplicaError::OtherStore { have, got: store });
         }
         self.set_store(store)?;
-        let own: Vec<UnitId> = records
+        let mut own: Vec<UnitId> = records
             .iter()
             .filter_map(Record::commit)
             .filter(|commit| commit.host == self.host)
             .map(|commit| commit.unit.clone())
             .collect();
+        own.extend(records.iter().flat_map(Record::undeleted).map(|life| life.unit.clone()));
         let followed = self.replica.follow(store, records, !own.is_empty());
         self.epoch.fetch_add(1, Ordering::AcqRel);
         followed?;
-        self.find_retired(records.iter().flat_map(Record::retired).filter_map(|unit| self.get(unit)));
+        for record in records {
+            self.find_retired(record.retired().iter().filter_map(|unit| self.get(unit)));
+            self.forgive(record.undeleted());
+        }
         if !own.is_empty() {
             self.adopt(own.clone())?;
             self.replica.adopted()?;

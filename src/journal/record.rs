@@ -168,6 +168,11 @@ impl UnitRecord {
         }
     }
 
+    /// Open again; one that runs goes on in its generation.
+    pub(super) fn again(&self, now_ms: u64) -> Self {
+        if self.state == State::Running { self.clone() } else { self.touched(now_ms) }
+    }
+
     /// Another made a snapshot of this layer its commit: what is here follows as the next generation.
     pub(super) fn overtaken(&self, committed: Committed, now_ms: u64) -> Self {
         let committed_then =

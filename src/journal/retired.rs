@@ -12,7 +12,7 @@ use std::{collections::BTreeSet, sync::MutexGuard};
 use redb::Durability;
 
 use super::{
-    Journal, PastLife,
+    Journal, PastLife, State,
     db::{META, UNITS, encode, unit_key},
     error::JournalError,
     memory::Change,
@@ -20,7 +20,10 @@ use super::{
     replica::LayerHead,
     transitions::committed_of,
 };
-use crate::ids::{Generation, Incarnation, RelPath, Seq, StoreUuid, UnitId};
+use crate::{
+    catalog::UnitLife,
+    ids::{Generation, Incarnation, RelPath, Seq, StoreUuid, UnitId},
+};
 
 impl Journal {
     /// The unit's present life, as far as the catalog was followed.
@@ -97,6 +100,70 @@ impl Journal {
         Ok(())
     }
 
+    /// Lives of these units are the present ones again, by the record with this number. What of them is here goes on with them, durably, before the
+    /// catalog's record is taken in: what runs in the life in between, of which nothing was committed, is from then on the next generation of
+    /// what this host had committed in the life that is back, on top of it. `here`: units of which something is in the spool. Which have changed.
+    pub fn bring_back(
+        &self,
+        store: StoreUuid,
+        seq: Seq,
+        lives: &[UnitLife],
+        here: &[UnitId],
+    ) -> Result<Vec<UnitId>, JournalError> {
+        // Who follows the catalog anew has a later life's files by now.
+        let is_first = self.border(store)? < seq;
+        let _writer = self.writer();
+        let now_ms = self.clock.now_ms();
+        let mut changes = Vec::new();
+        for UnitLife { unit, incarnation } in lives {
+            let record = self.get(unit);
+            let between = incarnation.0 + 1..seq.0;
+            let is_between = record.as_ref().is_some_and(|record| between.contains(&record.incarnation.0));
+            let is_unnoted = record.is_none() && is_first && here.contains(unit);
+            if !is_between && !is_unnoted {
+                continue;
+            }
+            let record = match (self.replica.layer_of_life(self.host, unit, *incarnation), record) {
+                (Some(layer), _) => self.on_top(unit, *incarnation, &layer),
+                (None, Some(record)) => UnitRecord { incarnation: *incarnation, ..record },
+                (None, None) => UnitRecord::running(unit.clone(), *incarnation, Generation::FIRST, now_ms),
+            };
+            changes.push(Change { unit: unit.clone(), record: Some(record), clears_notes: false });
+        }
+        let changed = changes.iter().map(|change| change.unit.clone()).collect();
+        if !changes.is_empty() {
+            self.write(changes, None)?;
+        }
+        if is_first {
+            self.db.write(Durability::Immediate, |txn| {
+                txn.open_table(META)?.insert(&b"retired"[..], &encode(&(store, seq))[..])?;
+                Ok(())
+            })?;
+        }
+        Ok(changed)
+    }
+
+    /// What was committed of these lives is given up. An own layer of one that is away in part, and has more to be committed, is what is here: the rest can't be
+    /// named any more. Durably, before the catalog's record is taken in. Which have changed.
+    pub fn give_up(&self, lives: &[UnitLife]) -> Result<Vec<UnitId>, JournalError> {
+        let _writer = self.writer();
+        let now_ms = self.clock.now_ms();
+        let cut = |life: &UnitLife| {
+            let record = self.get(&life.unit)?;
+            let is_cut = record.incarnation == life.incarnation
+                && record.partial
+                && !matches!(record.state, State::Committed | State::Evicted);
+            let record = is_cut.then(|| UnitRecord { partial: false, ..record.again(now_ms) })?;
+            Some(Change { unit: life.unit.clone(), record: Some(record), clears_notes: false })
+        };
+        let changes: Vec<Change> = lives.iter().filter_map(cut).collect();
+        let changed = changes.iter().map(|change| change.unit.clone()).collect();
+        if !changes.is_empty() {
+            self.write(changes, None)?;
+        }
+        Ok(changed)
+    }
+
     /// The store was restored from a backup, which doesn't know the life that this layer is of: it goes on in the one that the store knows, as the
     /// generation after what this host has committed of that. Whether that was so.
     pub fn take_back(&self, unit: &UnitId) -> Result<bool, JournalError> {
@@ -112,6 +179,16 @@ impl Journal {
         };
         self.write(vec![Change { unit: unit.clone(), record: Some(record), clears_notes: false }], None)?;
         Ok(true)
+    }
+
+    /// Own layers of these units are of the present life again, if they are.
+    pub(super) fn forgive(&self, lives: &[UnitLife]) {
+        let is_present = |life: &UnitLife| {
+            self.get(&life.unit).is_some_and(|record| record.incarnation == life.incarnation)
+        };
+        for life in lives.iter().filter(|life| is_present(life)) {
+            self.retired_mut().remove(&life.unit);
+        }
     }
 
     /// Notes which of these layers are of an earlier life.

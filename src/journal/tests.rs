@@ -3,6 +3,7 @@
 mod comparison;
 mod replica;
 mod retired;
+mod undeleted;
 
 use std::{fs, path::Path};
 

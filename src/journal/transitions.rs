@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     catalog::{Commit, Record},
-    ids::{Generation, Hash, RelPath, UnitId},
+    ids::{Generation, Hash, Incarnation, RelPath, UnitId},
     manifest::Manifest,
 };
 
@@ -323,6 +323,12 @@ impl Journal {
             committed_ms: Some(now_ms),
             ..UnitRecord::running(unit.clone(), self.replica.incarnation(unit), layer.generation, now_ms)
         }
+    }
+
+    /// The record of what runs here on top of what this host had committed in a life that is back.
+    pub(super) fn on_top(&self, unit: &UnitId, life: Incarnation, layer: &LayerHead) -> UnitRecord {
+        let now_ms = self.clock.now_ms();
+        UnitRecord { incarnation: life, ..self.committed_record(unit, layer, now_ms).touched(now_ms) }
     }
 
     /// A transition from the record that is there.

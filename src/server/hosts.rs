@@ -8,7 +8,7 @@ use std::{
 
 use super::api::{StoreApi, StoreFault};
 use crate::{
-    catalog::Record,
+    catalog::{Commit, Record},
     ids::{HostUuid, Incarnation, RelPath, Scope, Seq, UnitId},
     journal::LayerHead,
     limits::{self, UNIT_ROOT_DEPTH},
@@ -71,8 +71,10 @@ struct Read {
     units: BTreeMap<UnitId, Unit>,
     /// For each record from the first on: the commit before it to the same unit, 0 = none in this life.
     before: Vec<Seq>,
-    /// The lives of units that were retired.
+    /// The lives of units of which one has ended.
     lives: HashMap<UnitId, Incarnation>,
+    /// Of each unit the life that has ended last, which may be undeleted.
+    ended: HashMap<UnitId, (Incarnation, Unit)>,
 }
 
 /// Whose layers a unit has.
@@ -180,17 +182,30 @@ impl History {
 impl Read {
     fn take(&mut self, record: &Record) {
         self.upto = record.seq;
-        // What was retired is in nobody's way.
+        // What has ended is in nobody's way.
         for unit in record.retired() {
-            self.units.remove(unit);
+            let life = self.life(unit);
+            match self.units.remove(unit) {
+                Some(ended) => _ = self.ended.insert(unit.clone(), (life, ended)),
+                None => _ = self.ended.remove(unit),
+            }
             self.lives.insert(unit.clone(), Incarnation(record.seq.0));
+        }
+        for life in record.undeleted() {
+            self.lives.insert(life.unit.clone(), life.incarnation);
+            if let Some((_, unit)) = self.ended.remove(&life.unit) {
+                self.units.insert(life.unit.clone(), unit);
+            }
+        }
+        for life in record.purged() {
+            if self.ended.get(&life.unit).is_some_and(|(ended, _)| *ended == life.incarnation) {
+                self.ended.remove(&life.unit);
+            }
         }
         let mut before = Seq::default();
         if let Some(commit) = record.commit() {
             self.names.insert(commit.host, commit.host_name.clone());
-            if self.life(&commit.unit) == commit.incarnation {
-                let new = Unit { owner: Owner::One(commit.host), last: Seq::default() };
-                let unit = self.units.entry(commit.unit.clone()).or_insert(new);
+            if let Some(unit) = self.unit_of(commit) {
                 before = std::mem::replace(&mut unit.last, record.seq);
                 if unit.owner.is_other_than(commit.host) {
                     unit.owner = Owner::Several;
@@ -198,6 +213,16 @@ impl Read {
             }
         }
         self.before.push(before);
+    }
+
+    /// The unit in the life that a commit is of, if that may show.
+    fn unit_of(&mut self, commit: &Commit) -> Option<&mut Unit> {
+        if self.life(&commit.unit) == commit.incarnation {
+            let new = Unit { owner: Owner::One(commit.host), last: Seq::default() };
+            return Some(self.units.entry(commit.unit.clone()).or_insert(new));
+        }
+        let (ended, unit) = self.ended.get_mut(&commit.unit)?;
+        (*ended == commit.incarnation).then_some(unit)
     }
 
     fn life(&self, unit: &UnitId) -> Incarnation {

@@ -65,6 +65,15 @@ impl MemStore {
         self.lock().objects.len()
     }
 
+    /// Enters a record that no session asks for.
+    pub(crate) fn enter(&self, body: RecordBody) -> Record {
+        let head = *self.heads.borrow();
+        let record = Record { seq: head.seq.next(), prev: head.chain, time_ms: 0, body };
+        self.lock().records.push(record.clone());
+        self.heads.send_replace(record.link());
+        record
+    }
+
     /// Puts a block in without a session.
     pub(crate) fn put(&self, encoded: &[u8]) {
         self.append_block(encoded).expect("a good block");
@@ -150,12 +159,7 @@ impl StoreApi for MemStore {
     fn retire(&self, wanted: NewRetirement) -> Result<Record, StoreFault> {
         let NewRetirement { host, host_name, units } = wanted;
         let units = units.into_iter().map(|(unit, _)| unit).collect();
-        let head = *self.heads.borrow();
-        let body = RecordBody::Retire(Retirement { host, host_name, units });
-        let record = Record { seq: head.seq.next(), prev: head.chain, time_ms: 0, body };
-        self.lock().records.push(record.clone());
-        self.heads.send_replace(record.link());
-        Ok(record)
+        Ok(self.enter(RecordBody::Retire(Retirement { host, host_name, units })))
     }
 
     fn fetch(&self, kind: ObjectKind, hash: &Hash) -> Result<Option<Vec<u8>>, StoreFault> {

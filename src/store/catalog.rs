@@ -29,9 +29,10 @@ use std::{
 use super::{
     StoreError,
     layout::{Layout, check16},
+    lives::{Ended, Life, Lives},
 };
 use crate::{
-    catalog::{Head, Record, RecordBody},
+    catalog::{Commit, Head, Record},
     durable::{Disk, DiskFile},
     ids::{Hash, HostUuid, Incarnation, Scope, Seq, StoreUuid, UnitId},
     limits::RECORD_BYTES,
@@ -282,18 +283,6 @@ fn layer_key(host: HostUuid, unit: &UnitId, incarnation: Incarnation) -> Key {
     check16(&[&host.0, &life, &[matches!(unit.scope, Scope::Loose) as u8], unit.root.as_bytes()])
 }
 
-fn unit_key(unit: &UnitId) -> Key {
-    check16(&[&[matches!(unit.scope, Scope::Loose) as u8], unit.root.as_bytes()])
-}
-
-/// Where a unit stands.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Life {
-    pub incarnation: Incarnation,
-    /// The last commit in it; 0 = none.
-    pub last: Seq,
-}
-
 fn manifest_key(hash: &Hash) -> Key {
     hash.0[..16].try_into().expect("sixteen bytes")
 }
@@ -305,8 +294,8 @@ struct Known {
     offsets: Vec<u64>,
     /// Each layer's last record.
     layers: HashMap<Key, Seq>,
-    units: HashMap<Key, Life>,
-    /// A record that names the manifest.
+    lives: Lives,
+    /// The last record that names the manifest: the others may be given up before.
     manifests: HashMap<Key, Seq>,
     head: Head,
     end: u64,
@@ -315,21 +304,11 @@ struct Known {
 impl Known {
     fn add(&mut self, offset: u64, record: &Record) {
         self.offsets.push(offset);
-        match &record.body {
-            RecordBody::Commit(commit) => {
-                let key = layer_key(commit.host, &commit.unit, commit.incarnation);
-                self.layers.insert(key, record.seq);
-                self.manifests.entry(manifest_key(&commit.manifest)).or_insert(record.seq);
-                let life = self.units.entry(unit_key(&commit.unit)).or_default();
-                if life.incarnation == commit.incarnation {
-                    life.last = record.seq;
-                }
-            }
-            RecordBody::Retire(retirement) => {
-                let life = Life { incarnation: Incarnation(record.seq.0), last: Seq(0) };
-                retirement.units.iter().for_each(|unit| _ = self.units.insert(unit_key(unit), life));
-            }
+        if let Some(commit) = record.commit() {
+            self.layers.insert(layer_key(commit.host, &commit.unit, commit.incarnation), record.seq);
+            self.manifests.insert(manifest_key(&commit.manifest), record.seq);
         }
+        self.lives.take(record);
     }
 }
 
@@ -354,8 +333,8 @@ impl Catalog {
         };
         let bytes = file.len()?;
         let genesis = Head::genesis(store);
-        let (layers, units, manifests) = (HashMap::new(), HashMap::new(), HashMap::new());
-        let mut known = Known { offsets: Vec::new(), layers, units, manifests, head: genesis, end: 0 };
+        let (layers, lives, manifests) = Default::default();
+        let mut known = Known { offsets: Vec::new(), layers, lives, manifests, head: genesis, end: 0 };
         let walk = walk(&*file, bytes, store, witness, |offset, record| known.add(offset, &record))?;
         if let Some(damage) = walk.damage {
             return Err(StoreError::Damaged { path: layout.catalog(), what: damage.to_string() });
@@ -466,23 +445,51 @@ impl Catalog {
 
     /// Where a unit stands.
     pub fn life(&self, unit: &UnitId) -> Life {
-        self.known().units.get(&unit_key(unit)).copied().unwrap_or_default()
+        self.known().lives.present(unit)
+    }
+
+    /// One of a unit's lives that have ended.
+    pub fn ended(&self, unit: &UnitId, incarnation: Incarnation) -> Option<Ended> {
+        self.known().lives.ended(unit, incarnation)
+    }
+
+    /// The life of a unit that was ended when `next` began, unless that was undone.
+    pub fn ended_by(&self, unit: &UnitId, next: Incarnation) -> Option<Incarnation> {
+        self.known().lives.ended_by(unit, next)
     }
 
     /// Whether the unit has, or had, this life.
-    pub fn has_life(&self, unit: &UnitId, incarnation: Incarnation) -> Result<bool, StoreError> {
-        if incarnation == Incarnation::FIRST || incarnation == self.life(unit).incarnation {
-            return Ok(true);
-        }
-        let record = self.record(Seq(incarnation.0))?;
-        Ok(record.is_some_and(|record| record.retired().contains(unit)))
+    pub fn has_life(&self, unit: &UnitId, incarnation: Incarnation) -> bool {
+        self.known().lives.has(unit, incarnation)
     }
 
-    /// A commit of this manifest.
+    /// How many units it knows.
+    pub fn units(&self) -> usize {
+        self.known().lives.units()
+    }
+
+    /// Whether a commit with this number is given up, so that what only it names needn't be here.
+    pub fn is_purged(&self, seq: Seq, commit: &Commit) -> bool {
+        let ended = self.ended(&commit.unit, commit.incarnation);
+        ended.is_some_and(|ended| ended.purged > seq)
+    }
+
+    /// Whether a commit with this number is the newest of its layer, in its unit's present life: so that it shows.
+    pub fn shows(&self, seq: Seq, commit: &Commit) -> bool {
+        let known = self.known();
+        let key = layer_key(commit.host, &commit.unit, commit.incarnation);
+        known.lives.present(&commit.unit).incarnation == commit.incarnation
+            && known.layers.get(&key) == Some(&seq)
+    }
+
+    /// A commit of this manifest that isn't given up.
     pub fn with_manifest(&self, hash: &Hash) -> Result<Option<Record>, StoreError> {
         let seq = self.known().manifests.get(&manifest_key(hash)).copied();
         let record = seq.map(|seq| self.record(seq)).transpose()?.flatten();
-        Ok(record.filter(|r| r.commit().is_some_and(|commit| commit.manifest == *hash)))
+        Ok(record.filter(|record| {
+            let is_it = |commit: &Commit| commit.manifest == *hash && !self.is_purged(record.seq, commit);
+            record.commit().is_some_and(is_it)
+        }))
     }
 }
 

@@ -9,6 +9,7 @@ use std::{
 use super::{
     Store, StoreError,
     check::Checked,
+    prune::{self, NewPrune, NewPurge, NewUndelete},
     retire::{NewRetirement, retirement},
 };
 use crate::{
@@ -40,6 +41,9 @@ pub(super) enum Request {
     /// A checked commit.
     Commit(NewCommit, Checked),
     Retire(NewRetirement),
+    Prune(NewPrune),
+    Undelete(NewUndelete),
+    Purge(NewPurge),
     /// That what was appended be synced and entered in the index.
     Sync,
 }
@@ -133,10 +137,7 @@ impl Store {
     pub fn commit(&self, commit: NewCommit) -> Result<Record, StoreError> {
         self.healthy()?;
         check_text(&commit)?;
-        if !self.catalog.has_life(&commit.unit, commit.incarnation)? {
-            let (unit, incarnation) = (commit.unit, commit.incarnation.0);
-            return Err(StoreError::Incarnation { unit, incarnation });
-        }
+        self.has_life(&commit, &[])?;
         if let Some(record) = self.catalog.latest(commit.host, &commit.unit, commit.incarnation)?
             && let Some(record) = repeated(&record, &commit)?
         {
@@ -201,8 +202,17 @@ impl Store {
                     Ok(None) => Ok(Some(commit_body(commit, checked))),
                     Err(late) => Err(late),
                 },
-                Request::Retire(wanted) => {
-                    self.may_retire(wanted, &records).map(|()| Some(RecordBody::Retire(retirement(wanted))))
+                Request::Retire(wanted) => self
+                    .may_end(&wanted.units, &records)
+                    .map(|()| Some(RecordBody::Retire(retirement(wanted)))),
+                Request::Prune(wanted) => {
+                    self.may_end(&wanted.units, &records).map(|()| Some(prune::pruned(wanted)))
+                }
+                Request::Undelete(wanted) => {
+                    self.may_undelete(&wanted.lives, &records).map(|()| Some(prune::undeleted(wanted)))
+                }
+                Request::Purge(wanted) => {
+                    self.may_purge(&wanted.lives, &records).map(|()| Some(prune::purged(wanted)))
                 }
             };
             answers.push(made.map(|body| {
@@ -215,12 +225,28 @@ impl Store {
         Ok((answers, records))
     }
 
+    /// The unit has, or had, the life that a commit is of, also after `records`, which come before it in the batch.
+    fn has_life(&self, commit: &NewCommit, records: &[Record]) -> Result<(), StoreError> {
+        let NewCommit { unit, incarnation, .. } = commit;
+        let is_undone = || {
+            let is_back = |record: &Record| record.undeleted().iter().any(|life| life.unit == *unit);
+            records.iter().any(is_back) && self.catalog.life(unit).incarnation == *incarnation
+        };
+        match self.catalog.has_life(unit, *incarnation) && !is_undone() {
+            true => Ok(()),
+            false => Err(StoreError::Incarnation { unit: unit.clone(), incarnation: incarnation.0 }),
+        }
+    }
+
     /// The record that a commit has already, or why it comes too late; `records` are those before it in the batch.
     fn committed_before(
         &self,
         commit: &NewCommit,
         records: &[Record],
     ) -> Result<Result<Option<Record>, StoreError>, StoreError> {
+        if let Err(gone) = self.has_life(commit, records) {
+            return Ok(Err(gone));
+        }
         let in_batch = records.iter().rev().find(|r| r.commit().is_some_and(|c| same_layer(c, commit)));
         let last = match in_batch {
             Some(record) => Some(record.clone()),

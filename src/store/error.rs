@@ -57,7 +57,9 @@ pub enum StoreError {
     #[error("{unit}: generation {sent} comes after generation {last} was committed")]
     Generation { unit: UnitId, sent: Generation, last: Generation },
     /// A layer of a life of its unit that this catalog doesn't know.
-    #[error("{unit}: was never retired as {incarnation}; this store has another history")]
+    #[error(
+        "{unit}: no incarnation of it began with record {incarnation}: what ended then was undeleted, or this store has another history"
+    )]
     Incarnation { unit: UnitId, incarnation: u64 },
     /// A snapshot of a layer of an earlier life: nothing of it shows.
     #[error("{unit}: was retired while it ran; what it still brings is kept, and not shown")]
@@ -65,6 +67,12 @@ pub enum StoreError {
     /// A unit isn't, or isn't any more, as whoever wants to retire it has seen it.
     #[error("{unit}: {why}")]
     NotRetired { unit: UnitId, why: String },
+    /// A unit's earlier life can't be brought back.
+    #[error("{unit}: {why}")]
+    NotUndeleted { unit: UnitId, why: String },
+    /// A unit's life can't be given up.
+    #[error("{unit}: {why}")]
+    NotPurged { unit: UnitId, why: String },
     /// More running units than a host, or all of them together, may show.
     #[error("there are too many snapshots of running units")]
     TooManySnapshots,
@@ -87,6 +95,8 @@ impl StoreError {
             | Self::Incarnation { .. }
             | Self::Retired { .. }
             | Self::NotRetired { .. }
+            | Self::NotUndeleted { .. }
+            | Self::NotPurged { .. }
             | Self::TooManySnapshots
             | Self::Text(_) => true,
             Self::Locked(_)

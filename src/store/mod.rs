@@ -18,8 +18,10 @@ mod commit;
 mod error;
 pub mod index;
 pub mod layout;
+mod lives;
 mod overlay;
 pub mod pack;
+mod prune;
 mod recover;
 mod retire;
 mod snapshots;
@@ -41,6 +43,7 @@ use tokio::sync::watch;
 
 pub use commit::NewCommit;
 pub use error::StoreError;
+pub use prune::{NewPrune, NewPurge, NewUndelete};
 pub use retire::NewRetirement;
 pub use snapshots::Slots;
 
@@ -209,7 +212,7 @@ impl Store {
         Ok(self.index.get_many(&keys)?.iter().map(Option::is_none).collect())
     }
 
-    /// Whether this manifest was committed before, by anybody, so that all it names is here.
+    /// Whether this manifest was committed before, by anybody, and isn't given up: so that all it names is here.
     pub fn manifest_known(&self, hash: &Hash) -> Result<bool, StoreError> {
         Ok(self.known_manifest(hash)?.is_some())
     }

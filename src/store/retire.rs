@@ -31,28 +31,21 @@ impl Store {
     pub fn retire(&self, wanted: NewRetirement) -> Result<Record, StoreError> {
         self.healthy()?;
         check_name(&wanted.host_name)?;
-        let paths: usize = wanted.units.iter().map(|(unit, _)| unit.root.as_bytes().len()).sum();
-        let count = wanted.units.len();
-        if count == 0 || count > limits::RETIRED_UNITS || paths > limits::RETIRED_PATHS_BYTES {
-            return Err(StoreError::Text("the list of units"));
-        }
+        check_list(wanted.units.iter().map(|(unit, _)| unit))?;
         let record = self.queue.take_part(Request::Retire(wanted), |batch| self.run_batch(batch))?;
         Ok(record.expect("a retirement is answered with a record"))
     }
 
     /// Each unit is as it was seen, and nobody shows that it runs; `records` come before it in the batch.
-    pub(super) fn may_retire(&self, wanted: &NewRetirement, records: &[Record]) -> Result<(), StoreError> {
+    pub(super) fn may_end(&self, units: &[(UnitId, Seq)], records: &[Record]) -> Result<(), StoreError> {
         let shown = self.slots().all();
-        for (unit, seen) in &wanted.units {
+        for (unit, seen) in units {
             let no = |why: String| Err(StoreError::NotRetired { unit: unit.clone(), why });
-            let is_touched = |r: &Record| {
-                r.commit().is_some_and(|commit| commit.unit == *unit) || r.retired().contains(unit)
-            };
             let last = self.catalog.life(unit).last;
             if last == Seq(0) {
                 return no("nothing is committed there".to_owned());
             }
-            if last != *seen || records.iter().any(is_touched) {
+            if last != *seen || records.iter().any(|record| record.names(unit)) {
                 return no("it has been committed again meanwhile; look at it, and try again".to_owned());
             }
             if let Some(running) = shown.iter().find(|snapshot| snapshot.unit == *unit) {
@@ -61,4 +54,14 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// Units that one record can name, each once.
+pub(super) fn check_list<'u>(units: impl Iterator<Item = &'u UnitId>) -> Result<(), StoreError> {
+    let mut units: Vec<&UnitId> = units.collect();
+    let (count, bytes) = (units.len(), units.iter().map(|unit| unit.root.as_bytes().len()).sum::<usize>());
+    units.sort();
+    units.dedup();
+    let is_good = (1..=limits::RETIRED_UNITS).contains(&count) && bytes <= limits::RETIRED_PATHS_BYTES;
+    if is_good && units.len() == count { Ok(()) } else { Err(StoreError::Text("the list of units")) }
 }

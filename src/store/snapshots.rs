@@ -303,12 +303,13 @@ impl Store {
         }
     }
 
-    /// These commits take the place of their layers' snapshots; of a unit that is retired there are none.
+    /// These commits take the place of their layers' snapshots; of a life that has ended, or was undone, there are none.
     pub(super) fn overtake(&self, records: &[Record]) {
         for commit in records.iter().filter_map(Record::commit) {
             self.withdraw(commit.host, &commit.unit, commit.generation);
         }
-        let retired: Vec<&UnitId> = records.iter().flat_map(Record::retired).collect();
+        let undone = records.iter().flat_map(Record::undeleted).map(|life| &life.unit);
+        let retired: Vec<&UnitId> = records.iter().flat_map(Record::retired).chain(undone).collect();
         if retired.is_empty() {
             return;
         }

@@ -85,10 +85,18 @@ fn conflict(layers: &[Layer], conflict: &Conflict) -> Finding {
 pub struct Counts {
     /// A host's own units.
     pub units: u64,
-    /// Of the catalog: commits and retirements.
+    /// Of the catalog: commits, and records of the other kinds.
     pub records: u64,
     /// Records that are retirements.
     pub retirements: u64,
+    /// Likewise prunes.
+    pub prunes: u64,
+    /// Likewise undeletes.
+    pub undeletes: u64,
+    /// Likewise purges.
+    pub purges: u64,
+    /// Commits that purges have given up: what they name isn't expected.
+    pub purged_commits: u64,
     pub manifests: u64,
     /// Regular files of all manifests.
     pub files: u64,
@@ -162,6 +170,10 @@ impl Counts {
         self.units += other.units;
         self.records += other.records;
         self.retirements += other.retirements;
+        self.prunes += other.prunes;
+        self.undeletes += other.undeletes;
+        self.purges += other.purges;
+        self.purged_commits += other.purged_commits;
         self.manifests += other.manifests;
         self.files += other.files;
         self.packs += other.packs;

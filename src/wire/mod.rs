@@ -19,7 +19,7 @@ use frame::Frame;
 use rights::Rights;
 
 /// Version of the protocol that this program speaks.
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 /// Version of [`Join`], between two processes on the results host.
 pub const JOIN_VERSION: u32 = 3;
 

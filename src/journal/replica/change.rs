@@ -15,7 +15,7 @@ use super::{
     row::{self, Hosts, Layer},
 };
 use crate::{
-    catalog::{Commit, Head, Record, RecordBody, Retirement},
+    catalog::{Commit, Head, Record, RecordBody, UnitLife},
     ids::{Incarnation, Seq, StoreUuid, UnitId},
 };
 
@@ -27,7 +27,14 @@ pub(super) struct Change {
     /// Where rows change.
     pub places: Vec<Place>,
     units: BTreeMap<Vec<u8>, Unit>,
-    pasts: BTreeMap<Vec<u8>, Past>,
+    /// Nothing where one is the present one again.
+    pasts: BTreeMap<Vec<u8>, Option<Past>>,
+}
+
+/// Who ended lives, and by which rule.
+struct Ending<'a> {
+    on: &'a str,
+    rule: Option<&'a str>,
 }
 
 /// A unit in its present life.
@@ -47,7 +54,22 @@ impl Change {
             change.head = change.head.follow(record).ok_or(gap)?;
             match &record.body {
                 RecordBody::Commit(commit) => change.commit(record, commit, db)?,
-                RecordBody::Retire(retirement) => change.retire(record, retirement, db)?,
+                RecordBody::Retire(retirement) => {
+                    let ending = Ending { on: &retirement.host_name, rule: None };
+                    change.end(record, &ending, &retirement.units, db)?;
+                }
+                RecordBody::Prune(prune) => {
+                    let ending = Ending { on: &prune.by, rule: Some(&prune.rule) };
+                    change.end(record, &ending, &prune.units, db)?;
+                }
+                RecordBody::Undelete(undelete) => {
+                    undelete.lives.iter().try_for_each(|life| change.bring_back(record, life, db))?;
+                }
+                RecordBody::Purge(purge) => {
+                    for life in &purge.lives {
+                        change.past(record, life, db)?.purged = Some(record.seq);
+                    }
+                }
             }
         }
         Ok(change)
@@ -59,20 +81,31 @@ impl Change {
         if commit.incarnation == unit.incarnation {
             return take(&mut unit.layers, host, record, commit);
         }
-        // Of a host that was away when the unit was retired.
-        let key = past_key(&unit_key(&commit.unit), commit.incarnation);
-        if !self.pasts.contains_key(&key) {
-            let row = db.get(RETIRED, &key)?;
-            let unknown = ReplicaError::Incarnation { seq: record.seq, unit: commit.unit.clone() };
-            let past = past::parse(&row.ok_or(unknown)?).map_err(|why| db.damaged(why))?;
-            self.pasts.insert(key.clone(), past);
-        }
-        let past = self.pasts.get_mut(&key).expect("it was put there above");
-        take(&mut past.layers, host, record, commit)
+        // Of a host that was away when it ended.
+        let life = UnitLife { unit: commit.unit.clone(), incarnation: commit.incarnation };
+        take(&mut self.past(record, &life, db)?.layers, host, record, commit)
     }
 
-    fn retire(&mut self, record: &Record, retirement: &Retirement, db: &Db) -> Result<(), ReplicaError> {
-        for id in &retirement.units {
+    /// A life that has ended.
+    fn past(&mut self, record: &Record, life: &UnitLife, db: &Db) -> Result<&mut Past, ReplicaError> {
+        let key = past_key(&unit_key(&life.unit), life.incarnation);
+        if !self.pasts.contains_key(&key) {
+            let row = db.get(RETIRED, &key)?;
+            let past = row.map(|row| past::parse(&row)).transpose().map_err(|why| db.damaged(why))?;
+            self.pasts.insert(key.clone(), past);
+        }
+        let unknown = || ReplicaError::Incarnation { seq: record.seq, unit: life.unit.clone() };
+        self.pasts.get_mut(&key).and_then(Option::as_mut).ok_or_else(unknown)
+    }
+
+    fn end(
+        &mut self,
+        record: &Record,
+        ending: &Ending<'_>,
+        units: &[UnitId],
+        db: &Db,
+    ) -> Result<(), ReplicaError> {
+        for id in units {
             let unit = self.unit(id, db)?;
             let next = Incarnation(record.seq.0);
             let ended = std::mem::replace(unit, Unit { incarnation: next, layers: Vec::new() });
@@ -80,10 +113,21 @@ impl Change {
                 layers: ended.layers,
                 closed_by: Seq(record.seq.0),
                 closed_ms: record.time_ms,
-                closed_on: retirement.host_name.clone(),
+                closed_on: ending.on.to_owned(),
+                rule: ending.rule.map(str::to_owned),
+                purged: None,
             };
-            self.pasts.insert(past_key(&unit_key(id), ended.incarnation), past);
+            self.pasts.insert(past_key(&unit_key(id), ended.incarnation), Some(past));
         }
+        Ok(())
+    }
+
+    /// The unit's last life that has ended is the present one again; nothing was committed in the one that began then.
+    fn bring_back(&mut self, record: &Record, life: &UnitLife, db: &Db) -> Result<(), ReplicaError> {
+        let UnitLife { unit, incarnation } = life;
+        let layers = std::mem::take(&mut self.past(record, life, db)?.layers);
+        self.pasts.insert(past_key(&unit_key(unit), *incarnation), None);
+        *self.unit(unit, db)? = Unit { incarnation: *incarnation, layers };
         Ok(())
     }
 
@@ -117,7 +161,10 @@ impl Change {
         }
         let mut retired = txn.open_table(RETIRED)?;
         for (key, past) in &self.pasts {
-            retired.insert(&key[..], &encode(past)[..])?;
+            match past {
+                Some(past) => retired.insert(&key[..], &encode(past)[..])?,
+                None => retired.remove(&key[..])?,
+            };
         }
         txn.open_table(META)?.insert(&b"head"[..], &encode(&(store, self.head))[..])?;
         Ok(())

@@ -30,9 +30,15 @@ pub(super) struct Past {
     /// The store's time then.
     #[n(2)]
     pub closed_ms: u64,
-    /// The host that asked for it.
+    /// The host, or of a prune the user, that asked for it.
     #[n(3)]
     pub closed_on: String,
+    /// The rule by which it was pruned; nothing if it was retired.
+    #[n(4)]
+    pub rule: Option<String>,
+    /// The commits before this record are given up.
+    #[n(5)]
+    pub purged: Option<Seq>,
 }
 
 /// The same, as it is told.
@@ -45,8 +51,19 @@ pub struct PastLife {
     pub closed_by: Seq,
     /// The store's time then, ms since the epoch.
     pub closed_ms: u64,
-    /// The host that asked for it.
+    /// The host, or of a prune the user, that asked for it.
     pub closed_on: String,
+    /// The rule by which it was pruned; nothing if it was retired.
+    pub rule: Option<String>,
+    /// The commits before this record are given up.
+    pub purged: Option<Seq>,
+}
+
+impl PastLife {
+    /// Whether a layer of it is given up.
+    pub fn is_given_up(&self, layer: &LayerHead) -> bool {
+        self.purged.is_some_and(|purged| layer.seq() < purged)
+    }
 }
 
 /// The key of a life's row.
@@ -135,9 +152,9 @@ impl Replica {
     }
 
     fn past_life(&self, key: &[u8], past: Past) -> PastLife {
-        let Past { layers, closed_by, closed_ms, closed_on } = past;
+        let Past { layers, closed_by, closed_ms, closed_on, rule, purged } = past;
         let incarnation = split(key).map_or(Incarnation::FIRST, |(_, life)| life);
         let layers = self.known().hosts.heads(layers).unwrap_or_else(|why| self.lost(&why));
-        PastLife { incarnation, layers, closed_by, closed_ms, closed_on }
+        PastLife { incarnation, layers, closed_by, closed_ms, closed_on, rule, purged }
     }
 }

@@ -7,6 +7,7 @@ use super::{
     fixture::*,
 };
 use crate::{
+    catalog::{Prune, RecordBody, Undelete, UnitLife},
     chunk::ObjectKind,
     fs::union::{Candidate, Index, Layer},
     ids::{Generation, Hash, HostUuid, Incarnation, RelPath, Seq, UnitId},
@@ -181,6 +182,41 @@ async fn what_is_gone_is_in_nobodys_way() {
     let generation = Generation::FIRST;
     let request = CommitRequest { unit, generation, manifest, lost: false, incarnation };
     b.link.commit(request).await.expect("the job was retired");
+}
+
+/// What was pruned is in nobody's way either, until it is back: with what its host has still committed to it meanwhile.
+#[tokio::test]
+async fn what_is_back_is_in_the_way_again() {
+    let lab = Lab::new().await;
+    let (a, b) = (lab.host("drone1"), lab.host("drone2"));
+    a.wait_up().await;
+    b.wait_up().await;
+    a.tree("8-me/h", 1, &first(&[("", DIR), ("d", DIR), ("d/x", file("a"))])).await.expect("adds");
+    let (unit, by) = (UnitId::tree(path("8-me/h")), "root".to_owned());
+    let prune = Prune { by: by.clone(), rule: "by hand".to_owned(), units: vec![unit.clone()] };
+    let history = History::default();
+    let is_others = || {
+        let store: &dyn StoreApi = &*lab.store;
+        history.is_others(store, HostUuid([3; 16]), &unit).expect("readable")
+    };
+    assert!(is_others());
+    lab.store.enter(RecordBody::Prune(prune));
+    assert!(!is_others());
+    let late = [
+        entry("", DIR, 1, 0),
+        entry("d", DIR, 1, 0),
+        entry("d/x", file("a"), 1, 0),
+        entry("e", DIR, 2, 0),
+        entry("e/y", file("a"), 2, 0),
+    ];
+    a.tree("8-me/h", 2, &layer(late.to_vec())).await.expect("to the life that has ended");
+    let lives = vec![UnitLife { unit: unit.clone(), incarnation: Incarnation::FIRST }];
+    lab.store.enter(RecordBody::Undelete(Undelete { by, lives }));
+    assert!(is_others());
+    for name in ["d", "e"] {
+        let over = first(&[("", DIR), (name, file("b"))]);
+        must_name(b.tree("8-me/h", 1, &over).await, &[&format!("8-me/h/{name}:"), "drone1"]);
+    }
 }
 
 /// A host that lies: it calls a new file an old one, takes a path over step by step, or shows a file that it doesn't commit.

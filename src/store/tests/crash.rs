@@ -3,17 +3,17 @@
 //! A run with a given number commits the same layers on a fresh simulated disk and crashes at that operation. What a restarted machine then finds,
 //! with unsynced writes dropped, kept, torn or reordered, must open, hold every acknowledged layer, check clean, and go on.
 
-use std::{path::Path, sync::Arc};
+use std::{collections::HashMap, path::Path, sync::Arc};
 
 use super::fixture::*;
 use crate::{
-    catalog::{Head, Record},
+    catalog::{Head, Record, UnitLife},
     durable::{
         Disk,
         sim::{SimDisk, Unsynced},
     },
-    ids::{Generation, Incarnation, Seq},
-    store::Store,
+    ids::{Generation, Incarnation, Seq, UnitId},
+    store::{NewPrune, NewPurge, NewUndelete, Store, StoreError},
     verify::{VerifyOptions, store::verify_closed},
 };
 
@@ -37,8 +37,8 @@ fn running(layer: &Layer) -> Layer {
     running
 }
 
-/// What [`run`] does after its layers: the last one's unit is retired, and a layer of its next life is committed.
-const AFTER: usize = 2;
+/// What [`run`] does after its layers: the last one's unit is retired, a layer of its next life is committed, pruned, undeleted, pruned again and purged.
+const AFTER: usize = 6;
 
 /// Runs the workload until the disk crashes; gives what was acknowledged. What was retired must be there as before.
 fn run(disk: &Arc<dyn Disk>, layers: &[Layer]) -> Vec<(Layer, Record)> {
@@ -56,8 +56,29 @@ fn run(disk: &Arc<dyn Disk>, layers: &[Layer]) -> Vec<(Layer, Record)> {
     let Ok(retired) = retire(&store, &last.unit, record.seq) else { return acknowledged };
     let next = Layer { unit: last.unit.clone(), incarnation: Incarnation(retired.seq.0), ..Layer::small(9) };
     acknowledged.push((last, retired));
-    acknowledged.extend(next.send(&store).ok().map(|record| (next, record)));
+    let Ok(record) = next.send(&store) else { return acknowledged };
+    acknowledged.push((next, record));
+    let _ = retain(&store, &mut acknowledged);
     acknowledged
+}
+
+/// Prunes the last layer's unit, brings it back, prunes it again, and gives it up.
+fn retain(store: &Store, acknowledged: &mut Vec<(Layer, Record)>) -> Result<(), StoreError> {
+    let (layer, record) = acknowledged.last().cloned().expect("it was committed");
+    let by = || "root".to_owned();
+    let prune = || NewPrune { by: by(), rule: by(), units: vec![(layer.unit.clone(), record.seq)] };
+    let lives = || vec![UnitLife { unit: layer.unit.clone(), incarnation: layer.incarnation }];
+    acknowledged.push((layer.clone(), store.prune(prune())?));
+    acknowledged.push((layer.clone(), store.undelete(NewUndelete { by: by(), lives: lives() })?));
+    acknowledged.push((layer.clone(), store.prune(prune())?));
+    // From here on it may be given up, whether that is answered or not: only the records must be there.
+    let kept = acknowledged[0].0.clone();
+    acknowledged
+        .iter_mut()
+        .filter(|(of, _)| of.incarnation == layer.incarnation)
+        .for_each(|(of, _)| *of = kept.clone());
+    acknowledged.push((kept, store.purge(NewPurge { by: by(), lives: lives() })?));
+    Ok(())
 }
 
 fn verify_clean(disk: &SimDisk, what: &str) {
@@ -77,10 +98,25 @@ fn holds(store: &Store, acknowledged: &[(Layer, Record)], what: &str) {
             "{what}: a committed one"
         );
     }
+    for (number, lives) in lives_by_records(&records) {
+        let life = store.catalog.life(&unit(number));
+        assert_eq!(life.incarnation, lives, "{what}: the present life is what the records say");
+    }
     for (layer, record) in acknowledged {
         assert_eq!(store.record(record.seq).expect("reads").as_ref(), Some(record), "{what}");
         layer.check(store);
     }
+}
+
+/// The present life of each unit that ended one, by brute force.
+fn lives_by_records(records: &[Record]) -> HashMap<usize, Incarnation> {
+    let number = |of: &UnitId| (0..20).find(|number| unit(*number) == *of).expect("a unit of the workload");
+    let mut lives = HashMap::new();
+    for record in records {
+        lives.extend(record.retired().iter().map(|unit| (number(unit), Incarnation(record.seq.0))));
+        lives.extend(record.undeleted().iter().map(|life| (number(&life.unit), life.incarnation)));
+    }
+    lives
 }
 
 /// Reopens what a crash left and checks it.

@@ -2,4 +2,5 @@
 
 mod crash;
 pub(crate) mod fixture;
+mod lives;
 mod promises;

@@ -20,9 +20,10 @@ use std::{
 
 use super::{Finding, OnProgress, Report, Severity, VerifyOptions};
 use crate::{
+    catalog::{RecordBody, UnitLife},
     chunk::ObjectKind,
     durable::{Disk, LockMode, RealDisk},
-    ids::{Hash, UnitId},
+    ids::{Hash, Seq, UnitId},
     store::{
         Snapshot, Store, StoreError,
         blocks::Blocks,
@@ -167,20 +168,33 @@ impl<'a> Check<'a> {
             Some(snapshot) => snapshot.catalog_bytes,
             None => file.len()?,
         };
+        let mut given_up: HashMap<UnitLife, Seq> = HashMap::new();
+        catalog::walk(&*file, bytes, self.header.uuid, witness, |_, record| {
+            given_up.extend(record.purged().iter().map(|life| (life.clone(), record.seq)));
+        })?;
         let manifests = &mut self.manifests;
-        let (mut records, mut retirements) = (0, 0);
+        let counts = &mut self.report.counts;
         let walk = catalog::walk(&*file, bytes, self.header.uuid, witness, |_, record| {
-            records += 1;
-            retirements += u64::from(!record.retired().is_empty());
-            // What was retired is in the store for ever: its commits count like any.
+            counts.records += 1;
+            match &record.body {
+                RecordBody::Commit(_) => {}
+                RecordBody::Retire(_) => counts.retirements += 1,
+                RecordBody::Prune(_) => counts.prunes += 1,
+                RecordBody::Undelete(_) => counts.undeletes += 1,
+                RecordBody::Purge(_) => counts.purges += 1,
+            }
+            // What was retired or pruned is in the store: its commits count like any, but for those that are given up.
             let Some(commit) = record.commit() else { return };
+            let life = UnitLife { unit: commit.unit.clone(), incarnation: commit.incarnation };
+            if given_up.get(&life).is_some_and(|purged| *purged > record.seq) {
+                counts.purged_commits += 1;
+                return;
+            }
             let units = manifests.entry(commit.manifest).or_default();
             if !units.contains(&commit.unit) {
                 units.push(commit.unit.clone());
             }
         })?;
-        self.report.counts.records = records;
-        self.report.counts.retirements = retirements;
         match walk.damage {
             Some(damage) => self.catalog_damage(&damage),
             None if walk.end < bytes => self.report.notes.push(format!(

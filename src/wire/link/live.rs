@@ -195,7 +195,7 @@ impl Live {
                     retirement.host == self.host
                         && retirement.units.iter().eq(asked.iter().map(|wanted| &wanted.unit))
                 }
-                RecordBody::Commit(_) => false,
+                _ => false,
             },
             _ => false,
         }
