@@ -17,7 +17,7 @@
 //! # Layers
 //!
 //! Dependencies point one way:
-//! cli → {daemon, demo, server} → {fuse, offload, verify} → fs → {cache, journal, spool, store} → wire → transport → {catalog, chunk, layout, manifest} → {config, control, durable} → ids → {clock, limits}
+//! cli → {daemon, demo, import, server} → {client, fuse, offload, verify} → fs → {cache, journal, spool, store} → wire → transport → {catalog, chunk, layout, manifest} → {config, control, durable} → ids → {clock, limits}
 //!
 //! `fuse` alone names fuser, `cli` clap, `config` ini, `store` and `journal` the database. `tests/layers.rs` proves it. Every bound of the formats
 //! and of the protocol is in [`limits`].
@@ -26,6 +26,7 @@ pub mod cache;
 pub mod catalog;
 pub mod chunk;
 pub mod cli;
+pub mod client;
 pub mod clock;
 pub mod config;
 pub mod control;
@@ -35,6 +36,7 @@ pub mod durable;
 pub mod fs;
 pub mod fuse;
 pub mod ids;
+pub mod import;
 pub mod journal;
 pub mod layout;
 pub mod limits;

@@ -18,8 +18,8 @@ const LAYERS: &[&[&str]] = &[
     &["wire"],
     &["cache", "journal", "spool", "store"],
     &["fs"],
-    &["fuse", "offload", "verify"],
-    &["daemon", "demo", "server"],
+    &["client", "fuse", "offload", "verify"],
+    &["daemon", "demo", "import", "server"],
     &["cli"],
 ];
 

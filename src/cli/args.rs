@@ -49,6 +49,8 @@ pub enum Command {
     Recall(PathsArgs),
     /// On the results host: close a dead host's running units at their last snapshot.
     Adopt(AdoptArgs),
+    /// Adopt the results directory of an Autotest that ran without resultsfs; it is only read.
+    Import(ImportArgs),
     /// Give back what is committed as plain files, also of what was retired.
     Export(ExportArgs),
     /// Hide what is committed of units, on every host, so that new jobs of the same names can begin; it stays in the store.
@@ -194,6 +196,16 @@ pub struct AdoptArgs {
     /// The dead host's name, or its UUID.
     pub host: String,
     /// Only say what would be done.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// `import`.
+#[derive(Debug, Args)]
+pub struct ImportArgs {
+    /// The results directory: what holds the jobs.
+    pub dir: PathBuf,
+    /// Only say what would be read, and what would stay out.
     #[arg(long)]
     pub dry_run: bool,
 }

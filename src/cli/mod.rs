@@ -3,8 +3,10 @@
 //! Data goes to stdout, talk to stderr. Exit codes and JSON are a contract: `docs/cli.md`.
 
 mod args;
+mod bar;
 mod export;
 mod failure;
+mod import;
 mod mount;
 mod places;
 mod print;
@@ -66,6 +68,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Evict(args) => remote::evict(&cli, &args.paths),
         Command::Recall(args) => remote::recall(&cli, &args.paths),
         Command::Adopt(args) => remote::adopt(&cli, args),
+        Command::Import(args) => import::import(&cli, args),
         Command::Export(args) => export::export(&cli, args),
         Command::Retire(args) => remote::retire(&cli, args),
         Command::Verify(args) => verify::verify(&cli, args),

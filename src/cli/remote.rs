@@ -122,6 +122,18 @@ pub fn ask(cli: &Cli, request: &Request, each: impl FnMut(Value)) -> Outcome {
     control::ask(&config.control_socket(), request, each).map_err(Failure::from_control)
 }
 
+/// The words that run the store's end on this machine, with this configuration.
+pub fn serve_words(config: &Config) -> Result<Vec<String>, Failure> {
+    let exe = std::env::current_exe().map_err(|e| Failure::new(format!("can't find this program: {e}")))?;
+    let mut words = vec![exe.display().to_string()];
+    if let Some(file) = config.files.first() {
+        let file = std::path::absolute(file).map_err(Failure::new)?;
+        words.extend(["--config".to_owned(), file.display().to_string()]);
+    }
+    words.extend(["serve", "--stdio"].map(String::from));
+    Ok(words)
+}
+
 /// Paths as bytes, with what they mean in this working directory. Symbolic links aren't followed: the path may be one.
 pub fn raws(paths: &[OsString]) -> Result<Vec<RawPath>, Failure> {
     paths.iter().map(|p| raw(p)).collect()

@@ -18,7 +18,6 @@ mod live;
 mod lives;
 mod report;
 mod retire;
-mod seams;
 mod shown;
 mod start;
 pub mod supervisor;
@@ -43,14 +42,14 @@ use tracing::{error, info, warn};
 
 use crate::{
     cache::Cache,
-    config::{self, Config, ResultsHost},
+    client,
+    config::{self, Config},
     fs::{Fs, ledger::Keep, view::View},
     fuse::{self, Mounted, Passthrough},
     journal::{Journal, JournalError},
     layout::{self, LayoutRules},
     offload::{Engine, EngineError, EvictionRules, Settings},
     spool::{Spool, SpoolError, activity::Activity, raise_descriptor_limit},
-    transport::Target,
     wire::link::{Link, LinkEvent},
 };
 
@@ -211,12 +210,12 @@ fn start_link(
     cache: &Cache,
 ) -> (Option<Link>, mpsc::UnboundedReceiver<LinkEvent>) {
     let (sender, events) = mpsc::unbounded_channel();
-    let link = target(config).map(|target| {
-        let hello = seams::hello(journal.clone(), config.host_name.clone(), config.fingerprint());
+    let link = client::target(config).map(|target| {
+        let hello = client::hello(journal.clone(), config.host_name.clone(), config.fingerprint());
         Link::start(target, hello, sender)
     });
     if let Some(link) = &link {
-        cache.set_source(Arc::new(seams::LinkSource::new(link.clone(), Handle::current())));
+        cache.set_source(Arc::new(client::LinkSource::new(link.clone(), Handle::current())));
     }
     (link, events)
 }
@@ -252,7 +251,8 @@ fn source(config: &Config) -> String {
     config.files.first().map_or_else(|| "resultsfs".to_owned(), |f| f.display().to_string())
 }
 
-fn layout_rules(config: &Config) -> LayoutRules {
+/// What the configuration says of units.
+pub fn layout_rules(config: &Config) -> LayoutRules {
     LayoutRules {
         local_only: config.local_only.clone(),
         complete_on: match config.complete_on {
@@ -263,18 +263,6 @@ fn layout_rules(config: &Config) -> LayoutRules {
         settle_ms: config.settle_seconds * 1000,
         lost_ms: config.lost_hours * 3_600_000,
     }
-}
-
-/// Where this host's layers go: nowhere, or to the results host: without ssh whenever its store is served on this machine.
-fn target(config: &Config) -> Option<Target> {
-    let ResultsHost::Host { host, user } = &config.results_host else { return None };
-    let by_ssh = Target::Ssh {
-        command: config.ssh_command.clone(),
-        user: user.clone(),
-        host: host.clone(),
-        remote_command: config.remote_command.clone(),
-    };
-    Some(Target::UnixOr(config.serve_socket.clone(), Box::new(by_ssh)))
 }
 
 fn control_listener(config: &Config) -> Result<tokio::net::UnixListener, DaemonError> {

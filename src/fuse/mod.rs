@@ -44,7 +44,7 @@ use std::{
 use self::{adapter::Adapter, notice::Carriage, point::Point, session::Prepared};
 pub use self::{
     notice::{Notices, carry as carry_notices},
-    point::{abort_at, abort_connection, answers, clear_dead},
+    point::{abort_at, abort_connection, answers, clear_dead, is_mount_of_ours},
 };
 use crate::fs::{Fs, ledger::Origin};
 

@@ -227,6 +227,18 @@ fn mount_at(path: &Path) -> Option<MountLine> {
     lines.split(|b| *b == b'\n').filter_map(|line| parse_line(line, path)).next_back()
 }
 
+/// Whether the device that files are on (`st_dev`) is a mount of ours.
+pub fn is_mount_of_ours(dev: u64) -> bool {
+    let (major, minor) = (rustix::fs::major(dev), rustix::fs::minor(dev));
+    let device = format!("{major}:{minor}");
+    let lines = fs_err::read("/proc/self/mountinfo").unwrap_or_default();
+    lines.split(|b| *b == b'\n').any(|line| {
+        let mut fields = line.split(|b| *b == b' ');
+        fields.nth(2) == Some(device.as_bytes())
+            && fields.skip_while(|field| *field != b"-").nth(1) == Some(FS_TYPE.as_bytes())
+    })
+}
+
 /// See proc_pid_mountinfo(5): id, parent, major:minor, root, mount point, options, optional fields, `-`, type.
 fn parse_line(line: &[u8], path: &Path) -> Option<MountLine> {
     let mut fields = line.split(|b| *b == b' ');

@@ -75,6 +75,8 @@ const CACHE_BYTES: usize = 8 << 20;
 pub struct Journal {
     host: HostUuid,
     was_created: bool,
+    /// Whether own layers in the catalog have records here.
+    keeps_records: bool,
     clock: Arc<dyn Clock>,
     memory: RwLock<Memory>,
     /// See [`Journal::epoch`].
@@ -94,6 +96,19 @@ pub struct Journal {
 impl Journal {
     /// Opens the journal in `state_dir`, and creates what isn't there.
     pub fn open(state_dir: &Path, clock: Arc<dyn Clock>) -> Result<Arc<Self>, JournalError> {
+        Self::open_with(state_dir, clock, true)
+    }
+
+    /// The same for a host without a spool: it has an identity and a replica, and no records.
+    pub fn open_bare(state_dir: &Path, clock: Arc<dyn Clock>) -> Result<Arc<Self>, JournalError> {
+        Self::open_with(state_dir, clock, false)
+    }
+
+    fn open_with(
+        state_dir: &Path,
+        clock: Arc<dyn Clock>,
+        keeps_records: bool,
+    ) -> Result<Arc<Self>, JournalError> {
         let lock = identity::lock(state_dir)?;
         let db = Db::open(&state_dir.join("journal.redb"), CACHE_BYTES, &[META, UNITS, NOTES, MANIFESTS])?;
         let (host, was_created) = find_host(state_dir, &db)?;
@@ -104,6 +119,7 @@ impl Journal {
         let journal = Self {
             host,
             was_created,
+            keeps_records,
             clock,
             memory,
             epoch,
@@ -116,7 +132,9 @@ impl Journal {
             _lock: lock,
         };
         journal.find_retired(journal.units());
-        journal.catch_up_with_replica()?;
+        if keeps_records {
+            journal.catch_up_with_replica()?;
+        }
         journal.forget_settled_notes(journal.noted_units())?;
         Ok(Arc::new(journal))
     }
@@ -308,6 +326,9 @@ impl Journal {
             .map(|commit| commit.unit.clone())
             .collect();
         own.extend(records.iter().flat_map(Record::undeleted).map(|life| life.unit.clone()));
+        if !self.keeps_records {
+            own.clear();
+        }
         let followed = self.replica.follow(store, records, !own.is_empty());
         self.epoch.fetch_add(1, Ordering::AcqRel);
         followed?;

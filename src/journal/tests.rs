@@ -677,3 +677,19 @@ fn an_adopted_generation_is_not_used_again() {
     journal.begin(&running).expect("it has a record");
     assert_eq!(journal.get(&running), again);
 }
+
+/// A host without a spool has an identity and the catalog, and makes no records of what it has committed itself.
+#[test]
+fn a_bare_journal_keeps_no_records() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let bare = || Journal::open_bare(dir.path(), Arc::new(ManualClock::at(1_000))).expect("opens");
+    let journal = bare();
+    let mut catalog = Catalog::new();
+    let record = catalog.commit(journal.host(), &exec(), 1, Hash::of(b"a manifest"));
+    journal.follow(catalog.store, &[record]).expect("it follows");
+    assert_eq!((journal.get(&exec()), journal.layers(&exec()).len()), (None, 1));
+    let host = journal.host();
+    drop(journal);
+    let journal = bare();
+    assert_eq!((journal.host(), journal.units()), (host, Vec::new()));
+}

@@ -52,7 +52,11 @@ pub fn resume(shared: &Shared) -> Result<(), EngineError> {
         shared.finish_eviction(&record.unit).map_err(EngineError::Spool)?;
     }
     shared.free_retired();
-    let found = survey::survey(&shared.tree, &shared.journal, &shared.rules).map_err(EngineError::Spool)?;
+    let mut found =
+        survey::survey(&shared.tree, &shared.journal, &shared.rules).map_err(EngineError::Spool)?;
+    if let Some((_, error)) = found.unread.pop() {
+        return Err(EngineError::Spool(error));
+    }
     shared.note_unrecognised(found.unrecognised);
     let running = shared.journal.by_state(State::Running).into_iter().map(|record| record.unit);
     let unknown = found.units.into_iter().filter(|unit| shared.journal.get(unit).is_none());

@@ -8,6 +8,7 @@
 //! Where an entry is as it was in the layer's last commit, it keeps the generation since which it is so.
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet, HashMap},
     fs::Metadata,
     io::{self, Read},
@@ -49,6 +50,17 @@ pub struct Subject<'a> {
     pub names: &'a OwnerNames,
     /// For a snapshot: how files are taken while others write. Then what vanishes meanwhile is left out instead of being an error.
     pub live: Option<&'a Taker<'a>>,
+    /// For an import: what can't be read is left out and noted here instead of being an error.
+    pub unread: Option<&'a Unread>,
+}
+
+/// What is left out of a layer that is imported.
+#[derive(Debug, Default)]
+pub struct Unread {
+    /// Not looked at.
+    pub passed_over: BTreeSet<RelPath>,
+    /// Why something else isn't in it.
+    pub errors: RefCell<Vec<SealError>>,
 }
 
 /// Why there is no manifest.
@@ -78,15 +90,29 @@ pub struct Described {
 
 /// Describes a layer.
 pub fn describe(subject: &Subject<'_>) -> Result<Described, SealError> {
-    let found = walk(subject)?;
+    let mut found = walk(subject)?;
     let mut draft = Draft::new(subject);
-    for (path, attrs) in &found {
-        draft.add(path, attrs)?;
+    match subject.unread {
+        None => found.iter().try_for_each(|(path, attrs)| draft.add(path, attrs))?,
+        Some(unread) => {
+            found.retain(|(path, attrs)| {
+                !unread.passed_over.contains(path) && unread.took(draft.add(path, attrs))
+            });
+        }
     }
     let here: HashMap<&RelPath, &Metadata> = found.iter().map(|(path, attrs)| (path, attrs)).collect();
     draft.keep_absent(&here);
     draft.add_whiteouts(&here);
     draft.finish()
+}
+
+impl Unread {
+    fn took(&self, result: Result<(), SealError>) -> bool {
+        let error = result.err();
+        let took = error.is_none();
+        self.errors.borrow_mut().extend(error);
+        took
+    }
 }
 
 /// Everything of the unit that is in the spool, in byte order of the paths.
@@ -97,12 +123,19 @@ fn walk(subject: &Subject<'_>) -> Result<Vec<(RelPath, Metadata)>, SealError> {
     let mut found = Vec::new();
     for entry in WalkDir::new(&top).follow_links(false).follow_root_links(false).max_depth(depth) {
         let entry = match entry.and_then(|entry| Ok((entry.metadata()?, entry))) {
-            Ok((attrs, entry)) => (below(&top, entry.path(), unit)?, attrs, entry.depth()),
+            Ok((attrs, entry)) => below(&top, entry.path(), unit).map(|path| (path, attrs, entry.depth())),
             Err(e) if e.depth() == 0 && e.io_error().is_some_and(tree::is_absent) => break,
             Err(e) if subject.live.is_some() && e.io_error().is_some_and(tree::is_absent) => continue,
-            Err(e) => return Err(walk_error(e, &top, unit)?),
+            Err(e) => Err(walk_error(e, &top, unit).unwrap_or_else(|e| e)),
         };
-        let (path, attrs, depth) = entry;
+        let (path, attrs, depth) = match (entry, subject.unread) {
+            (Ok(entry), _) => entry,
+            (Err(error), Some(unread)) => {
+                unread.errors.borrow_mut().push(error);
+                continue;
+            }
+            (Err(error), None) => return Err(error),
+        };
         let foreign_dir = unit.scope == Scope::Loose && depth == 1 && attrs.is_dir();
         if !foreign_dir {
             found.push((path, attrs));
@@ -406,6 +439,7 @@ mod tests {
             committed_as: &|since| Seq(70 + u64::from(since.0)),
             names: &OwnerNames::default(),
             live: None,
+            unread: None,
         };
         describe(&subject).map(|d| d.manifest)
     }

@@ -18,6 +18,8 @@ pub struct Survey {
     pub units: Vec<UnitId>,
     /// Names at the top (or in `hosts/<host>/`) that are nobody's.
     pub unrecognised: Vec<RelPath>,
+    /// Directories below the top that couldn't be listed.
+    pub unread: Vec<(RelPath, io::Error)>,
 }
 
 /// Finds the units.
@@ -58,7 +60,13 @@ struct Surveyor<'a> {
 impl Surveyor<'_> {
     /// Sorts what is directly in `dir`, which is the top or a container.
     fn visit(&self, dir: &RelPath, found: &mut Survey) -> io::Result<()> {
-        let mut lines = self.spool.list(dir)?;
+        let mut lines = match self.spool.list(dir) {
+            Err(e) if !dir.is_root() => {
+                found.unread.push((dir.clone(), e));
+                return Ok(());
+            }
+            lines => lines?,
+        };
         lines.sort_by(|a, b| a.0.cmp(&b.0));
         let has_files = lines.iter().any(|(_, attrs)| !attrs.is_dir());
         if !dir.is_root() {

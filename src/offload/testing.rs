@@ -71,6 +71,7 @@ pub fn describe(spool: &Spool, unit: &UnitId) -> Manifest {
         committed_as: &|_| Seq(0),
         names: &OwnerNames::default(),
         live: None,
+        unread: None,
     };
     seal::describe(&subject).expect("describes").manifest
 }

@@ -138,6 +138,7 @@ impl Subjected {
             committed_as: &committed_as,
             names: &shared.names,
             live,
+            unread: None,
         };
         Ok(seal::describe(&subject)?)
     }

@@ -65,11 +65,16 @@ fn check_name(hello: &Hello, who: &Identity) -> Result<(), SessionEnd> {
         ));
     }
     match &who.pinned_name {
-        Some(pinned) if pinned != name => {
+        Some(pinned) if !is_of(pinned, name) => {
             Err(identity(format!("this key is for the host `{pinned}`, and the host calls itself `{name}`")))
         }
         _ => Ok(()),
     }
+}
+
+/// A host, or what is done on it by something else than its mount: `drone1+import` is drone1's. No host's name has a `+` in it.
+fn is_of(pinned: &str, name: &str) -> bool {
+    name.strip_prefix(pinned).is_some_and(|rest| rest.is_empty() || rest.starts_with('+'))
 }
 
 /// A UUID is no secret: every host sees the others' in the catalog. So a pinned session can't use one that has another name's commits.
@@ -118,6 +123,16 @@ fn differences(host: &[String], store: &[String]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pinned_key_is_for_its_host_and_what_is_done_there() {
+        for good in ["drone1", "drone1+import", "drone1+"] {
+            assert!(is_of("drone1", good), "{good}");
+        }
+        for bad in ["drone10", "drone", "drone2", "drone10+import", "+drone1", ""] {
+            assert!(!is_of("drone1", bad), "{bad}");
+        }
+    }
 
     #[test]
     fn a_difference_is_told_by_name_and_an_unknown_setting_is_none() {

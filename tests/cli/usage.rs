@@ -28,6 +28,8 @@ fn wrong_usage_has_its_own_code() {
         "status --frobnicate",
         "retire",
         "export 1-me",
+        "import",
+        "import a b",
     ] {
         resultsfs(bad.split(' ').filter(|w| !w.is_empty())).expect(2, &[]);
     }

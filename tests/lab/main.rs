@@ -8,6 +8,7 @@ mod handover;
 #[path = "../common/lab.rs"]
 mod harness;
 mod identity;
+mod import;
 mod limits;
 mod listing;
 mod live;

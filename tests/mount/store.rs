@@ -167,6 +167,7 @@ impl FakeStore {
             committed_as: &|since| self.journal.seq_of(self.journal.host(), unit, since).unwrap_or_default(),
             names: &OwnerNames::default(),
             live: None,
+            unread: None,
         });
         described.expect("describes").manifest
     }
