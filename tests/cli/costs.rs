@@ -23,9 +23,15 @@ const SLACK: usize = 12;
 const OTHERS: [&str; 7] = ["brk", "fcntl", "futex", "madvise", "mmap", "mprotect", "munmap"];
 
 /// Calls by name.
-struct Calls(BTreeMap<String, usize>);
+#[derive(Debug)]
+pub struct Calls(BTreeMap<String, usize>);
 
 impl Calls {
+    /// How many there were of these.
+    pub fn of(&self, names: &[&str]) -> usize {
+        names.iter().filter_map(|name| self.0.get(*name)).sum()
+    }
+
     /// Each read of the device brings one request; the spool's files the daemon doesn't read.
     fn requests(&self) -> usize {
         self.0.get("read").copied().unwrap_or(0)
@@ -36,20 +42,30 @@ impl Calls {
     }
 }
 
-/// The threads of the daemon that read the device.
-fn readers(pid: u32) -> Vec<PathBuf> {
+/// A process's threads.
+fn threads(pid: u32) -> Vec<PathBuf> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("the daemon's threads");
-    let is_reader =
-        |task: &PathBuf| fs::read_to_string(task.join("comm")).is_ok_and(|name| name.starts_with("fuser-"));
-    tasks.flatten().map(|task| task.path()).filter(is_reader).collect()
+    tasks.flatten().map(|task| task.path()).collect()
 }
 
+/// What the threads that read the device call meanwhile.
 fn count(machine: &Machine, work: impl FnOnce()) -> Calls {
-    let tasks = readers(machine.pid());
+    let is_reader =
+        |task: &PathBuf| fs::read_to_string(task.join("comm")).is_ok_and(|name| name.starts_with("fuser-"));
+    let tasks: Vec<PathBuf> = threads(machine.pid()).into_iter().filter(is_reader).collect();
     assert!(!tasks.is_empty(), "the daemon has no such threads");
+    trace(&tasks, &[], work)
+}
+
+/// What a process and those that it starts call meanwhile.
+pub fn count_all(pid: u32, work: impl FnOnce()) -> Calls {
+    trace(&threads(pid), &["-f"], work)
+}
+
+fn trace(tasks: &[PathBuf], options: &[&str], work: impl FnOnce()) -> Calls {
     let mut strace = Command::new("strace");
-    strace.args(["-qq", "-c", "-U", "name,calls"]).stderr(Stdio::piped());
-    for task in &tasks {
+    strace.args(["-qq", "-c", "-U", "name,calls"]).args(options).stderr(Stdio::piped());
+    for task in tasks {
         strace.arg("-p").arg(task.file_name().expect("a thread's number"));
     }
     let strace = strace.spawn().expect("strace starts; tests/run installs it");

@@ -8,5 +8,6 @@ mod mounts;
 mod said;
 mod serve;
 mod units;
+mod uploads;
 mod usage;
 mod verify;

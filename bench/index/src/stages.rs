@@ -49,6 +49,9 @@ fn fill<I: Index>(plan: &Plan) {
         if from >= last_from {
             last += seconds;
         }
+        if from / last_from.max(10).div_ceil(9) != (from + BATCH) / last_from.max(10).div_ceil(9) {
+            eprintln!("# {} % after {:.0} s", (from + BATCH) * 100 / plan.keys, began.elapsed().as_secs_f64());
+        }
         from += BATCH;
     }
     let seconds = began.elapsed().as_secs_f64();
