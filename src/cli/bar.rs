@@ -33,9 +33,9 @@ impl Bar {
         Self { bar, began: Instant::now(), is_wanted }
     }
 
-    /// `done` of `total` things, and how it goes: a rate and the time left are the caller's, who knows what they are of.
+    /// `done` of `total`, and the caller's words for it.
     pub fn show(&self, done: u64, total: u64, message: String) {
-        if !self.is_wanted || self.began.elapsed() < DELAY {
+        if !self.is_shown() {
             return;
         }
         if self.bar.is_hidden() {
@@ -45,6 +45,20 @@ impl Bar {
         self.bar.set_length(total.max(done));
         self.bar.set_position(done);
         self.bar.set_message(message);
+    }
+
+    /// Of so many bytes, with what else there is to say.
+    pub fn show_bytes(&self, done: u64, total: u64, what: impl FnOnce() -> String) {
+        if self.is_shown() {
+            let (of, pace) = (print::bytes(total.max(done)), self.pace(done, done, total));
+            let message = format!("{} of {of}, {}, {pace}", print::bytes(done), what());
+            self.show(done, total, message);
+        }
+    }
+
+    /// Whether anything is shown by now.
+    fn is_shown(&self) -> bool {
+        self.is_wanted && self.began.elapsed() >= DELAY
     }
 
     /// `bytes` since the bar began as a rate, and the time left if `done` of `total` took so long.
@@ -83,11 +97,7 @@ pub fn time_left(took: Duration, done: u64, total: u64) -> Option<Duration> {
 
 fn style() -> ProgressStyle {
     // indicatif leaves out colours itself where NO_COLOR is set; a bar needs none.
-    let template = if env::var_os("NO_COLOR").is_some() {
-        "{bar:30} {pos}/{len} {msg}"
-    } else {
-        "{bar:30.cyan} {pos}/{len} {msg}"
-    };
+    let template = if env::var_os("NO_COLOR").is_some() { "{bar:30} {msg}" } else { "{bar:30.cyan} {msg}" };
     ProgressStyle::with_template(template).expect("a constant template that a test has tried")
 }
 

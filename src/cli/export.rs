@@ -1,4 +1,4 @@
-//! `export`: writes down what the daemon gives of the store, as plain files in a directory of their own.
+//! `export`: writes down what is committed, as plain files in a directory of their own. The mount's daemon gives it, or, where none runs, the store.
 //!
 //! Every file's content is hashed as it is written. Nothing is written over, and nothing outside of the directory: names are checked, files are made
 //! anew, and what a link points to is never looked at. No setuid or setgid bit is set by what came from other machines.
@@ -9,7 +9,7 @@ use std::{
     io::{self, Write},
     os::unix::{
         ffi::OsStrExt,
-        fs::{OpenOptionsExt, PermissionsExt, symlink},
+        fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, symlink},
     },
     path::{Path, PathBuf},
 };
@@ -20,13 +20,20 @@ use serde_json::Value;
 
 use super::{
     args::{Cli, ExportArgs},
+    bar::Bar,
     failure::{Failure, Outcome},
-    remote,
+    load_config, print, remote,
     say::talk,
 };
 use crate::{
-    control::{self, Request},
-    ids::RelPath,
+    client::{
+        self, Client,
+        export::{Exporter, Piece},
+    },
+    config::Config,
+    control::{self, ControlError, RawPath, Request},
+    daemon,
+    ids::{HostUuid, RelPath},
     offload::{group_id, user_id},
 };
 
@@ -38,25 +45,158 @@ pub fn export(cli: &Cli, args: &ExportArgs) -> Outcome {
         let message = format!("{} isn't empty, and nothing is written over", args.to.display());
         return Err(Failure::new(message).hint("name a new directory"));
     }
+    let config = load_config(cli)?;
     let paths = remote::raws(&args.paths)?;
     let incarnation = args.incarnation.map(|number| number as usize);
-    let mut writing = Writing::new(args.to.clone());
-    let mut failed = None;
-    let code = remote::ask(cli, &Request::Export { paths, incarnation }, |item| {
-        if failed.is_none() {
-            failed = writing.take(&item).err();
-        }
-    })?;
-    let finished = match failed {
-        Some(error) => Err(error),
-        None => writing.finish(),
-    };
-    finished.map_err(|e| Failure::new(format!("{e}; what is in {} isn't whole", args.to.display())))?;
-    let (files, bytes) = (writing.files, super::print::bytes(writing.bytes));
-    if !cli.quiet {
-        talk!("{files} files, {bytes}, in {}", args.to.display());
+    let mut sink = Sink::new(cli, args.to.clone());
+    let request = Request::Export { paths: paths.clone(), incarnation };
+    match control::ask(&config.control_socket(), &request, |item| _ = sink.item(&item)) {
+        Err(ControlError::NotRunning { .. }) => alone(&config, &paths, incarnation, &mut sink)?,
+        asked => _ = asked.map_err(Failure::from_control)?,
     }
-    Ok(code)
+    let (files, bytes) = sink.finish()?;
+    if !cli.quiet {
+        talk!("{files} files, {}, in {}", print::bytes(bytes), args.to.display());
+    }
+    Ok(0)
+}
+
+/// Without a mount: by a connection to the store of its own, and a replica that goes with the command.
+fn alone(
+    config: &Config,
+    paths: &[RawPath],
+    incarnation: Option<usize>,
+    sink: &mut Sink,
+) -> Result<(), Failure> {
+    let target = client::target_of_command(config, remote::serve_words(config)?).ok_or_else(|| {
+        Failure::new(
+            "nothing is mounted here, results_host is localhost or blank, and there is no store here",
+        )
+        .hint("what is only on this host is in its spool, as plain files")
+    })?;
+    let paths = paths.iter().map(|path| from_the_top(config, path)).collect::<Result<Vec<_>, _>>()?;
+    let scratch =
+        Scratch::new().map_err(|e| Failure::new(format!("can't make a temporary directory: {e}")))?;
+    let runtime =
+        tokio::runtime::Runtime::new().map_err(|e| Failure::new(format!("can't start the runtime: {e}")))?;
+    let entered = runtime.enter();
+    let name = format!("{}+export-{}", config.host_name, std::process::id());
+    let client = Client::start(&scratch.0, target, name, config.fingerprint()).map_err(Failure::new)?;
+    let welcome = runtime.block_on(client.ready()).map_err(Failure::new)?;
+    drop(entered);
+    let exporter = Exporter {
+        journal: client.journal.clone(),
+        view: client.view.clone(),
+        cache: client.cache.clone(),
+        params: welcome.params,
+    };
+    let rules = daemon::layout_rules(config);
+    let wanted: Vec<_> = paths.iter().map(|path| (path.clone(), exporter.unit_of(path, &rules))).collect();
+    let told = exporter.run(&wanted, incarnation, &mut |piece| sink.piece(piece));
+    drop(client);
+    runtime.shutdown_background();
+    told.map_err(|refused| {
+        let failure = Failure::new(refused.message);
+        match refused.hint {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
+    })
+}
+
+/// Nothing is mounted: a path is one where the tree would be, or from its top.
+fn from_the_top(config: &Config, raw: &RawPath) -> Result<RelPath, Failure> {
+    let absolute = Path::new(OsStr::from_bytes(&raw.absolute));
+    let places = [false, true].map(|on_results_host| config.mountpoint_default(on_results_host));
+    let below = places.iter().find_map(|place| absolute.strip_prefix(place).ok());
+    let given = match below {
+        Some(below) => below,
+        None => Path::new(OsStr::from_bytes(&raw.given)),
+    };
+    let given = given.strip_prefix(".").unwrap_or(given);
+    let bytes = given.as_os_str().as_bytes();
+    RelPath::parse(bytes.strip_suffix(b"/").unwrap_or(bytes)).map_err(|e| {
+        Failure::usage(format!("{}: {e}", String::from_utf8_lossy(&raw.given)))
+            .hint("no daemon is running: give a path from the top of the results tree; `.` is all of it")
+    })
+}
+
+/// A directory of the command's own, for as long as it runs.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> io::Result<Self> {
+        let dir = std::env::temp_dir().join(format!("resultsfs-export-{}", HostUuid::random()));
+        std::fs::DirBuilder::new().mode(0o700).create(&dir)?;
+        Ok(Self(dir))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Takes what is told, until something can't be written.
+struct Sink {
+    writing: Writing,
+    failed: Option<io::Error>,
+    bar: Bar,
+    total_bytes: u64,
+    taken_bytes: u64,
+}
+
+impl Sink {
+    fn new(cli: &Cli, to: PathBuf) -> Self {
+        let (failed, bar) = (None, Bar::new(cli));
+        Self { writing: Writing::new(to), failed, bar, total_bytes: 0, taken_bytes: 0 }
+    }
+
+    /// A line of the daemon's.
+    fn item(&mut self, item: &Value) -> bool {
+        if let Some(bytes) = item["total_bytes"].as_u64() {
+            return self.piece(Piece::Total(bytes));
+        }
+        match item.get("bytes") {
+            Some(_) => self.piece(Piece::Bytes(control::bytes_of(item))),
+            None => self.piece(Piece::Entry(item.clone())),
+        }
+    }
+
+    /// Whether to go on.
+    fn piece(&mut self, piece: Piece) -> bool {
+        if self.failed.is_some() {
+            return false;
+        }
+        let taken = match piece {
+            Piece::Total(bytes) => {
+                self.total_bytes = bytes;
+                Ok(())
+            }
+            Piece::Entry(entry) => self.writing.entry(&entry),
+            Piece::Bytes(bytes) => {
+                self.taken_bytes += bytes.len() as u64;
+                self.writing.bytes(&bytes)
+            }
+        };
+        self.failed = taken.err();
+        let (done, total) = (self.taken_bytes, self.total_bytes);
+        self.bar.show_bytes(done, total, || format!("{} files", self.writing.files));
+        self.failed.is_none()
+    }
+
+    /// How many files and bytes there are now.
+    fn finish(mut self) -> Result<(u64, u64), Failure> {
+        self.bar.clear();
+        let finished = match self.failed.take() {
+            Some(error) => Err(error),
+            None => self.writing.finish(),
+        };
+        let Writing { to, files, taken, .. } = &self.writing;
+        finished.map_err(|e| Failure::new(format!("{e}; what is in {} isn't whole", to.display())))?;
+        Ok((*files, *taken))
+    }
 }
 
 /// Where it stands.
@@ -68,7 +208,8 @@ struct Writing {
     /// Directories get their times last, when nothing is made in them any more.
     dirs: Vec<(PathBuf, Value)>,
     files: u64,
-    bytes: u64,
+    /// Bytes in them.
+    taken: u64,
 }
 
 /// A file whose bytes are coming.
@@ -91,19 +232,19 @@ fn bytes_in(entry: &Value, key: &str) -> Option<Vec<u8>> {
 
 impl Writing {
     fn new(to: PathBuf) -> Self {
-        Self { to, open: None, written: HashMap::new(), dirs: Vec::new(), files: 0, bytes: 0 }
+        Self { to, open: None, written: HashMap::new(), dirs: Vec::new(), files: 0, taken: 0 }
     }
 
-    fn take(&mut self, item: &Value) -> io::Result<()> {
-        if item.get("bytes").is_none() {
-            self.close()?;
-            return self.begin(item);
-        }
-        let bytes = control::bytes_of(item);
+    fn bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
         let open = self.open.as_mut().ok_or_else(|| wrong("bytes of no file"))?;
-        open.hasher.update(&bytes);
+        open.hasher.update(bytes);
         open.bytes += bytes.len() as u64;
-        open.file.write_all(&bytes).map_err(|e| io::Error::other(format!("{}: {e}", open.place.display())))
+        open.file.write_all(bytes).map_err(|e| io::Error::other(format!("{}: {e}", open.place.display())))
+    }
+
+    fn entry(&mut self, entry: &Value) -> io::Result<()> {
+        self.close()?;
+        self.begin(entry)
     }
 
     fn begin(&mut self, entry: &Value) -> io::Result<()> {
@@ -162,7 +303,7 @@ impl Writing {
         {
             return Err(wrong(format!("{}: isn't what was committed", open.place.display())));
         }
-        self.bytes += open.bytes;
+        self.taken += open.bytes;
         dress(&open.place, &open.entry, true)
     }
 

@@ -51,8 +51,8 @@ fn tell(cli: &Cli, bar: &Bar, told: Told) {
 fn show(bar: &Bar, progress: &Progress) {
     let Progress { units, units_done, bytes_read, bytes_sent } = *progress;
     let pace = bar.pace(bytes_read, units_done, units);
-    let message =
-        format!("units, {} read, {} sent, {pace}", print::bytes(bytes_read), print::bytes(bytes_sent));
+    let (read, sent) = (print::bytes(bytes_read), print::bytes(bytes_sent));
+    let message = format!("{units_done} of {units} units, {read} read, {sent} sent, {pace}");
     bar.show(units_done, units, message);
 }
 

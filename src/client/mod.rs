@@ -1,8 +1,9 @@
-//! A host without a mount: a connection to the store, a replica of its catalog and a view of what is committed. `import` works with one.
+//! A host without a mount: a connection to the store, a replica of its catalog and a view of what is committed. `import` and `export` work with one.
 //!
 //! It has a directory of its own, with an identity and the replica, and keeps no records. Invariant: once [`Client::ready`] has returned, the replica
 //! has all that was in the catalog when the session began.
 
+pub mod export;
 mod seams;
 
 use std::{

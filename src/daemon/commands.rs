@@ -165,7 +165,8 @@ impl Commands {
         let bytes = |path: &[u8]| {
             let end = path.iter().rposition(|b| *b != b'/').map_or(0, |at| at + 1);
             let path = &path[..end];
-            RelPath::parse(path.strip_prefix(b"./").unwrap_or(path))
+            let path = path.strip_prefix(b"./").unwrap_or(path);
+            RelPath::parse(if path == b"." { b"" } else { path })
         };
         use std::os::unix::ffi::OsStrExt;
         let absolute = Path::new(std::ffi::OsStr::from_bytes(&raw.absolute));

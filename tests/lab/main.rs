@@ -3,6 +3,7 @@
 mod archiver;
 mod away;
 mod eviction;
+mod export;
 mod faults;
 mod handover;
 #[path = "../common/lab.rs"]
