@@ -19,10 +19,10 @@
 //! The same bytes go over the wire and into the pack. [`Block::open`] checks every object's hash (a recipe's and a manifest's
 //! content is checked by who knows how).
 
-use std::{io, ops::Range, sync::Arc};
+use std::{cell::RefCell, io, ops::Range, sync::Arc};
 
 use super::ObjectKind;
-use crate::{ids::Hash, limits};
+use crate::{buffers, ids::Hash, limits};
 
 /// Bytes of a header.
 pub const HEADER_BYTES: usize = 48;
@@ -204,6 +204,14 @@ impl Payload {
     }
 }
 
+impl Drop for Payload {
+    fn drop(&mut self) {
+        if let Self::Unpacked(bytes) = self {
+            buffers::give(std::mem::take(bytes));
+        }
+    }
+}
+
 impl Block {
     /// Checks and unpacks. A chunk or manifest that doesn't match its name is an error; a recipe isn't named by its own bytes
     /// and is for the caller to check.
@@ -211,7 +219,11 @@ impl Block {
         let table = verify_stored(bytes)?;
         let header = Header::parse(bytes)?;
         let payload = match header.codec {
-            CODEC_PLAIN => bytes[header.table_end()..header.block_bytes()].to_vec(),
+            CODEC_PLAIN => {
+                let mut payload = buffers::take(header.raw_bytes as usize);
+                payload.extend_from_slice(&bytes[header.table_end()..header.block_bytes()]);
+                payload
+            }
             _ => decompress(&header, bytes)?,
         };
         Self::checked(&header, table, Payload::Unpacked(payload))
@@ -278,7 +290,50 @@ impl Block {
 
 fn decompress(header: &Header, bytes: &[u8]) -> Result<Vec<u8>, BlockError> {
     let stored = &bytes[header.table_end()..header.block_bytes()];
-    zstd::bulk::decompress(stored, header.raw_bytes as usize).map_err(|e| BlockError::Payload(e.to_string()))
+    let mut raw = buffers::take(header.raw_bytes as usize);
+    let unpacked = DECOMPRESSOR.with_borrow_mut(|zstd| {
+        let zstd = match zstd {
+            Some(zstd) => zstd,
+            None => zstd.insert(zstd::bulk::Decompressor::new()?),
+        };
+        zstd.decompress_to_buffer(stored, &mut raw)
+    });
+    match unpacked {
+        Ok(_) => Ok(raw),
+        Err(e) => Err(BlockError::Payload(e.to_string())),
+    }
+}
+
+thread_local! {
+    /// What zstd works with is as large as a block and is cleared when it is made.
+    static DECOMPRESSOR: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
+    /// With the level that it is set to.
+    static COMPRESSOR: RefCell<Option<(i32, zstd::bulk::Compressor<'static>)>> = const { RefCell::new(None) };
+}
+
+/// Appends `raw`, compressed at `level`, to `out`, which has room for it.
+fn compress_onto(out: &mut Vec<u8>, raw: &[u8], level: i32) -> io::Result<usize> {
+    COMPRESSOR.with_borrow_mut(|zstd| {
+        let (set, zstd) = match zstd {
+            Some(zstd) => zstd,
+            None => zstd.insert((level, zstd::bulk::Compressor::new(level)?)),
+        };
+        if *set != level {
+            zstd.set_compression_level(level)?;
+            *set = level;
+        }
+        let mut end = io::Cursor::new(out);
+        end.set_position(end.get_ref().len() as u64);
+        zstd.compress_to_buffer(raw, &mut end)
+    })
+}
+
+/// How many bytes zstd makes of a sample at its quickest ordinary level.
+pub fn compressed_bytes(sample: &[u8]) -> io::Result<usize> {
+    let mut out = buffers::take(zstd::zstd_safe::compress_bound(sample.len()));
+    let bytes = compress_onto(&mut out, sample, 1);
+    buffers::give(out);
+    bytes
 }
 
 /// Collects objects into a block.
@@ -296,6 +351,9 @@ impl BlockBuilder {
     pub fn push(&mut self, kind: ObjectKind, hash: Hash, bytes: &[u8]) {
         assert!(self.raw.len() + bytes.len() <= limits::BLOCK_RAW_MAX_BYTES, "block beyond its limit");
         assert!(self.objects() < limits::BLOCK_OBJECTS, "block with too many objects");
+        if self.raw.capacity() == 0 {
+            self.raw = buffers::take(limits::BLOCK_RAW_TARGET_BYTES + limits::BLOCK_RAW_TARGET_BYTES / 4);
+        }
         self.table.push(kind as u8);
         self.table.extend_from_slice(&hash.0);
         self.table.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
@@ -325,22 +383,26 @@ impl BlockBuilder {
     /// Compresses at zstd `level` (plain where that isn't smaller) and gives the block's bytes, leaving the builder empty.
     pub fn finish(&mut self, level: i32) -> io::Result<Vec<u8>> {
         let (table, raw) = (std::mem::take(&mut self.table), std::mem::take(&mut self.raw));
-        let packed = zstd::bulk::compress(&raw, level)?;
-        let (codec, stored) =
-            if packed.len() < raw.len() { (CODEC_ZSTD, &packed) } else { (CODEC_PLAIN, &raw) };
-        let mut body_check = [0; 16];
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&table).update(stored);
-        body_check.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+        let table_end = HEADER_BYTES + table.len();
+        let mut block = buffers::take(table_end + zstd::zstd_safe::compress_bound(raw.len()));
+        block.resize(HEADER_BYTES, 0);
+        block.extend_from_slice(&table);
+        let is_packed = compress_onto(&mut block, &raw, level)? < raw.len();
+        if !is_packed {
+            block.truncate(table_end);
+            block.extend_from_slice(&raw);
+        }
         let header = Header {
-            codec,
+            codec: if is_packed { CODEC_ZSTD } else { CODEC_PLAIN },
             objects: (table.len() / TABLE_ENTRY_BYTES) as u32,
             table_bytes: table.len() as u32,
             raw_bytes: raw.len() as u32,
-            stored_bytes: stored.len() as u32,
-            body_check,
+            stored_bytes: (block.len() - table_end) as u32,
+            body_check: *blake3::hash(&block[HEADER_BYTES..]).as_bytes().first_chunk().expect("32 bytes"),
         };
-        Ok([&header.encode()[..], &table, stored].concat())
+        block[..HEADER_BYTES].copy_from_slice(&header.encode());
+        buffers::give(raw);
+        Ok(block)
     }
 }
 

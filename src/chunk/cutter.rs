@@ -12,7 +12,7 @@ use std::io::{self, Read};
 use fastcdc::v2020::{self, Normalization};
 
 use super::{ChunkParams, ChunkRef};
-use crate::ids::Hash;
+use crate::{buffers, ids::Hash};
 
 /// The buffer holds this many of the largest chunks, so that the move of its tail to the front costs an eighth of a copy.
 const BUFFER_CHUNKS: usize = 8;
@@ -65,11 +65,18 @@ impl Sizes {
     }
 }
 
+impl<R> Drop for Cutter<R> {
+    fn drop(&mut self) {
+        buffers::give(std::mem::take(&mut self.buffer));
+    }
+}
+
 impl<R: Read> Cutter<R> {
     /// Begins at the place where `source` stands.
     pub fn new(source: R, params: &ChunkParams) -> Result<Self, BadParams> {
         let sizes = Sizes::new(params)?;
-        let buffer = vec![0; sizes.max * BUFFER_CHUNKS];
+        let mut buffer = buffers::take(sizes.max * BUFFER_CHUNKS);
+        buffer.resize(sizes.max * BUFFER_CHUNKS, 0);
         Ok(Self { source, sizes, buffer, start: 0, end: 0, at_end: false })
     }
 

@@ -41,6 +41,7 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use crate::{
+    buffers,
     cache::Cache,
     client,
     config::{self, Config},
@@ -137,6 +138,7 @@ enum End {
 
 /// Runs the daemon until it is unmounted or told to end. `ready` is called once the mount answers.
 pub fn run(options: DaemonOptions, ready: impl FnOnce()) -> Result<(), DaemonError> {
+    buffers::restrain_allocator();
     make_state_dir(&options.config)?;
     raise_descriptor_limit();
     let runtime =

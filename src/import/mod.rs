@@ -35,9 +35,10 @@ use crate::{
     layout::LayoutRules,
     offload::{
         OwnerNames, SpoolTree,
+        bounds::Bounds,
         counters::Counters,
         survey::{self, Survey},
-        upload::{Bounds, Uploader},
+        upload::Uploader,
     },
     spool::Spool,
     transport::Target,
@@ -103,12 +104,15 @@ pub async fn run(parts: ImportParts<'_>, tell: &mut dyn FnMut(Told)) -> Result<S
     let imported = Imported::open(&imported).map_err(|source| ImportError::Dir { path: imported, source })?;
     let welcome = client.ready().await?;
     let tree = Arc::new(SpoolTree::new(spool));
+    let bounds = Bounds::new(config.bandwidth_mib_per_s << 20, config.compression_level);
+    // Somebody waits for it.
+    bounds.set_urgent(true);
     let uploader = Uploader {
         link: Arc::new(client.link.clone()),
         tree: tree.clone(),
         params: welcome.params,
-        level: config.compression_level,
-        bounds: Bounds::new(config.bandwidth_mib_per_s << 20),
+        held: Arc::default(),
+        bounds,
         counters: Arc::new(Counters::default()),
     };
     let (rules, names, is_dry_run) = (parts.rules, OwnerNames::default(), parts.is_dry_run);

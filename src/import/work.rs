@@ -270,6 +270,7 @@ impl Work {
                 names: &self.names,
                 live: None,
                 unread: Some(unread),
+                breathe: &|| {},
             };
             let described = seal::describe(&subject)?;
             self.uploader.counters.bytes_hashed.add(described.bytes_read);
@@ -309,7 +310,7 @@ impl Work {
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, ClientError> {
-        self.uploader.bounds.run(work).await.map_err(|e| ClientError::Unreachable(e.to_string()))
+        self.uploader.bounds.run(|_| work()).await.map_err(|e| ClientError::Unreachable(e.to_string()))
     }
 
     fn nothing(unit: &UnitId, fate: Fate, findings: Vec<Finding>) -> Done {

@@ -20,9 +20,11 @@ use tokio::{
 };
 
 use super::{
+    bounds::Bounds,
     completion::{self, Round},
     counters::Counters,
     evict::{EvictError, EvictionRules, Evictor},
+    held::Held,
     looks::Looks,
     names::OwnerNames,
     recall::{Contents, RecallError, Recaller},
@@ -31,7 +33,7 @@ use super::{
     status::{Rate, Status, UnitError},
     tree::SpoolTree,
     uplink::Uplink,
-    upload::{Bounds, Uploader},
+    upload::Uploader,
 };
 use crate::{
     chunk::ChunkParams,
@@ -99,8 +101,8 @@ pub struct Shared {
     pub counters: Arc<Counters>,
     pub on_evicted: OnEvicted,
     link: Option<Arc<dyn Uplink>>,
-    /// The store's parameters while it can be reached.
-    link_up: watch::Sender<Option<ChunkParams>>,
+    /// The session with the store, while there is one.
+    link_up: watch::Sender<Option<Session>>,
     /// Counts the sessions.
     link_sessions: AtomicU64,
     /// One at a time completes units: two rounds about one unit would be in each other's way.
@@ -116,6 +118,13 @@ pub struct Shared {
     /// Counts changes of units' states, for those who wait.
     progress: watch::Sender<u64>,
     stop: watch::Sender<bool>,
+}
+
+/// A session with the store.
+#[derive(Debug, Clone)]
+pub struct Session {
+    params: ChunkParams,
+    held: Arc<Held>,
 }
 
 /// Units that wait for a transfer.
@@ -173,7 +182,7 @@ impl Engine {
             clock: parts.clock,
             rules: parts.settings.rules.clone(),
             names: OwnerNames::default(),
-            bounds: Bounds::new(parts.settings.bandwidth_bytes_per_s),
+            bounds: Bounds::new(parts.settings.bandwidth_bytes_per_s, parts.settings.compression_level),
             settings: parts.settings,
             counters: Arc::default(),
             on_evicted: parts.on_evicted,
@@ -198,7 +207,7 @@ impl Engine {
     /// The store can be reached; `params` are its.
     pub fn link_up(&self, params: ChunkParams) {
         self.shared.link_sessions.fetch_add(1, Ordering::Relaxed);
-        self.shared.link_up.send_replace(Some(params));
+        self.shared.link_up.send_replace(Some(Session { params, held: Arc::default() }));
     }
 
     /// The store can't be reached.
@@ -409,7 +418,7 @@ impl Shared {
         self.notes.lock().expect("no code panics under this lock")
     }
 
-    pub fn link_changes(&self) -> watch::Receiver<Option<ChunkParams>> {
+    pub fn link_changes(&self) -> watch::Receiver<Option<Session>> {
         self.link_up.subscribe()
     }
 
@@ -419,12 +428,12 @@ impl Shared {
 
     /// What sends layers, while the store can be reached.
     pub fn uploader(&self) -> Option<Uploader> {
-        let params = (*self.link_up.borrow())?;
+        let Session { params, held } = self.link_up.borrow().clone()?;
         Some(Uploader {
             link: self.link.clone()?,
             tree: self.tree.clone(),
             params,
-            level: self.settings.compression_level,
+            held,
             bounds: self.bounds.clone(),
             counters: self.counters.clone(),
         })

@@ -11,13 +11,17 @@
 //! large files by [`window`], objects in blocks by [`packer`]. [`evict`] frees it, [`recall`] brings it back.
 //!
 //! Invariants: every step is journaled before the next begins, so that a start goes on where a crash came; nothing is lost by a
-//! failure, only tried again; no lock is held across an await; memory and processor are bounded ([`upload::Bounds`]).
+//! failure, only tried again; no lock is held across an await; memory and processor are bounded ([`bounds::Bounds`]).
 
 pub mod adapters;
+pub mod background;
+pub mod bounds;
 pub mod completion;
 pub mod counters;
+pub mod effort;
 pub mod engine;
 pub mod evict;
+pub mod held;
 pub mod live;
 pub mod looks;
 pub mod names;

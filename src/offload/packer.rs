@@ -2,15 +2,16 @@
 //!
 //! Blocks leave in the order in which they were closed, so that a recipe is never ahead of its chunks.
 
-use std::{io, sync::Arc};
+use std::io;
 
-use tokio::{
-    sync::{Semaphore, mpsc},
-    task::JoinHandle,
-};
+use tokio::{sync::mpsc, task::JoinHandle};
 
+use super::{bounds::Bounds, held::Key};
 use crate::{
-    chunk::{ObjectKind, block::BlockBuilder},
+    chunk::{
+        ObjectKind,
+        block::{self, BlockBuilder},
+    },
     ids::Hash,
 };
 
@@ -27,14 +28,15 @@ const HASTY_LEVEL: i32 = -20;
 pub struct Packing {
     /// Bytes before compression.
     pub raw_bytes: u64,
+    /// What is in it.
+    pub objects: Vec<Key>,
     pub block: JoinHandle<io::Result<Vec<u8>>>,
 }
 
 /// Collects objects and closes blocks.
 pub struct Packer {
     open: OpenBlock,
-    level: i32,
-    cpu: Arc<Semaphore>,
+    bounds: Bounds,
     closed: mpsc::Sender<Packing>,
 }
 
@@ -42,6 +44,7 @@ pub struct Packer {
 #[derive(Default)]
 pub struct OpenBlock {
     builder: BlockBuilder,
+    objects: Vec<Key>,
     sample: Vec<u8>,
     sampled_until: usize,
 }
@@ -56,6 +59,7 @@ impl OpenBlock {
             self.sampled_until = start + from + SAMPLE_EVERY_BYTES;
         }
         self.builder.push(kind, hash, bytes);
+        self.objects.push((kind, hash));
     }
 
     /// Whether it is time to close it.
@@ -63,17 +67,18 @@ impl OpenBlock {
         self.builder.is_full()
     }
 
-    fn finish(mut self, level: i32) -> io::Result<Vec<u8>> {
-        let shrinks = zstd::bulk::compress(&self.sample, 1)?.len() < self.sample.len() / 100 * 97;
+    /// The block's bytes.
+    pub fn finish(mut self, level: i32) -> io::Result<Vec<u8>> {
+        let shrinks = block::compressed_bytes(&self.sample)? < self.sample.len() / 100 * 97;
         let worth_it = shrinks || self.builder.raw_bytes() < SAMPLE_EVERY_BYTES;
         self.builder.finish(if worth_it { level } else { HASTY_LEVEL })
     }
 }
 
 impl Packer {
-    /// Compresses at `level` and gives the blocks to `closed`.
-    pub fn new(level: i32, cpu: Arc<Semaphore>, closed: mpsc::Sender<Packing>) -> Self {
-        Self { open: OpenBlock::default(), level, cpu, closed }
+    /// Gives the blocks to `closed`.
+    pub fn new(bounds: Bounds, closed: mpsc::Sender<Packing>) -> Self {
+        Self { open: OpenBlock::default(), bounds, closed }
     }
 
     /// Lends out the open block, to be filled elsewhere; it comes back through [`Packer::give_back`].
@@ -102,20 +107,13 @@ impl Packer {
         if self.open.builder.is_empty() {
             return;
         }
-        let open = self.take_open();
+        let mut open = self.take_open();
+        let objects = std::mem::take(&mut open.objects);
         let raw_bytes = open.builder.raw_bytes() as u64;
         // Whoever takes the blocks has failed and says why itself; this side is about to be dropped.
         let Ok(place) = self.closed.reserve().await else { return };
-        let (cpu, level) = (self.cpu.clone(), self.level);
-        let block = tokio::spawn(async move {
-            let permit = cpu.acquire_owned().await.expect("the semaphore is never closed");
-            let work = move || {
-                let _permit = permit;
-                open.finish(level)
-            };
-            tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
-        });
-        place.send(Packing { raw_bytes, block });
+        let block = self.bounds.compress(open);
+        place.send(Packing { raw_bytes, objects, block });
     }
 }
 

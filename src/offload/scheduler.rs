@@ -303,6 +303,7 @@ fn evict_what_may_go(shared: &Shared) {
             0
         }
     };
+    shared.bounds.set_urgent(surplus > 0);
     // By what was freed and not by what the file system says, which may free later.
     for unit in young {
         if surplus == 0 {

@@ -52,6 +52,8 @@ pub struct Subject<'a> {
     pub live: Option<&'a Taker<'a>>,
     /// For an import: what can't be read is left out and noted here instead of being an error.
     pub unread: Option<&'a Unread>,
+    /// Called after each [`BREATH_BYTES`] that were hashed, so that others get on beside a large layer.
+    pub breathe: &'a dyn Fn(),
 }
 
 /// What is left out of a layer that is imported.
@@ -62,6 +64,9 @@ pub struct Unread {
     /// Why something else isn't in it.
     pub errors: RefCell<Vec<SealError>>,
 }
+
+/// See [`Subject::breathe`]: some 20 ms of work.
+const BREATH_BYTES: u64 = 64 << 20;
 
 /// Why there is no manifest.
 #[derive(Debug, thiserror::Error)]
@@ -252,16 +257,19 @@ impl<'a> Draft<'a> {
         let mut file = SparseReader::new(file).map_err(fail)?;
         let mut hasher = blake3::Hasher::new();
         let mut size = 0;
-        loop {
-            match file.read(&mut self.buffer).map_err(fail)? {
+        // What is behind shows in the stamp.
+        while size < before.len() {
+            let count = match file.read(&mut self.buffer).map_err(fail)? {
                 0 => break,
-                count => {
-                    hasher.update(&self.buffer[..count]);
-                    size += count as u64;
-                }
+                count => count as u64,
+            };
+            hasher.update(&self.buffer[..count as usize]);
+            size += count;
+            self.bytes_read += count;
+            if self.bytes_read % BREATH_BYTES < count {
+                (self.subject.breathe)();
             }
         }
-        self.bytes_read += size;
         let after = file.file().metadata().map_err(fail)?;
         if size != before.len() || stamp(&before) != stamp(&after) {
             return Err(changed());
@@ -440,6 +448,7 @@ mod tests {
             names: &OwnerNames::default(),
             live: None,
             unread: None,
+            breathe: &|| {},
         };
         describe(&subject).map(|d| d.manifest)
     }

@@ -18,6 +18,7 @@ use std::{
 use tokio::time::sleep;
 
 use super::{
+    bounds::Core,
     completion,
     engine::Shared,
     live::{Files, Taker},
@@ -247,13 +248,13 @@ async fn describe(
     unsteady: HashSet<RelPath>,
 ) -> Result<Option<(Manifest, Files)>, ShowError> {
     let (worker, unit) = (shared.clone(), unit.clone());
-    let work = move || -> Result<_, TransferError> {
+    let work = move |core: &mut Core| -> Result<_, TransferError> {
         let layer = Subjected::of(&worker, &unit)?;
         if layer.state != State::Running || layer.generation != generation {
             return Ok(None);
         }
         let taker = Taker::new(&worker.tree, &unit.root, &before, layer.previous.as_deref(), &unsteady);
-        let described = layer.describe(&worker, Some(&taker))?;
+        let described = layer.describe(&worker, core, Some(&taker))?;
         let (files, bytes) = taker.into_files();
         worker.counters.snapshot_bytes_hashed.add(bytes);
         Ok(Some((described.manifest, files)))

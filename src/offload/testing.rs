@@ -72,6 +72,7 @@ pub fn describe(spool: &Spool, unit: &UnitId) -> Manifest {
         names: &OwnerNames::default(),
         live: None,
         unread: None,
+        breathe: &|| {},
     };
     seal::describe(&subject).expect("describes").manifest
 }
@@ -90,6 +91,8 @@ struct Inner {
     blocks_until_failure: Option<usize>,
     host: Option<HostUuid>,
     rejections: usize,
+    /// Something was lost: a layer may lack it.
+    is_lossy: bool,
     /// Snapshots that were refused so far, if they are.
     refused_snapshots: Option<usize>,
     snapshots: Vec<PublishRequest>,
@@ -138,7 +141,13 @@ impl MemoryStore {
         self.lock().host = Some(host);
     }
 
-    /// Refuses the next commit.
+    /// Forgets a small file's content, as a store does that reclaims it.
+    pub fn lose(&self, content: &Hash) {
+        let mut inner = self.lock();
+        inner.objects.remove(&(ObjectKind::Chunk, *content)).expect("it was there");
+        inner.is_lossy = true;
+    }
+
     /// Refuses all snapshots from now on.
     pub fn refuse_snapshots(&self) {
         self.lock().refused_snapshots = Some(0);
@@ -148,6 +157,7 @@ impl MemoryStore {
         self.lock().refused_snapshots.unwrap_or_default()
     }
 
+    /// Refuses the next commit.
     pub fn reject_once(&self) {
         self.lock().rejections += 1;
     }
@@ -197,7 +207,16 @@ impl Inner {
         manifest
     }
 
+    fn lacks(&self, manifest: &Hash) -> bool {
+        let encoded = self.objects.get(&(ObjectKind::Manifest, *manifest)).expect("the manifest came");
+        let manifest = Manifest::decode(encoded).expect("a good manifest");
+        manifest.contents().any(|(content, _)| self.file(&content).is_none())
+    }
+
     fn enter(&mut self, request: CommitRequest) -> Result<Record, UplinkError> {
+        if self.is_lossy && self.lacks(&request.manifest) {
+            return Err(UplinkError::Rejected("something is missing".into()));
+        }
         let manifest = self.check_whole(&request.manifest);
         if self.rejections > 0 {
             self.rejections -= 1;

@@ -1,13 +1,14 @@
 //! A transfer: one unit from `Complete` to `Committed`, as far as it goes now.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{cell::RefCell, collections::BTreeMap, sync::Arc};
 
 use super::{
+    bounds::{self, Core},
     engine::Shared,
     live::Taker,
     seal::{self, Described, SealError, Subject},
     uplink::UplinkError,
-    upload::{self, Layer, UploadError, Uploader},
+    upload::{Layer, UploadError, Uploader},
 };
 use crate::{
     ids::{Generation, Hash, RelPath, UnitId},
@@ -69,7 +70,8 @@ async fn advance(shared: &Arc<Shared>, unit: &UnitId) -> Result<Outcome, Transfe
 async fn seal_layer(shared: &Arc<Shared>, record: UnitRecord) -> Result<(), TransferError> {
     let (unit, generation) = (record.unit.clone(), record.generation);
     let worker = shared.clone();
-    let described = shared.bounds.run(move || Subjected::of(&worker, &record.unit)?.describe(&worker, None));
+    let described =
+        shared.bounds.run(move |core| Subjected::of(&worker, &record.unit)?.describe(&worker, core, None));
     let described = described.await??;
     count_sealed(shared, &described);
     let (journal, counters, sealed) = (shared.journal.clone(), shared.counters.clone(), unit.clone());
@@ -85,7 +87,7 @@ async fn seal_layer(shared: &Arc<Shared>, record: UnitRecord) -> Result<(), Tran
         }
         Ok(is_unchanged)
     };
-    let is_unchanged = upload::blocking(keep).await??;
+    let is_unchanged = bounds::blocking(keep).await??;
     tracing::debug!(%unit, %generation, is_unchanged, "described");
     Ok(())
 }
@@ -124,10 +126,16 @@ impl Subjected {
     }
 
     /// Its manifest as the spool is now; with a taker, while others write.
-    pub fn describe(&self, shared: &Shared, live: Option<&Taker<'_>>) -> Result<Described, TransferError> {
+    pub fn describe(
+        &self,
+        shared: &Shared,
+        core: &mut Core,
+        live: Option<&Taker<'_>>,
+    ) -> Result<Described, TransferError> {
         let host = shared.journal.host();
         let committed_as =
             |since: Generation| shared.journal.seq_of(host, &self.unit, since).unwrap_or_default();
+        let core = RefCell::new(core);
         let subject = Subject {
             tree: &shared.tree,
             unit: &self.unit,
@@ -139,6 +147,7 @@ impl Subjected {
             names: &shared.names,
             live,
             unread: None,
+            breathe: &|| core.borrow_mut().yield_now(),
         };
         Ok(seal::describe(&subject)?)
     }
@@ -162,7 +171,7 @@ async fn send_layer(
 ) -> Result<(), TransferError> {
     let hash = record.manifest.ok_or(TransferError::NoManifest)?;
     let journal = shared.journal.clone();
-    let manifest = upload::blocking(move || journal.manifest(&hash)).await??;
+    let manifest = bounds::blocking(move || journal.manifest(&hash)).await??;
     let manifest = manifest.ok_or(TransferError::NoManifest)?;
     shared.note_queued(&record.unit, manifest.bytes());
     let (unit, generation, lost) = (record.unit.clone(), record.generation, record.lost);
@@ -172,7 +181,7 @@ async fn send_layer(
     let journal = shared.journal.clone();
     let (unit, generation, seq) = (layer.unit.clone(), layer.generation, answer.seq);
     let keep = move || journal.committed(&layer.unit, layer.generation, &answer);
-    upload::blocking(keep).await??;
+    bounds::blocking(keep).await??;
     tracing::info!(%unit, %generation, %seq, "committed");
     Ok(())
 }
@@ -206,7 +215,7 @@ async fn reopen(shared: &Arc<Shared>, unit: &UnitId, why: &TransferError) -> Out
     if !is_running {
         tracing::warn!(%unit, %why, "changed though nobody said so; described again");
         let (journal, unit) = (shared.journal.clone(), unit.clone());
-        let touched = upload::blocking(move || journal.touch(&unit)).await;
+        let touched = bounds::blocking(move || journal.touch(&unit)).await;
         if let Ok(Err(error)) = touched {
             return Outcome::Failed(error.to_string());
         }

@@ -1,31 +1,29 @@
 //! Uploading: a sealed layer to the store.
 //!
 //! ```text
-//! offer(manifest) ── known ──────────────────────────────────────────────────────► commit
-//!        └─ not ─► missing(contents) ─► small files ─► large files, by windows ─► manifest ─► commit
+//! offer(manifest) ── known ───────────────────────────────────────────────────────────────────────────────────► commit
+//!        └─ not ─► missing(contents) ─► small files ─► large files, by windows ─► manifest ─► what others send ─► commit
 //! ```
-//! The store alone knows what it lacks, so an upload that was cut off begins again with the offer and sends only the rest.
+//! The store alone knows what it lacks, so an upload that was cut off begins again with the offer and sends only the rest. What it has
+//! said in this session isn't asked again, and what another layer is sending isn't sent twice ([`super::held`]).
 //!
-//! Invariants: an object is sent only after its bytes were hashed again and found to be what the manifest says; a recipe goes
-//! after its chunks and the manifest after everything. Memory is bounded by [`Bounds`] and [`packer::BLOCKS_AHEAD`],
-//! whatever the layer's size. Reading and compressing go on while blocks are on the way.
+//! Invariants: an object is sent only after its bytes were hashed again and found to be what the manifest says; a commit is asked for when
+//! all that it needs and the store lacked is queued, by this layer or another. Memory is bounded by [`Bounds`] and
+//! [`packer::BLOCKS_AHEAD`], whatever the layer's size. Reading and compressing go on while blocks are on the way.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     fs::File,
     io::{self, Read},
-    sync::{Arc, Mutex},
-    thread,
-    time::{Duration, Instant},
+    sync::Arc,
 };
 
-use tokio::{
-    sync::{Semaphore, mpsc},
-    task::{JoinError, JoinHandle},
-};
+use tokio::sync::mpsc;
 
 use super::{
+    bounds::{Bounds, Core, join},
     counters::Counters,
+    held::{Claims, Held, Key, Turn},
     packer::{self, OpenBlock, Packer, Packing},
     tree::{self, SpoolTree},
     uplink::{Uplink, UplinkError},
@@ -39,13 +37,6 @@ use crate::{
     manifest::{Body, Manifest},
     wire::{CommitRequest, PublishRequest},
 };
-
-/// Layers that may cut large files at the same time; each holds two windows and one buffer of the cutter.
-const LAYERS_CUTTING: usize = 4;
-/// Layers that may read and pack at the same time; each holds a few blocks. Others ask and wait for commits meanwhile.
-const LAYERS_PACKING: usize = 8;
-/// Chunks remembered as settled within one layer, before they are forgotten and asked about again.
-const SETTLED_CHUNKS: usize = 1 << 20;
 
 /// A layer that was sealed.
 #[derive(Debug, Clone)]
@@ -90,81 +81,6 @@ pub enum UploadError {
     Stopped,
 }
 
-/// What all uploads share, so that many at once cost no more memory and processor than they should.
-#[derive(Debug, Clone)]
-pub struct Bounds {
-    cpu: Arc<Semaphore>,
-    packing: Arc<Semaphore>,
-    cutting: Arc<Semaphore>,
-    pace: Arc<Pace>,
-}
-
-/// When the next block may go, where the bandwidth is limited.
-#[derive(Debug)]
-struct Pace {
-    /// 0 = unlimited.
-    bytes_per_s: u64,
-    next: Mutex<Instant>,
-}
-
-impl Pace {
-    /// Waits until a block of `bytes` may go.
-    async fn wait(&self, bytes: u64) {
-        if self.bytes_per_s == 0 {
-            return;
-        }
-        let turn = {
-            let mut next = self.next.lock().expect("no code panics under this lock");
-            let turn = (*next).max(Instant::now());
-            *next = turn + Duration::from_secs_f64(bytes as f64 / self.bytes_per_s as f64);
-            turn
-        };
-        tokio::time::sleep_until(turn.into()).await;
-    }
-}
-
-impl Bounds {
-    /// One thread a core that hashes, cuts or compresses; at least two, since one of them may wait for the disk.
-    /// Blocks leave at no more than `bytes_per_s`; 0 = unlimited.
-    pub fn new(bytes_per_s: u64) -> Self {
-        let cores = thread::available_parallelism().map_or(1, usize::from);
-        Self {
-            cpu: Arc::new(Semaphore::new(cores.max(2))),
-            packing: Arc::new(Semaphore::new(LAYERS_PACKING)),
-            cutting: Arc::new(Semaphore::new(LAYERS_CUTTING)),
-            pace: Arc::new(Pace { bytes_per_s, next: Mutex::new(Instant::now()) }),
-        }
-    }
-
-    /// Runs `work` on the blocking pool when a core is free for it.
-    pub async fn run<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, UploadError> {
-        let permit = self.cpu.clone().acquire_owned().await.map_err(|_| UploadError::Stopped)?;
-        let work = move || {
-            let _permit = permit;
-            work()
-        };
-        join(tokio::task::spawn_blocking(work)).await
-    }
-}
-
-/// Runs `work`, which waits for the disk more than it computes, on the blocking pool.
-pub async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, UploadError> {
-    join(tokio::task::spawn_blocking(work)).await
-}
-
-/// Waits for a task; its panic goes on here.
-async fn join<T>(task: JoinHandle<T>) -> Result<T, UploadError> {
-    task.await.map_err(|e: JoinError| match e.try_into_panic() {
-        Ok(panic) => std::panic::resume_unwind(panic),
-        Err(_cancelled) => UploadError::Stopped,
-    })
-}
-
 /// Sends layers.
 #[derive(Clone)]
 pub struct Uploader {
@@ -172,8 +88,8 @@ pub struct Uploader {
     pub tree: Arc<SpoolTree>,
     /// The store's.
     pub params: ChunkParams,
-    /// zstd's.
-    pub level: i32,
+    /// What is known of this session's store.
+    pub held: Arc<Held>,
     pub bounds: Bounds,
     pub counters: Arc<Counters>,
 }
@@ -197,6 +113,11 @@ pub struct Source {
 }
 
 impl Source {
+    /// Whether its files may be written meanwhile.
+    pub fn is_running(&self) -> bool {
+        self.is_running
+    }
+
     /// How far a file of this size is read: a complete one's end is looked for.
     pub fn reads_to(&self, size: u64) -> u64 {
         if self.is_running { size } else { u64::MAX }
@@ -237,22 +158,38 @@ impl Source {
 impl Uploader {
     /// Sends what the store lacks of `layer` and commits it.
     pub async fn send(&self, layer: &Layer) -> Result<Record, UploadError> {
-        if self.link.offer(layer.hash).await? {
-            self.counters.layers_known.one();
-        } else {
-            self.send_objects(layer).await?;
-        }
-        let record = self.link.commit(CommitRequest {
+        let is_known = self.link.offer(layer.hash).await?;
+        let trusted = match is_known {
+            true => {
+                self.counters.layers_known.one();
+                false
+            }
+            false => self.send_objects(layer).await?,
+        };
+        let record = match self.commit(layer).await {
+            // What was remembered may be wrong by now: once more, and ask.
+            Err(UplinkError::Rejected(why)) if trusted => {
+                tracing::info!(unit = %layer.unit, %why, "sent again");
+                self.held.forget();
+                self.send_objects(layer).await?;
+                self.commit(layer).await
+            }
+            record => record,
+        }?;
+        self.counters.layers_committed.one();
+        self.counters.bytes_committed.add(layer.manifest.bytes());
+        Ok(record)
+    }
+
+    async fn commit(&self, layer: &Layer) -> Result<Record, UplinkError> {
+        let request = CommitRequest {
             unit: layer.unit.clone(),
             generation: layer.generation,
             manifest: layer.hash,
             lost: layer.lost,
             incarnation: layer.incarnation,
-        });
-        let record = record.await?;
-        self.counters.layers_committed.one();
-        self.counters.bytes_committed.add(layer.manifest.bytes());
-        Ok(record)
+        };
+        self.link.commit(request).await
     }
 
     /// Sends what the store lacks of a running layer and shows it to others.
@@ -260,20 +197,36 @@ impl Uploader {
         self.send_objects(layer).await?;
         let (unit, generation, incarnation) = (layer.unit.clone(), layer.generation, layer.incarnation);
         let request = PublishRequest { unit, generation, manifest: Some(layer.hash), incarnation };
-        self.link.publish(request).await?;
-        Ok(())
+        let published = self.link.publish(request).await;
+        if matches!(published, Err(UplinkError::Rejected(_))) {
+            self.held.forget();
+        }
+        Ok(published?)
     }
 
-    async fn send_objects(&self, layer: &Layer) -> Result<(), UploadError> {
-        let (closed, blocks) = mpsc::channel(packer::BLOCKS_AHEAD);
-        let packer = Packer::new(self.level, self.bounds.cpu.clone(), closed);
-        tokio::try_join!(self.pack(layer, packer), self.ship(blocks))?;
-        Ok(())
+    /// Again where another layer has given back what this one had left to it. Whether it relied on what is remembered of the store.
+    async fn send_objects(&self, layer: &Layer) -> Result<bool, UploadError> {
+        let claims = self.held.claims();
+        let mut trusted = false;
+        loop {
+            let (closed, blocks) = mpsc::channel(packer::BLOCKS_AHEAD);
+            let packer = Packer::new(self.bounds.clone(), closed);
+            let mut batch = Batch { claims: &claims, others: HashSet::new(), trusted: false };
+            tokio::try_join!(self.pack(layer, packer, &mut batch), self.ship(blocks, &claims))?;
+            trusted |= batch.trusted || !batch.others.is_empty();
+            if claims.settled(&batch.others).await {
+                return Ok(trusted);
+            }
+        }
     }
 
-    /// Reads everything that the store lacks into blocks.
-    async fn pack(&self, layer: &Layer, mut packer: Packer) -> Result<(), UploadError> {
-        let _turn = self.bounds.packing.acquire().await.map_err(|_| UploadError::Stopped)?;
+    /// Reads everything that is to be sent into blocks.
+    async fn pack(
+        &self,
+        layer: &Layer,
+        mut packer: Packer,
+        batch: &mut Batch<'_>,
+    ) -> Result<(), UploadError> {
         let manifest = layer.manifest.clone();
         let (root, is_running) = (layer.unit.root.clone(), layer.held.is_some());
         let source = Arc::new(Source { tree: self.tree.clone(), root, manifest, is_running });
@@ -283,10 +236,23 @@ impl Uploader {
                 all.retain(|wanted| !held.contains(&wanted.content));
             }
         }
-        let (small, large) =
-            tokio::try_join!(self.wanted(ObjectKind::Chunk, small), self.wanted(ObjectKind::Recipe, large))?;
+        let small = self.wanted(ObjectKind::Chunk, small, batch).await?;
+        let large = self.wanted(ObjectKind::Recipe, large, batch).await?;
+        let bytes = small.iter().chain(&large).map(|wanted| wanted.size).sum();
+        let _turn = self.bounds.packing(bytes).await?;
         self.pack_small(&source, small, &mut packer).await?;
-        self.pack_large(&source, large, &mut packer).await?;
+        self.pack_large(&source, large, &mut packer, batch).await?;
+        let key = (ObjectKind::Manifest, layer.hash);
+        match batch.claims.claim([key])[0] {
+            Turn::Ours => self.pack_manifest(layer, &mut packer).await?,
+            Turn::Others => drop(batch.others.insert(key)),
+            Turn::Known => {}
+        }
+        packer.close().await;
+        Ok(())
+    }
+
+    async fn pack_manifest(&self, layer: &Layer, packer: &mut Packer) -> Result<(), UploadError> {
         let encoded = layer.manifest.encode();
         if encoded.len() > limits::MANIFEST_BYTES {
             return Err(UploadError::TooLarge { path: layer.unit.root.clone() });
@@ -296,18 +262,52 @@ impl Uploader {
             packer.close().await;
         }
         packer.add(ObjectKind::Manifest, layer.hash, &encoded).await;
-        packer.close().await;
         Ok(())
     }
 
-    /// Those of `contents` that the store lacks.
-    async fn wanted(&self, kind: ObjectKind, contents: Vec<Wanted>) -> Result<VecDeque<Wanted>, UploadError> {
-        let lacking = self.missing(kind, contents.iter().map(|w| w.content).collect()).await?;
+    /// Those of `contents` that this layer sends.
+    async fn wanted(
+        &self,
+        kind: ObjectKind,
+        contents: Vec<Wanted>,
+        batch: &mut Batch<'_>,
+    ) -> Result<VecDeque<Wanted>, UploadError> {
+        let hashes: Vec<Hash> = contents.iter().map(|wanted| wanted.content).collect();
+        let ours = self.ours(kind, &hashes, batch).await?;
         let all = contents.len();
         let wanted: VecDeque<_> =
-            contents.into_iter().zip(lacking).filter_map(|(w, lacks)| lacks.then_some(w)).collect();
+            contents.into_iter().zip(ours).filter_map(|(wanted, ours)| ours.then_some(wanted)).collect();
         self.counters.files_known.add((all - wanted.len()) as u64);
         Ok(wanted)
+    }
+
+    /// For each object whether this layer sends it: the store lacks it, and nobody else does.
+    async fn ours(
+        &self,
+        kind: ObjectKind,
+        hashes: &[Hash],
+        batch: &mut Batch<'_>,
+    ) -> Result<Vec<bool>, UploadError> {
+        let key = |hash: &Hash| (kind, *hash);
+        let known = self.held.known(hashes.iter().map(key));
+        batch.trusted |= known.contains(&true);
+        let ask: Vec<Hash> =
+            hashes.iter().zip(known).filter_map(|(hash, known)| (!known).then_some(*hash)).collect();
+        let lacking = self.missing(kind, ask.clone()).await?;
+        let answered = || ask.iter().zip(&lacking);
+        self.held.learn(answered().filter(|(_, lacks)| !**lacks).map(|(hash, _)| key(hash)));
+        let lacking: Vec<Hash> = answered().filter(|(_, lacks)| **lacks).map(|(hash, _)| *hash).collect();
+        let turns = batch.claims.claim(lacking.iter().map(key));
+        let ours = lacking.iter().zip(turns).filter_map(|(hash, turn)| match turn {
+            Turn::Ours => Some(*hash),
+            Turn::Others => {
+                batch.others.insert(key(hash));
+                None
+            }
+            Turn::Known => None,
+        });
+        let ours: HashSet<Hash> = ours.collect();
+        Ok(hashes.iter().map(|hash| ours.contains(hash)).collect())
     }
 
     /// Asks in as many questions as it takes.
@@ -330,7 +330,7 @@ impl Uploader {
         while !queue.is_empty() {
             let (source, counters) = (source.clone(), self.counters.clone());
             let open = packer.take_open();
-            let filled = self.bounds.run(move || fill(&source, queue, open, &counters)).await??;
+            let filled = self.bounds.run(move |_| fill(&source, queue, open, &counters)).await??;
             queue = filled.0;
             packer.give_back(filled.1).await;
         }
@@ -343,25 +343,24 @@ impl Uploader {
         source: &Arc<Source>,
         queue: VecDeque<Wanted>,
         packer: &mut Packer,
+        batch: &mut Batch<'_>,
     ) -> Result<(), UploadError> {
         if queue.is_empty() {
             return Ok(());
         }
-        let _turn = self.bounds.cutting.acquire().await.map_err(|_| UploadError::Stopped)?;
         self.counters.files_cut.add(queue.len() as u64);
-        let mut settled = HashSet::new();
         let reader = WindowReader::new(source.clone(), self.params, queue);
         let (mut reader, mut ready) = self.cut(reader).await?;
         while let Some(window) = ready {
-            let (lacking, next) = tokio::try_join!(self.lacking(&window, &mut settled), self.cut(reader))?;
+            let (ours, next) = tokio::try_join!(self.chunks(&window, batch), self.cut(reader))?;
             (reader, ready) = next;
-            self.pack_window(&window, lacking, packer).await;
+            self.pack_window(&window, ours, packer).await;
         }
         Ok(())
     }
 
     async fn cut(&self, mut reader: WindowReader) -> Result<(WindowReader, Option<Window>), UploadError> {
-        let cut = move || -> Result<_, UploadError> {
+        let cut = move |_: &mut Core| -> Result<_, UploadError> {
             let window = reader.next_window()?;
             Ok((reader, window))
         };
@@ -370,32 +369,26 @@ impl Uploader {
         Ok((reader, window))
     }
 
-    /// The window's chunks that the store lacks and that weren't packed before.
-    async fn lacking(
-        &self,
-        window: &Window,
-        settled: &mut HashSet<Hash>,
-    ) -> Result<HashSet<Hash>, UploadError> {
-        if settled.len() > SETTLED_CHUNKS {
-            settled.clear();
-        }
+    /// The window's chunks that this layer sends.
+    async fn chunks(&self, window: &Window, batch: &mut Batch<'_>) -> Result<HashSet<Hash>, UploadError> {
         let chunks = window.pieces().filter_map(|piece| match piece {
             Piece::Chunk(hash, _) => Some(hash),
             Piece::Recipe(..) => None,
         });
-        let ask: Vec<Hash> = chunks.filter(|hash| settled.insert(*hash)).collect();
-        let lacking = self.missing(ObjectKind::Chunk, ask.clone()).await?;
-        let lacking: HashSet<_> =
-            ask.iter().zip(lacking).filter_map(|(hash, lacks)| lacks.then_some(*hash)).collect();
-        self.counters.chunks_known.add((ask.len() - lacking.len()) as u64);
-        self.counters.chunks_sent.add(lacking.len() as u64);
-        Ok(lacking)
+        let mut distinct = HashSet::new();
+        let chunks: Vec<Hash> = chunks.filter(|hash| distinct.insert(*hash)).collect();
+        let ours = self.ours(ObjectKind::Chunk, &chunks, batch).await?;
+        let ours: HashSet<Hash> =
+            chunks.iter().zip(ours).filter_map(|(hash, ours)| ours.then_some(*hash)).collect();
+        self.counters.chunks_known.add((chunks.len() - ours.len()) as u64);
+        self.counters.chunks_sent.add(ours.len() as u64);
+        Ok(ours)
     }
 
-    async fn pack_window(&self, window: &Window, mut lacking: HashSet<Hash>, packer: &mut Packer) {
+    async fn pack_window(&self, window: &Window, mut ours: HashSet<Hash>, packer: &mut Packer) {
         for piece in window.pieces() {
             match piece {
-                Piece::Chunk(hash, bytes) if lacking.remove(&hash) => {
+                Piece::Chunk(hash, bytes) if ours.remove(&hash) => {
                     packer.add(ObjectKind::Chunk, hash, bytes).await;
                 }
                 Piece::Chunk(..) => {}
@@ -410,18 +403,30 @@ impl Uploader {
     }
 
     /// Sends blocks in their order as they are ready.
-    async fn ship(&self, mut blocks: mpsc::Receiver<Packing>) -> Result<(), UploadError> {
+    async fn ship(&self, mut blocks: mpsc::Receiver<Packing>, claims: &Claims) -> Result<(), UploadError> {
         while let Some(packing) = blocks.recv().await {
             let block = join(packing.block).await?.map_err(UploadError::Compress)?;
             let bytes = block.len() as u64;
-            self.bounds.pace.wait(bytes).await;
-            self.link.send_block(block).await?;
+            {
+                let _waiting = self.bounds.effort.sending();
+                self.bounds.pace.wait(bytes).await;
+                self.link.send_block(block).await?;
+            }
+            claims.queued(packing.objects);
             self.counters.blocks_sent.one();
             self.counters.bytes_packed.add(packing.raw_bytes);
             self.counters.bytes_sent.add(bytes);
         }
         Ok(())
     }
+}
+
+/// What an attempt at a layer leaves to other layers.
+struct Batch<'a> {
+    claims: &'a Claims,
+    others: HashSet<Key>,
+    /// Something wasn't asked, since the store had it before.
+    trusted: bool,
 }
 
 /// A layer's distinct contents in the order of their first paths: small files, and those that are cut.
@@ -474,8 +479,8 @@ mod tests {
                 link: store.clone(),
                 tree: Arc::new(spool.tree.apart().expect("opens")),
                 params: ChunkParams::default(),
-                level: 3,
-                bounds: Bounds::new(0),
+                held: Arc::default(),
+                bounds: Bounds::new(0, 3),
                 counters: Arc::default(),
             };
             Self { spool, store, uploader }
@@ -563,6 +568,58 @@ mod tests {
             assert!(matches!(result, Err(UploadError::Absent { path: p }) if p == path("file")));
             assert_eq!(bench.store.records().len(), 0);
         }
+    }
+
+    /// The store in memory says so itself when something comes twice.
+    #[tokio::test]
+    async fn layers_under_way_at_once_send_what_they_share_once() {
+        let bench = Bench::new();
+        let core = noise("core", 5 << 20);
+        for job in ["1-me", "2-me", "3-me"] {
+            bench.spool.file(&format!("{job}/h/core"), &core);
+            bench.spool.file(&format!("{job}/h/more"), &[&core[..3 << 20], job.as_bytes()].concat());
+            bench.spool.file(&format!("{job}/h/small"), b"GOOD\n");
+        }
+        let (one, two, three) = (bench.layer("1-me/h"), bench.layer("2-me/h"), bench.layer("3-me/h"));
+        let uploader = &bench.uploader;
+        tokio::try_join!(uploader.send(&one), uploader.send(&two), uploader.send(&three)).expect("sent");
+        assert_eq!(bench.store.records().len(), 3);
+        let sent = uploader.counters.read().bytes_packed;
+        assert!(sent < (5 << 20) + (1 << 20), "{sent}");
+    }
+
+    /// What one layer has claimed and can't send is sent by the other that waits for it.
+    #[tokio::test]
+    async fn a_layer_that_fails_leaves_its_share_to_others() {
+        for size in [5, 2 << 20] {
+            let bench = Bench::new();
+            for job in ["1-me", "2-me"] {
+                bench.spool.file(&format!("{job}/h/file"), &noise("shared", size));
+            }
+            let (bad, good) = (bench.layer("1-me/h"), bench.layer("2-me/h"));
+            bench.spool.file("1-me/h/file", &noise("changed", size));
+            let (failed, sent) = tokio::join!(bench.uploader.send(&bad), bench.uploader.send(&good));
+            assert!(matches!(failed, Err(UploadError::Changed { .. })), "{failed:?}");
+            sent.expect("sent");
+            assert_eq!(bench.store.file(&Hash::of(&noise("shared", size))), Some(noise("shared", size)));
+        }
+    }
+
+    /// What the store has said in a session isn't asked again, and if it isn't so any more, nothing is lost.
+    #[tokio::test]
+    async fn what_is_remembered_of_the_store_is_no_authority() {
+        let bench = Bench::new();
+        bench.spool.file("1-me/h/small", b"GOOD\n");
+        bench.uploader.send(&bench.layer("1-me/h")).await.expect("sent");
+        bench.spool.file("2-me/h/again", b"GOOD\n");
+        let asked = |bench: &Bench| bench.store.calls().iter().filter(|call| **call == "missing").count();
+        let before = asked(&bench);
+        bench.uploader.send(&bench.layer("2-me/h")).await.expect("sent");
+        assert_eq!(asked(&bench), before);
+        bench.store.lose(&Hash::of(b"GOOD\n"));
+        bench.spool.file("3-me/h/once_more", b"GOOD\n");
+        bench.uploader.send(&bench.layer("3-me/h")).await.expect("sent");
+        assert_eq!(bench.store.file(&Hash::of(b"GOOD\n")), Some(b"GOOD\n".to_vec()));
     }
 
     #[tokio::test]

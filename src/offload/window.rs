@@ -11,17 +11,20 @@ use std::{
 
 use super::upload::{Source, UploadError, Wanted};
 use crate::{
+    buffers,
     chunk::{ChunkParams, ChunkRef, Recipe, cutter::Cutter},
     ids::{Hash, RelPath},
     limits,
     spool::sparse::SparseReader,
 };
 
-/// Bytes of a window: some 256 chunks a question, which at 20 ms a round trip is 400 MB a second.
-pub const WINDOW_BYTES: usize = 8 << 20;
+/// Bytes of a window: some 64 chunks a question, of which each layer has one open: 100 MB a second and layer at 20 ms a round trip.
+pub const WINDOW_BYTES: usize = 2 << 20;
+/// What a window is given room for: it is full once it has [`WINDOW_BYTES`].
+const WINDOW_ROOM_BYTES: usize = WINDOW_BYTES + (256 << 10);
 
 /// A stretch of chunks, and the recipes of the files that ended in it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Window {
     raw: Vec<u8>,
     parts: Vec<Part>,
@@ -38,6 +41,12 @@ enum Part {
 pub enum Piece<'a> {
     Chunk(Hash, &'a [u8]),
     Recipe(Hash, &'a [u8]),
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        buffers::give(std::mem::take(&mut self.raw));
+    }
 }
 
 impl Window {
@@ -101,7 +110,7 @@ impl WindowReader {
 
     /// The next window; `None` after the last file.
     pub fn next_window(&mut self) -> Result<Option<Window>, UploadError> {
-        let mut window = Window::default();
+        let mut window = Window { raw: buffers::take(WINDOW_ROOM_BYTES), parts: Vec::new() };
         while window.raw.len() < WINDOW_BYTES {
             if self.current.is_none() {
                 let Some(wanted) = self.queue.pop_front() else { break };
@@ -135,6 +144,9 @@ impl WindowReader {
                 }
                 None => {
                     let whole = self.current.take().expect("it was just cut");
+                    if !self.source.is_running() {
+                        whole.drop_pages();
+                    }
                     window.parts.push(whole.finish()?);
                     break;
                 }
@@ -145,6 +157,13 @@ impl WindowReader {
 }
 
 impl Cutting {
+    /// It was hashed before and is sent now, and nobody writes it any more: its pages are worth less than others'.
+    fn drop_pages(&self) {
+        let file = self.cutter.source().file.get_ref().file();
+        // The kernel may keep them.
+        let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed);
+    }
+
     fn finish(self) -> Result<Part, UploadError> {
         let read = self.cutter.source();
         if read.bytes != self.size || Hash::from(read.hasher.finalize()) != self.content {

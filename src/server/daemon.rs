@@ -21,7 +21,7 @@ use super::{
     streams::{self, First, Streams},
 };
 use crate::{
-    limits,
+    buffers, limits,
     wire::{
         JOIN_VERSION, Join,
         frame::{Bounds, Frame},
@@ -97,6 +97,7 @@ pub enum ServeError {
 
 /// Serves the store until SIGTERM or SIGINT.
 pub async fn serve(open: OpenStore<'_>, options: ServeOptions) -> Result<(), ServeError> {
+    buffers::restrain_allocator();
     let mut signals = StopSignals::listen()?;
     serve_until(open, options, signals.stop()).await
 }

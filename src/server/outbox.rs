@@ -100,7 +100,10 @@ impl Outlet {
                     return Ok(false);
                 }
             },
-            Some((frame, _slot)) = self.bulk.recv() => writer.write(&frame).await?,
+            Some((frame, _slot)) = self.bulk.recv() => {
+                writer.write(&frame).await?;
+                frame.recycle();
+            }
             else => return Ok(false),
         }
         Ok(true)

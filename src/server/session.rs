@@ -28,6 +28,7 @@ use super::{
     outbox::{self, Outbox},
 };
 use crate::{
+    buffers,
     catalog::Head,
     chunk::ObjectKind,
     ids::{Hash, HostUuid, Seq},
@@ -401,7 +402,12 @@ impl Session {
 
     async fn append(&self, block: Vec<u8>) -> Result<(), SessionEnd> {
         let charged = charge(block.len());
-        match on_store(&self.server.store, move |s| s.append_block(&block)).await {
+        let append = move |store: &dyn StoreApi| {
+            let appended = store.append_block(&block);
+            buffers::give(block);
+            appended
+        };
+        match on_store(&self.server.store, append).await {
             Ok(()) => {
                 // Free for the host to use before it is told so.
                 self.queued.fetch_sub(charged, Ordering::Relaxed);

@@ -20,7 +20,7 @@ use super::{
     streams::Streams,
 };
 use crate::{
-    limits,
+    buffers, limits,
     wire::{JOIN_VERSION, Join},
 };
 
@@ -35,6 +35,7 @@ pub async fn serve_stdio(
     options: ServeOptions,
     identity: Identity,
 ) -> Result<(), ServeError> {
+    buffers::restrain_allocator();
     let streams = Streams::standard().map_err(ServeError::Stdio)?;
     serve_streams(streams, open, options, identity, JOIN_WAIT).await
 }

@@ -30,6 +30,7 @@ use tokio::{
 
 use super::RequestId;
 use crate::{
+    buffers,
     chunk::block,
     limits::{self, HELLO_BYTES, JOIN_BYTES, MESSAGE_BYTES},
 };
@@ -202,6 +203,12 @@ impl Frame {
         [&bytes.to_le_bytes()[..], &[self.kind() as u8], id].concat()
     }
 
+    /// It is written, or nobody wants it: its memory is for the next one.
+    pub fn recycle(self) {
+        let (Self::Message(body) | Self::Upload(body) | Self::Reply(_, body) | Self::Join(body)) = self;
+        buffers::give(body);
+    }
+
     /// Its bytes on the wire.
     pub fn encode(&self) -> Vec<u8> {
         [&self.prefix()[..], self.payload()].concat()
@@ -283,7 +290,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
 
     /// The frame that was announced.
     pub async fn payload(&mut self, announced: Announced) -> Result<Frame, StreamError> {
-        let mut body = Vec::new();
+        let mut body = buffers::take(announced.payload_bytes.min(GROW_BYTES));
         self.fill(&mut body, announced.payload_bytes).await?;
         Ok(match announced.kind {
             FrameKind::Message => Frame::Message(body),

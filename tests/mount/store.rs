@@ -168,6 +168,7 @@ impl FakeStore {
             names: &OwnerNames::default(),
             live: None,
             unread: None,
+            breathe: &|| {},
         });
         described.expect("describes").manifest
     }

@@ -235,19 +235,20 @@ async fn ping(shared: &Shared, live: &Live) {
 async fn write(writer: &mut FrameWriter<BoxWrite>, queues: &mut Queues) -> End {
     loop {
         let waiting = queues.urgent.try_recv().ok().or_else(|| queues.bulk.try_recv().ok());
-        let step = match waiting {
-            Some(frame) => writer.write(&frame).await,
-            None => match writer.flush().await {
-                Ok(()) => match next(queues).await {
-                    Some(frame) => writer.write(&frame).await,
+        let frame = match waiting {
+            Some(frame) => frame,
+            None => match (writer.flush().await, next(queues)) {
+                (Err(error), _) => return error.into(),
+                (Ok(()), next) => match next.await {
+                    Some(frame) => frame,
                     None => return End::Stopped,
                 },
-                error => error,
             },
         };
-        if let Err(error) = step {
+        if let Err(error) = writer.write(&frame).await {
             return error.into();
         }
+        frame.recycle();
     }
 }
 
