@@ -76,11 +76,69 @@ pub enum Request {
         host: String,
         dry_run: bool,
     },
+    /// Of whoever has the store open: prunes by a rule, and gives up what was pruned long ago.
+    Prune {
+        rules: PruneRules,
+    },
+    /// Likewise: brings back what was pruned or retired at these paths, from the top of the results tree; with `dry_run` only says what.
+    Undelete {
+        paths: Vec<Vec<u8>>,
+        dry_run: bool,
+    },
     /// Unmount and end.
     Umount {
         lazy: bool,
         timeout_s: u64,
     },
+}
+
+/// By which rule to prune.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PruneRules {
+    /// The configuration's; 0 = for ever.
+    pub retention_days: u32,
+    pub retention_days_failed: u32,
+    /// What is pruned can be undeleted so long.
+    pub grace_days: u32,
+    /// In place of the configuration's ages.
+    pub older_than: Option<OlderThan>,
+    /// Only jobs that ended like this.
+    pub outcome: Option<Outcome>,
+    /// Only this user's jobs.
+    pub owner: Option<String>,
+    /// Only job dirs, and tasks' directories, whose path matches this.
+    pub pattern: Option<String>,
+    /// Only say what.
+    pub dry_run: bool,
+    /// Also if that is everything.
+    pub yes: bool,
+}
+
+/// An age.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OlderThan {
+    Days(u32),
+    /// Ms since the epoch.
+    Before(u64),
+}
+
+/// How a job ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    Passed,
+    Failed,
+}
+
+impl Outcome {
+    /// Its word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Passed => "passed",
+            Self::Failed => "failed",
+        }
+    }
 }
 
 /// A path as the user gave it, and made absolute by the client's working directory. Bytes, since names needn't be UTF-8.

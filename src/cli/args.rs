@@ -55,6 +55,10 @@ pub enum Command {
     Export(ExportArgs),
     /// Hide what is committed of units, on every host, so that new jobs of the same names can begin; it stays in the store.
     Retire(RetireArgs),
+    /// On the results host: prune old jobs by the rules of retention, and give up what was pruned long enough ago.
+    Prune(PruneArgs),
+    /// On the results host: bring back what was pruned or retired.
+    Undelete(UndeleteArgs),
     /// Check that nothing is missing: journal, spool and store.
     Verify(VerifyArgs),
     /// Show the settings that are in effect, where each came from, and what is wrong.
@@ -238,6 +242,41 @@ pub struct RetireArgs {
     pub dry_run: bool,
 }
 
+/// `prune`.
+#[derive(Debug, Args)]
+pub struct PruneArgs {
+    /// Only say what would go.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// In place of retention_days and retention_days_failed: jobs whose last commit is as many days old, or is before a date: 30, 2026-01-31,
+    /// 2026-01-31T12:00 or 2026-01-31T12:00:00Z.
+    #[arg(long, value_name = "DAYS|DATE")]
+    pub older_than: Option<String>,
+    /// Only jobs of this user: what is behind the dash of a job's name.
+    #[arg(long, value_name = "NAME", value_parser = narrowing)]
+    pub owner: Option<String>,
+    /// Only jobs (12-me) and tasks (hosts/h1/3-verify) whose path from the top matches all of this pattern with * and ?.
+    #[arg(long = "match", value_name = "GLOB", value_parser = narrowing)]
+    pub pattern: Option<String>,
+    /// Only jobs that ended like this.
+    #[arg(long, value_name = "HOW", value_parser = ["passed", "failed"])]
+    pub outcome: Option<String>,
+    /// Also where that is every job in the store.
+    #[arg(long)]
+    pub yes: bool,
+}
+
+/// `undelete`.
+#[derive(Debug, Args)]
+pub struct UndeleteArgs {
+    /// Units or jobs: paths in the mount, or from the top of the results tree.
+    #[arg(required = true)]
+    pub paths: Vec<OsString>,
+    /// Only say what would come back.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
 /// `verify`.
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
@@ -317,6 +356,15 @@ pub struct HistoryArgs {
     pub first: u32,
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
+}
+
+/// A name or pattern that narrows something: an empty one would not.
+fn narrowing(text: &str) -> Result<String, &'static str> {
+    match text.len() {
+        0 => Err("it is empty"),
+        1..=100 => Ok(text.to_owned()),
+        _ => Err("it is longer than 100 bytes"),
+    }
 }
 
 /// The number of a unit's life, as people count.

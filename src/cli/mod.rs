@@ -11,6 +11,7 @@ mod mount;
 mod places;
 mod print;
 mod remote;
+mod retention;
 mod say;
 mod serve;
 mod service;
@@ -71,6 +72,8 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Import(args) => import::import(&cli, args),
         Command::Export(args) => export::export(&cli, args),
         Command::Retire(args) => remote::retire(&cli, args),
+        Command::Prune(args) => retention::prune(&cli, args),
+        Command::Undelete(args) => retention::undelete(&cli, args),
         Command::Verify(args) => verify::verify(&cli, args),
         Command::Config(args) => show_config(&cli, args.explain),
         Command::Demo(args) => run_demo(&cli, args),

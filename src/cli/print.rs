@@ -167,6 +167,51 @@ pub fn retirement(json: bool, item: &Value) {
     );
 }
 
+/// A line of `prune` or `undelete`: of the plan, of what became of it, or of all together.
+pub fn retention(json: bool, item: &Value) {
+    if json_line(json, item) {
+        return;
+    }
+    let result = text(item, "result");
+    match text(item, "kind") {
+        "retention" => retention_sum(item),
+        "purge" if result == "planned" => {
+            say!("give up    {}  (pruned as {})", text(item, "unit"), number(item, "pruned_seq"))
+        }
+        "prune" => say!(
+            "{result:10} {}  ({} in {} layers{}){}",
+            text(item, "unit"),
+            bytes(number(item, "bytes")),
+            number(item, "layers"),
+            item["outcome"].as_str().map(|how| format!(", {how}")).unwrap_or_default(),
+            note(item)
+        ),
+        _ => say!("{result:10} {}{}", text(item, "unit"), note(item)),
+    }
+}
+
+fn retention_sum(item: &Value) {
+    let planned = format!(
+        "{} of {} jobs ({} units, {}) by the rule: {}; {} units to be given up after {} days of grace",
+        number(item, "planned_jobs"),
+        number(item, "all_jobs"),
+        number(item, "planned_units"),
+        bytes(number(item, "planned_bytes")),
+        text(item, "rule"),
+        number(item, "planned_purges"),
+        number(item, "grace_days"),
+    );
+    match item["dry_run"] == true {
+        true => say!("would go: {planned}"),
+        false => say!(
+            "{} units were pruned, {} given up, {} kept; planned were {planned}",
+            number(item, "pruned_units"),
+            number(item, "purged_units"),
+            number(item, "kept_units"),
+        ),
+    }
+}
+
 /// What a command did, unit by unit. Text is talk: stderr.
 pub fn progress(cli: &Cli, item: &Value) {
     if json_line(cli.json, item) || cli.quiet {

@@ -80,7 +80,7 @@ pub fn retire(cli: &Cli, args: &RetireArgs) -> Outcome {
 }
 
 /// A day's beginning or a time in this machine's time zone, or a time that says its own.
-fn before_ms(text: &str) -> Result<u64, Failure> {
+pub fn before_ms(text: &str) -> Result<u64, Failure> {
     let here = jiff::tz::TimeZone::system();
     let local = || here.to_timestamp(text.parse::<jiff::civil::DateTime>().ok()?).ok();
     let time = text.parse::<jiff::Timestamp>().ok().or_else(local);
@@ -106,7 +106,7 @@ pub fn adopt(cli: &Cli, args: &AdoptArgs) -> Outcome {
 }
 
 /// systemd starts the store's daemon when somebody connects; where no host is left to do that, we do.
-fn wake_store(config: &Config, control: &Path) {
+pub fn wake_store(config: &Config, control: &Path) {
     let answers = |socket: &Path| UnixStream::connect(socket).is_ok();
     if answers(control) || !answers(&config.serve_socket) {
         return;

@@ -193,6 +193,7 @@ impl Reader<'_> {
             compression_level: narrow(self.own_number("compression_level", 3, 1..=22)),
             retention_days: narrow(self.own_number("retention_days", 0, 0..=DAYS_MAX)),
             retention_days_failed: narrow(self.own_number("retention_days_failed", 0, 0..=DAYS_MAX)),
+            prune_grace_days: narrow(self.own_number("prune_grace_days", 7, 0..=DAYS_MAX)),
             local_only: self.local_only(),
         }
     }

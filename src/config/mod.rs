@@ -162,10 +162,12 @@ pub struct Config {
     pub bandwidth_mib_per_s: u64,
     /// zstd's.
     pub compression_level: i32,
-    /// Days after which committed units may be pruned; 0 = never.
+    /// Days after their last commit after which `prune` prunes jobs that passed; 0 = never.
     pub retention_days: u32,
-    /// The same for units of failed jobs.
+    /// The same for failed jobs.
     pub retention_days_failed: u32,
+    /// Days after which `prune` gives up what it has pruned; until then it can be undeleted.
+    pub prune_grace_days: u32,
     /// Names at the top of the tree that stay local, beside `drone_tmp`.
     pub local_only: Vec<String>,
 }

@@ -201,7 +201,7 @@ fn an_empty_configuration_is_all_defaults() {
     assert_eq!((config.keep_local_hours, config.cache_max_mib), (72, 4096));
     assert_eq!((config.spool_high_percent, config.spool_low_percent), (80, 70));
     assert_eq!((config.bandwidth_mib_per_s, config.compression_level), (0, 3));
-    assert_eq!((config.retention_days, config.retention_days_failed), (0, 0));
+    assert_eq!((config.retention_days, config.retention_days_failed, config.prune_grace_days), (0, 0, 7));
     assert!(config.local_only.is_empty() && config.warnings.is_empty());
 }
 
@@ -213,7 +213,7 @@ fn every_key_of_the_own_section_is_taken() {
          serve_socket: /run/s\nssh_command: ssh -p 2222 -i '/a b'\nremote_command: /opt/resultsfs --config /etc/dumpster.ini\n\
          complete_on: parser\nsettle_seconds: 1\nlost_hours: 2\nlive_seconds: 0\nkeep_local_hours: 4\n\
          spool_high_percent: 50\nspool_low_percent: 40\ncache_max_mib: 64\nbandwidth_mib_per_s: 7\n\
-         compression_level: 19\nretention_days: 30\nretention_days_failed: 90\nlocal_only: scratch, tmp",
+         compression_level: 19\nretention_days: 30\nretention_days_failed: 90\nprune_grace_days: 0\nlocal_only: scratch, tmp",
     ));
     assert_eq!(config.results_host, ResultsHost::Host { host: "dumpster".into(), user: None });
     assert_eq!((config.host_name.as_str(), config.complete_on), ("d7", CompleteOn::Parser));
@@ -226,7 +226,7 @@ fn every_key_of_the_own_section_is_taken() {
     assert_eq!((config.keep_local_hours, config.cache_max_mib), (4, 64));
     assert_eq!((config.spool_high_percent, config.spool_low_percent), (50, 40));
     assert_eq!((config.bandwidth_mib_per_s, config.compression_level), (7, 19));
-    assert_eq!((config.retention_days, config.retention_days_failed), (30, 90));
+    assert_eq!((config.retention_days, config.retention_days_failed, config.prune_grace_days), (30, 90, 0));
     assert_eq!(config.local_only, ["scratch", "tmp"]);
     assert_eq!(config.warnings, []);
 }

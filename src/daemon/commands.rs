@@ -133,7 +133,10 @@ impl Commands {
             Request::Retire { paths, before_ms, dry_run } => {
                 self.retire(&paths, before_ms, dry_run, output).await
             }
-            Request::VerifyStore { .. } | Request::Adopt { .. } => {
+            Request::VerifyStore { .. }
+            | Request::Adopt { .. }
+            | Request::Prune { .. }
+            | Request::Undelete { .. } => {
                 Ok(Err(Refusal::new("this is the mount's daemon, not the store's")))
             }
             Request::HandOver { program } => Ok(self.hand_over(&program)),

@@ -8,9 +8,11 @@ use tracing::{info, warn};
 use super::{Host, live::LiveFollower, shown::Telling};
 use crate::{
     catalog::{Head, Record},
+    fs::Invalidation,
     fuse::Notices,
     ids::{Scope, StoreUuid, UnitId},
     journal::{Comparison, JournalError, State},
+    manifest::Manifest,
     wire::{Welcome, link::LinkEvent},
 };
 
@@ -143,19 +145,21 @@ impl Follower {
     /// with that. Record by record, each durably before it is taken in. Units that are open again.
     fn pass_borders(&self, store: StoreUuid, records: &[Record]) -> Result<Vec<UnitId>, JournalError> {
         let Host { journal, spool, .. } = &*self.host;
-        let here = |units: &mut dyn Iterator<Item = &UnitId>| -> Vec<UnitId> {
-            units.filter(|unit| is_in_spool(spool.path(), unit)).cloned().collect()
-        };
         let border = journal.border(store)?;
         let mut reopened = Vec::new();
         for record in records {
             if !record.retired().is_empty() && record.seq > border {
-                journal.pass_border(store, record.seq, &here(&mut record.retired().iter()))?;
+                let here = record.retired().iter().filter(|unit| is_in_spool(spool.path(), unit));
+                journal.pass_border(store, record.seq, &here.cloned().collect::<Vec<_>>())?;
             }
             let back = record.undeleted();
             if !back.is_empty() {
-                let here = here(&mut back.iter().map(|life| &life.unit));
-                reopened.extend(journal.bring_back(store, record.seq, back, &here)?);
+                // A directory alone has attributes, which its own host's layer tells.
+                let is_here = |unit: &UnitId, had_layer: bool| match had_layer {
+                    true => is_here(spool.path(), unit),
+                    false => is_in_spool(spool.path(), unit),
+                };
+                reopened.extend(journal.bring_back(store, record.seq, back, is_here)?);
             }
             reopened.extend(journal.give_up(record.purged())?);
         }
@@ -189,10 +193,18 @@ impl Follower {
         }
         let (host, notices) = (self.host.clone(), self.notices.clone());
         tokio::task::spawn_blocking(move || {
-            for unit in units.iter().filter(|u| host.journal.get(u).is_some()) {
-                fetch_ahead(&host, unit);
+            let mut named = Vec::new();
+            for unit in &units {
+                let is_looked_at = host.fs.known(&unit.root).is_some() && is_here(host.spool.path(), unit);
+                if is_looked_at || host.journal.get(unit).is_some() {
+                    fetch_ahead(&host, unit);
+                }
+                if is_looked_at {
+                    named.extend(named_elsewhere(&host, unit));
+                }
             }
             notices.tell(host.fs.remote_changed(&units));
+            notices.tell(named);
             notices.flush();
             drop(telling);
         });
@@ -243,6 +255,21 @@ fn is_in_spool(spool: &Path, unit: &UnitId) -> bool {
         Scope::Loose => std::fs::read_dir(root)
             .is_ok_and(|dir| dir.flatten().any(|entry| entry.file_type().is_ok_and(|kind| !kind.is_dir()))),
     }
+}
+
+/// Whether the directory of a unit is in the spool.
+fn is_here(spool: &Path, unit: &UnitId) -> bool {
+    unit.root.under(spool).symlink_metadata().is_ok()
+}
+
+/// What the kernel may take for absent in a unit's directories that are here.
+fn named_elsewhere(host: &Host, unit: &UnitId) -> Vec<Invalidation> {
+    let manifests = host.journal.layers(unit).into_iter();
+    let manifests = manifests.filter_map(|layer| host.journal.manifest(&layer.manifest).ok().flatten());
+    let named = |manifest: Arc<Manifest>| {
+        host.fs.named_elsewhere(unit, manifest.entries().iter().map(|entry| &entry.path))
+    };
+    manifests.flat_map(named).collect()
 }
 
 /// Manifests of a unit with a layer of our own, so that looking into it never needs the network.

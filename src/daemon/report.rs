@@ -219,7 +219,7 @@ fn cache(host: &Host) -> Value {
 /// `jobs`: this host's units with their state, then other hosts' layers, told one by one until `tell` has had enough: the catalog may have
 /// hundreds of thousands.
 pub fn jobs(host: &Host, pattern: Option<&str>, tell: &mut dyn FnMut(Value) -> bool) {
-    let wanted = |unit: &UnitId| pattern.is_none_or(|p| matches(p, &unit.to_string()));
+    let wanted = |unit: &UnitId| pattern.is_none_or(|p| layout::pattern::matches(p, &unit.to_string()));
     for unit in host.engine.units().iter().filter(|unit| wanted(unit)) {
         if !tell(own_line(host, unit)) {
             return;
@@ -285,24 +285,6 @@ fn remote_line(unit: &UnitId, layer: &LayerHead) -> Value {
         "bytes": layer.bytes,
         "entries": layer.entries,
     })
-}
-
-/// Whether `text` holds `pattern`, or matches it where it has `*` or `?`.
-fn matches(pattern: &str, text: &str) -> bool {
-    if !pattern.contains(['*', '?']) {
-        return text.contains(pattern);
-    }
-    glob(pattern.as_bytes(), text.as_bytes())
-}
-
-fn glob(pattern: &[u8], text: &[u8]) -> bool {
-    match (pattern.split_first(), text.split_first()) {
-        (None, None) => true,
-        (Some((b'*', rest)), _) => (0..=text.len()).any(|skip| glob(rest, &text[skip..])),
-        (Some((b'?', rest)), Some((_, tail))) => glob(rest, tail),
-        (Some((p, rest)), Some((t, tail))) => p == t && glob(rest, tail),
-        _ => false,
-    }
 }
 
 /// `explain PATH`. Waits for the network where manifests aren't here and the store answers.
@@ -502,18 +484,5 @@ fn next(host: &Host, record: Option<&UnitRecord>) -> String {
             )
         }
         Some((State::Evicted, _)) => "it is read from the store; `resultsfs recall` brings it back".into(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn patterns_are_text_or_globs() {
-        assert!(matches("host1", "12-me/host1"));
-        assert!(matches("12-*/host?", "12-me/host1"));
-        assert!(!matches("12-*/host", "12-me/host1"));
-        assert!(!matches("13", "12-me/host1"));
     }
 }

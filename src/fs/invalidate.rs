@@ -47,6 +47,19 @@ impl Fs {
         self.told_once(found)
     }
 
+    /// Names of a unit that somebody else has made, as paths below its root: while nobody could make any in a directory but this host, the kernel was told that it
+    /// may keep that a name is absent there. Of names that it knows [`Fs::remote_changed`] tells.
+    pub fn named_elsewhere<'p>(
+        &self,
+        unit: &UnitId,
+        paths: impl Iterator<Item = &'p RelPath>,
+    ) -> Vec<Invalidation> {
+        let nodes = self.nodes.lock();
+        let absent = paths.filter_map(|path| nodes.find(&unit.root.append(path).ok()?).err());
+        let absent: HashSet<(NodeId, Vec<u8>)> = absent.collect();
+        absent.into_iter().map(|(parent, name)| Invalidation::Entry { parent, name }).collect()
+    }
+
     /// A thousand new jobs are one change of the top; who is reading one of these directories has an old listing.
     fn told_once(&self, mut known: Vec<Invalidation>) -> Vec<Invalidation> {
         let mut nodes = HashSet::new();

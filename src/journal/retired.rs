@@ -102,13 +102,13 @@ impl Journal {
 
     /// Lives of these units are the present ones again, by the record with this number. What of them is here goes on with them, durably, before the
     /// catalog's record is taken in: what runs in the life in between, of which nothing was committed, is from then on the next generation of
-    /// what this host had committed in the life that is back, on top of it. `here`: units of which something is in the spool. Which have changed.
+    /// what this host had committed in the life that is back, on top of it. `is_here` says whether anything of a unit is in the spool, of which this host had, or hadn't, a layer. Which have changed.
     pub fn bring_back(
         &self,
         store: StoreUuid,
         seq: Seq,
         lives: &[UnitLife],
-        here: &[UnitId],
+        is_here: impl Fn(&UnitId, bool) -> bool,
     ) -> Result<Vec<UnitId>, JournalError> {
         // Who follows the catalog anew has a later life's files by now.
         let is_first = self.border(store)? < seq;
@@ -119,11 +119,12 @@ impl Journal {
             let record = self.get(unit);
             let between = incarnation.0 + 1..seq.0;
             let is_between = record.as_ref().is_some_and(|record| between.contains(&record.incarnation.0));
-            let is_unnoted = record.is_none() && is_first && here.contains(unit);
+            let layer = self.replica.layer_of_life(self.host, unit, *incarnation);
+            let is_unnoted = record.is_none() && is_first && is_here(unit, layer.is_some());
             if !is_between && !is_unnoted {
                 continue;
             }
-            let record = match (self.replica.layer_of_life(self.host, unit, *incarnation), record) {
+            let record = match (layer, record) {
                 (Some(layer), _) => self.on_top(unit, *incarnation, &layer),
                 (None, Some(record)) => UnitRecord { incarnation: *incarnation, ..record },
                 (None, None) => UnitRecord::running(unit.clone(), *incarnation, Generation::FIRST, now_ms),

@@ -8,6 +8,7 @@
 //! of "not yet" without a time to look again is always ended by an event that the mount sees (a close or a change).
 
 mod complete;
+pub mod pattern;
 mod pidfile;
 mod place;
 

@@ -1,4 +1,4 @@
-//! What is asked of whoever has the store open, on `<store_dir>/control.sock`: `verify --store` and `adopt`.
+//! What is asked of whoever has the store open, on `<store_dir>/control.sock`: `verify --store`, `adopt`, `prune` and `undelete`.
 //!
 //! Only root and the user that the daemon runs as can ask. One thing at a time, on a thread of its own.
 
@@ -17,11 +17,16 @@ use fs_err as fs;
 use rustix::net::sockopt::socket_peercred;
 use serde_json::{Value, json};
 
-use super::{CONTROL_SOCKET, Server, adopt, adopt::Adopted};
+use super::{
+    CONTROL_SOCKET, Server, adopt,
+    adopt::Adopted,
+    retention::{self, Refusal},
+};
 use crate::{
     catalog::Snapshot,
     clock::{Clock, SystemClock},
     control::{Reply, Request},
+    ids::RelPath,
     offload::OwnerNames,
     store::Store,
     verify::{
@@ -40,7 +45,7 @@ const WITH_FINDINGS: u8 = 3;
 pub(super) fn open(server: &Arc<Server>) {
     let Some(store) = server.store.on_disk() else { return };
     if let Err(e) = listen(server, &store.dir().join(CONTROL_SOCKET)) {
-        tracing::warn!("`verify` and `adopt` can't ask this daemon: {e}");
+        tracing::warn!("`verify`, `adopt`, `prune` and `undelete` can't ask this daemon: {e}");
     }
 }
 
@@ -68,8 +73,22 @@ fn one(server: &Server, stream: &UnixStream) -> io::Result<()> {
             verify(store, read_data, sample, stream)
         }
         (Ok(Request::Adopt { host, dry_run }), _) => adopt_host(server, &host, dry_run, stream),
+        (Ok(Request::Prune { rules }), Some(store)) => {
+            let ended = retention::prune(store, &rules, &asker(stream), &mut |row| item(stream, row))?;
+            end(stream, ended)
+        }
+        (Ok(Request::Undelete { paths, dry_run }), Some(store)) => {
+            let paths: Result<Vec<RelPath>, _> = paths.into_iter().map(RelPath::parse).collect();
+            let ended = match paths {
+                Ok(paths) => {
+                    retention::undelete(store, &paths, dry_run, &asker(stream), &mut |row| item(stream, row))?
+                }
+                Err(error) => Err(Refusal { message: error.to_string(), hint: None }),
+            };
+            end(stream, ended)
+        }
         _ => {
-            let message = "this is the store's daemon; it checks and adopts".to_owned();
+            let message = "this is the store's daemon; it checks, adopts, prunes and undeletes".to_owned();
             reply(stream, &Reply::Failed { message, hint: None })
         }
     }
@@ -111,6 +130,13 @@ fn adopt_host(server: &Server, host: &str, dry_run: bool, stream: &UnixStream) -
         item(stream, adoption(snapshot, result, seq, note))?;
     }
     reply(stream, &Reply::Done { exit })
+}
+
+fn end(stream: &UnixStream, ended: Result<u8, Refusal>) -> io::Result<()> {
+    match ended {
+        Ok(exit) => reply(stream, &Reply::Done { exit }),
+        Err(Refusal { message, hint }) => reply(stream, &Reply::Failed { message, hint }),
+    }
 }
 
 /// The user at the other end.

@@ -15,6 +15,7 @@ mod hosts;
 mod may;
 mod opened;
 mod outbox;
+pub mod retention;
 mod session;
 mod socket;
 mod stdio;

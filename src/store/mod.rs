@@ -43,6 +43,7 @@ use tokio::sync::watch;
 
 pub use commit::NewCommit;
 pub use error::StoreError;
+pub use lives::{Ended, Life};
 pub use prune::{NewPrune, NewPurge, NewUndelete};
 pub use retire::NewRetirement;
 pub use snapshots::Slots;

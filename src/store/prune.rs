@@ -6,11 +6,12 @@
 use super::{
     Store, StoreError,
     commit::{Request, check_name},
+    lives::{Ended, Life},
     retire::check_list,
 };
 use crate::{
-    catalog::{Prune, Purge, Record, RecordBody, Undelete, UnitLife},
-    ids::{Seq, UnitId},
+    catalog::{Commit, Prune, Purge, Record, RecordBody, Undelete, UnitLife},
+    ids::{Incarnation, Seq, UnitId},
 };
 
 /// Units to be pruned, each with the last commit that whoever asks has seen.
@@ -74,6 +75,47 @@ impl Store {
         check_name(&wanted.by)?;
         check_list(wanted.lives.iter().map(|life| &life.unit))?;
         self.enter(Request::Purge(wanted))
+    }
+
+    /// Where a unit stands.
+    pub fn life(&self, unit: &UnitId) -> Life {
+        self.catalog.life(unit)
+    }
+
+    /// One of its lives that have ended.
+    pub fn ended(&self, unit: &UnitId, incarnation: Incarnation) -> Option<Ended> {
+        self.catalog.ended(unit, incarnation)
+    }
+
+    /// The life that the record with this number has ended, unless that was undone.
+    pub fn ended_by(&self, unit: &UnitId, seq: Seq) -> Option<Incarnation> {
+        self.catalog.ended_by(unit, Incarnation(seq.0))
+    }
+
+    /// The number of one of a unit's lives, for people: the first is 1.
+    pub fn life_number(&self, unit: &UnitId, incarnation: Incarnation) -> usize {
+        let present = self.catalog.life(unit);
+        let before = |life: &Incarnation| match *life {
+            Incarnation::FIRST => None,
+            life if life == present.incarnation => Some(present.before),
+            life => self.catalog.ended(unit, life).map(|ended| ended.before),
+        };
+        std::iter::successors(Some(incarnation), before).count()
+    }
+
+    /// Whether a commit with this number is the newest of its layer, in its unit's present life: so that it shows.
+    pub fn shows(&self, seq: Seq, commit: &Commit) -> bool {
+        self.catalog.shows(seq, commit)
+    }
+
+    /// How many units it knows.
+    pub fn units(&self) -> usize {
+        self.catalog.units()
+    }
+
+    /// Its time, by which ages count; ms since the epoch.
+    pub fn now_ms(&self) -> u64 {
+        self.clock.now_ms()
     }
 
     fn enter(&self, request: Request) -> Result<Record, StoreError> {

@@ -5,6 +5,7 @@ mod costs;
 #[path = "../common/lab.rs"]
 mod harness;
 mod mounts;
+mod retention;
 mod said;
 mod serve;
 mod units;

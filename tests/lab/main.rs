@@ -16,6 +16,7 @@ mod live;
 mod nasty;
 mod overlay;
 mod promises;
+mod prune;
 mod recovery;
 mod retire;
 mod takeover;

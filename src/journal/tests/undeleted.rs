@@ -32,7 +32,8 @@ fn take(journal: &Journal, catalog: &Catalog, records: &[Record], here: &[UnitId
             journal.pass_border(store, record.seq, here).expect("writes");
         }
         if !record.undeleted().is_empty() {
-            let back = journal.bring_back(store, record.seq, record.undeleted(), here);
+            let back =
+                journal.bring_back(store, record.seq, record.undeleted(), |unit, _| here.contains(unit));
             reopened.extend(back.expect("writes"));
         }
         reopened.extend(journal.give_up(record.purged()).expect("writes"));
@@ -128,7 +129,9 @@ fn a_run_in_a_void_life_goes_on_in_the_one_that_is_back() {
     // The journal has it, the replica hasn't: a crash in between.
     let journal = open(before.path());
     for record in &undeleted {
-        journal.bring_back(catalog.store, record.seq, record.undeleted(), &units).expect("writes");
+        journal
+            .bring_back(catalog.store, record.seq, record.undeleted(), |unit, _| units.contains(unit))
+            .expect("writes");
     }
     drop(journal);
     let journal = open(before.path());

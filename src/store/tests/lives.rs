@@ -10,7 +10,7 @@ use crate::{
     durable::{Disk, sim::SimDisk},
     ids::{Generation, Hash, HostUuid, Incarnation, Seq, UnitId},
     journal::Journal,
-    store::{NewPrune, NewPurge, NewUndelete, Store, StoreError},
+    store::{NewPrune, NewPurge, NewUndelete, Store, StoreError, commit::Request},
 };
 
 const HOSTS: [HostUuid; 2] = [HOST, HostUuid([5; 16])];
@@ -294,4 +294,37 @@ fn a_record_names_its_units_once_and_is_whole() {
     purge(&[2]).expect("the other can be");
     let purged = undelete(&[2]).expect_err("given up").to_string();
     assert!(purged.contains("purged as"), "{purged}");
+}
+
+/// What came into one batch is judged in its order: a commit to a life that is undone just before it is refused, and a life that a commit has just
+/// come into isn't undone.
+#[test]
+fn in_one_batch_the_first_counts() {
+    let disk: Arc<dyn Disk> = Arc::new(SimDisk::new());
+    let store = open(&disk, SMALL).expect("makes a store");
+    let seen = Layer::small(1).send(&store).expect("commits").seq;
+    let (by, rule) = ("root".to_owned(), "by hand".to_owned());
+    let prune = NewPrune { by: by.clone(), rule, units: vec![(unit(1), seen)] };
+    let between = Incarnation(store.prune(prune.clone()).expect("is as it was seen").seq.0);
+    let lives = vec![UnitLife { unit: unit(1), incarnation: Incarnation::FIRST }];
+    let undelete = || Request::Undelete(NewUndelete { by: by.clone(), lives: lives.clone() });
+    let purge = || Request::Purge(NewPurge { by: by.clone(), lives: lives.clone() });
+    let next = Layer { incarnation: between, unit: unit(1), ..Layer::small(2) };
+    blocks(&store, &next.objects())
+        .expect("reads")
+        .iter()
+        .for_each(|b| store.append_block(b).expect("appends"));
+    let checked = store.check_manifest(&next.commit().manifest).expect("is whole");
+    let commit = || Request::Commit(next.commit(), checked);
+    let batch = |requests: Vec<Request>| -> Vec<bool> {
+        let batch: Vec<_> = (1..).zip(requests).collect();
+        store.run_batch(&batch).iter().map(Result::is_ok).collect()
+    };
+    assert_eq!(batch(vec![undelete(), commit(), purge(), undelete()]), [true, false, false, false]);
+    let between = store.prune(prune.clone()).expect("it shows").seq;
+    assert_eq!(batch(vec![purge(), undelete()]), [true, false]);
+    let next = Layer { incarnation: Incarnation(between.0), ..next.clone() };
+    let commit = || Request::Commit(next.commit(), checked);
+    let again = NewPrune { units: vec![(unit(1), Seq(between.0 + 2))], ..prune };
+    assert_eq!(batch(vec![commit(), Request::Prune(again), undelete()]), [true, false, false]);
 }

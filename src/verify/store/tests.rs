@@ -3,10 +3,11 @@
 use std::{path::Path, sync::Arc};
 
 use crate::{
+    catalog::UnitLife,
     durable::{Disk, sim::SimDisk},
-    ids::Seq,
+    ids::{Generation, Incarnation, Seq},
     store::{
-        StoreError,
+        NewPrune, NewPurge, StoreError,
         tests::fixture::{DIR, Layer, SMALL, block, noise, open, retire, unit},
     },
     verify::{
@@ -78,6 +79,27 @@ fn retirements_are_counted_by_themselves() {
     assert!(report.is_clean(), "{report:?}");
     let counts = report.counts;
     assert_eq!((counts.records, counts.retirements, counts.manifests, counts.files), (4, 1, 3, 10));
+}
+
+/// What a purge has given up isn't looked for, and what came to the same life after it is.
+#[test]
+fn what_was_purged_is_not_expected() {
+    let disk = sample();
+    let arc: Arc<dyn Disk> = Arc::new(disk.clone());
+    let store = open(&arc, SMALL).expect("opens");
+    let last = Layer::small(9).send(&store).expect("commits");
+    let (by, rule) = ("root".to_owned(), "by hand".to_owned());
+    store.prune(NewPrune { by: by.clone(), rule, units: vec![(unit(9), last.seq)] }).expect("prunes");
+    let lives = vec![UnitLife { unit: unit(9), incarnation: Incarnation::FIRST }];
+    store.purge(NewPurge { by, lives }).expect("purges");
+    let late = Layer { generation: Generation(2), unit: unit(9), ..Layer::small(1) };
+    late.send(&store).expect("its host was away");
+    drop(store);
+    let report = check(&disk, &ALL);
+    assert!(report.is_clean(), "{report:?}");
+    let counts = report.counts;
+    assert_eq!((counts.records, counts.prunes, counts.purges, counts.purged_commits), (7, 1, 1, 1));
+    assert_eq!((counts.manifests, counts.files), (4, 13), "its manifest isn't among them");
 }
 
 /// A flipped bit anywhere in header, catalog, head or packs is found.
