@@ -43,6 +43,7 @@ class Rounds:
             for peer in order if number % 2 == 0 else reversed(order):
                 say(f"round {number + 1} of {rounds}: {peer.title if peer else 'resultsfs'}")
                 self.theirs(peer) if peer else self.ours()
+                self.lab.trim()
 
     def keep(self, who, what, cost):
         self.costs.setdefault((who, what), []).append(cost)

@@ -38,7 +38,8 @@ fn fill<I: Index>(plan: &Plan) {
     let index = I::open(&plan.dir, plan.cache_bytes);
     let began = Instant::now();
     let (mut last, mut slowest) = (0.0, 0.0_f64);
-    let last_from = plan.keys - plan.keys / 10;
+    let tenth = plan.keys.div_ceil(10);
+    let last_from = plan.keys - tenth;
     let mut from = 0;
     while from < plan.keys {
         let rows = rows(from, (from + BATCH).min(plan.keys));
@@ -49,8 +50,8 @@ fn fill<I: Index>(plan: &Plan) {
         if from >= last_from {
             last += seconds;
         }
-        if from / last_from.max(10).div_ceil(9) != (from + BATCH) / last_from.max(10).div_ceil(9) {
-            eprintln!("# {} % after {:.0} s", (from + BATCH) * 100 / plan.keys, began.elapsed().as_secs_f64());
+        if (from + BATCH) / tenth > from / tenth {
+            eprintln!("# {} keys after {:.0} s", from + BATCH, began.elapsed().as_secs_f64());
         }
         from += BATCH;
     }
