@@ -59,7 +59,7 @@ await() {
     done
 }
 
-# A real sshd on a loopback port; `ssh` then is "${ssh[@]}", which also counts its bytes into $lab/ssh.log.
+# A real sshd on a loopback port; `ssh` then is "${ssh[@]}".
 start_sshd() {
     port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
     ssh-keygen -q -t ed25519 -N '' -f "$lab/host_key"
@@ -88,14 +88,13 @@ CONFIG
     [ "$(id -u)" != 0 ] || mkdir -p /run/sshd
     "$(PATH=$PATH:/usr/sbin:/sbin command -v sshd)" -D -f "$lab/sshd_config" -E "$lab/sshd.log" &
     pids+=($!)
-    # -v: when it ends, ssh says how many bytes went each way.
-    ssh=(ssh -v -E "$lab/ssh.log" -F "$lab/ssh_config")
+    ssh=(ssh -F "$lab/ssh_config")
     await "${ssh[@]}" results true
 }
 
 write_configs() {
     # The lab's generator ends its jobs with the parser.
-    local common="settle_seconds: ${SETTLE:-3600}
+    local common="settle_seconds: 3600
 complete_on: parser
 live_seconds: 0
 keep_local_hours: 1000"
@@ -174,16 +173,4 @@ now() {
 
 calc() {
     awk "BEGIN { printf \"%.${2:-2}f\", $1 }"
-}
-
-# Bytes that all connections to our sshd have moved, both ways: what ssh has said of those that have ended, and the kernel's count of
-# those that are open.
-ssh_bytes() {
-    {
-        cat "$lab/ssh.log"
-        ss -tinH state established "dport = :$port"
-    } | awk '
-        /^Transferred: sent/ { gsub(",", ""); n += $3 + $5 }
-        { for (i = 1; i <= NF; i++) if (split($i, f, ":") == 2 && f[1] ~ /^bytes_(sent|received)$/) n += f[2] }
-        END { printf "%.0f\n", n }'
 }

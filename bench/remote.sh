@@ -11,7 +11,7 @@ mib=${1:-1024}
 rounds=${2:-3}
 
 main() {
-    need ssh-keygen sshd ssh python3 ss
+    need ssh-keygen sshd ssh python3
     make_lab
     start_cpu_count
     start_sshd

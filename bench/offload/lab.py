@@ -4,6 +4,7 @@
 sshd, in a network of its own where there is only loopback. `ssh` is a script that any program can be told to use as ssh.
 """
 
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -98,6 +99,7 @@ class Lab:
             self.ends.pop()()
         for process in reversed(self.started):
             stop(process)
+        self._end_others()
         if os.path.ismount(self.disk):
             try:
                 until(lambda: subprocess.run(["umount", self.disk], stderr=subprocess.DEVNULL).returncode == 0, 20)
@@ -108,6 +110,15 @@ class Lab:
             self._leave_cgroup()
         if not os.path.ismount(self.disk):
             shutil.rmtree(self.dir, ignore_errors=True)
+
+    def _end_others(self):
+        """What a measurement that was broken off has left running, on either side. Nothing is in our cgroup but what we started."""
+        if not self.cgroup:
+            return
+        for pid in map(int, open(f"{self.cgroup}/cgroup.procs").read().split()):
+            if pid != os.getpid():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def at_end(self, act):
         """Done before processes are stopped, the last one first. It must not fail."""

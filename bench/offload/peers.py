@@ -165,10 +165,16 @@ def apt_install(packages):
         say(f"not installed, which takes root and apt-get: {' '.join(packages)}")
         return
     say(f"apt-get install {' '.join(packages)}")
-    try:
-        run(["apt-get", "install", "-y", "--no-install-recommends", *packages], env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
-    except Failed as error:
-        say(str(error))
+    install_words = ["apt-get", "-qy", "--no-install-recommends", "install", *packages]
+    # What has come with the machine may be enough to find them; if not, fetch the lists.
+    for words in (install_words, ["apt-get", "-q", "update"], install_words):
+        try:
+            run(words, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
+        except Failed as error:
+            say(str(error))
+        else:
+            if words is install_words:
+                return
 
 
 def cargo_install(name):
