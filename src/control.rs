@@ -85,6 +85,11 @@ pub enum Request {
         paths: Vec<Vec<u8>>,
         dry_run: bool,
     },
+    /// Of the store's daemon: reclaims what nothing needs; with `dry_run` only says what. `level` is zstd's.
+    Gc {
+        dry_run: bool,
+        level: i32,
+    },
     /// Unmount and end.
     Umount {
         lazy: bool,

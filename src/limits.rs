@@ -40,6 +40,8 @@ pub const RECORD_BYTES: usize = 64 << 10;
 pub const RETIRED_UNITS: usize = 128;
 /// See [`RETIRED_UNITS`].
 pub const RETIRED_PATHS_BYTES: usize = PATH_BYTES;
+/// Packs that one record of the catalog says are gone: as many as are taken away together, 4 GiB.
+pub const RECLAIMED_PACKS: usize = 64;
 /// Other hosts' manifests that a host keeps, compressed: those of about 300,000 jobs.
 pub const REPLICA_MANIFESTS_BYTES: u64 = 512 << 20;
 

@@ -49,6 +49,17 @@ pub enum RecordBody {
     /// What was pruned is given up.
     #[n(4)]
     Purge(#[n(0)] Purge),
+    /// Packs of which nothing is needed any more, or what is needed is elsewhere, are gone from the store.
+    #[n(5)]
+    Reclaim(#[n(0)] Reclaimed),
+}
+
+/// Packs that are gone by right: the store's own affair, which nobody else need look at.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Reclaimed {
+    #[n(0)]
+    pub packs: Vec<u32>,
 }
 
 /// Units whose paths are free again.
@@ -134,6 +145,14 @@ impl Record {
         match &self.body {
             RecordBody::Commit(commit) => Some(commit),
             _ => None,
+        }
+    }
+
+    /// The packs that are gone with it.
+    pub fn reclaimed(&self) -> &[u32] {
+        match &self.body {
+            RecordBody::Reclaim(reclaimed) => &reclaimed.packs,
+            _ => &[],
         }
     }
 

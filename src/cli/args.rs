@@ -59,6 +59,8 @@ pub enum Command {
     Prune(PruneArgs),
     /// On the results host: bring back what was pruned or retired.
     Undelete(UndeleteArgs),
+    /// On the results host: reclaim what nothing in the store needs any more.
+    Gc(GcArgs),
     /// Check that nothing is missing: journal, spool and store.
     Verify(VerifyArgs),
     /// Show the settings that are in effect, where each came from, and what is wrong.
@@ -273,6 +275,14 @@ pub struct UndeleteArgs {
     #[arg(required = true)]
     pub paths: Vec<OsString>,
     /// Only say what would come back.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// `gc`.
+#[derive(Debug, Args)]
+pub struct GcArgs {
+    /// Only say what would go.
     #[arg(long)]
     pub dry_run: bool,
 }

@@ -6,6 +6,7 @@ mod args;
 mod bar;
 mod export;
 mod failure;
+mod gc;
 mod import;
 mod mount;
 mod places;
@@ -74,6 +75,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Retire(args) => remote::retire(&cli, args),
         Command::Prune(args) => retention::prune(&cli, args),
         Command::Undelete(args) => retention::undelete(&cli, args),
+        Command::Gc(args) => gc::gc(&cli, args),
         Command::Verify(args) => verify::verify(&cli, args),
         Command::Config(args) => show_config(&cli, args.explain),
         Command::Demo(args) => run_demo(&cli, args),

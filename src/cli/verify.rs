@@ -148,7 +148,7 @@ fn show(cli: &Cli, item: &Value) {
         let what = if item["part"] == "local" {
             format!("{} units, {} files", number("units"), number("files"))
         } else {
-            let others = ["retirements", "prunes", "undeletes", "purges"];
+            let others = ["retirements", "prunes", "undeletes", "purges", "reclaims"];
             let commits = number("records").saturating_sub(others.iter().map(|kind| number(kind)).sum());
             let is_told = |kind: &&&str| **kind == "retirements" || number(kind) > 0;
             let others = others.iter().filter(is_told).map(|kind| format!(", {} {kind}", number(kind)));

@@ -136,9 +136,8 @@ impl Commands {
             Request::VerifyStore { .. }
             | Request::Adopt { .. }
             | Request::Prune { .. }
-            | Request::Undelete { .. } => {
-                Ok(Err(Refusal::new("this is the mount's daemon, not the store's")))
-            }
+            | Request::Undelete { .. }
+            | Request::Gc { .. } => Ok(Err(Refusal::new("this is the mount's daemon, not the store's"))),
             Request::HandOver { program } => Ok(self.hand_over(&program)),
             Request::Umount { lazy, timeout_s } => Ok(self.umount(lazy, timeout_s).await),
         }

@@ -1,4 +1,4 @@
-//! What is asked of whoever has the store open, on `<store_dir>/control.sock`: `verify --store`, `adopt`, `prune` and `undelete`.
+//! What is asked of whoever has the store open, on `<store_dir>/control.sock`: `verify --store`, `adopt`, `prune`, `undelete` and `gc`.
 //!
 //! Only root and the user that the daemon runs as can ask. One thing at a time, on a thread of its own.
 
@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use super::{
     CONTROL_SOCKET, Server, adopt,
     adopt::Adopted,
+    collect,
     retention::{self, Refusal},
 };
 use crate::{
@@ -28,7 +29,7 @@ use crate::{
     control::{Reply, Request},
     ids::RelPath,
     offload::OwnerNames,
-    store::Store,
+    store::{Store, gc::GcOptions},
     verify::{
         Sample, VerifyOptions, json,
         store::{Source, verify_store},
@@ -45,7 +46,7 @@ const WITH_FINDINGS: u8 = 3;
 pub(super) fn open(server: &Arc<Server>) {
     let Some(store) = server.store.on_disk() else { return };
     if let Err(e) = listen(server, &store.dir().join(CONTROL_SOCKET)) {
-        tracing::warn!("`verify`, `adopt`, `prune` and `undelete` can't ask this daemon: {e}");
+        tracing::warn!("`verify`, `adopt`, `prune`, `undelete` and `gc` can't ask this daemon: {e}");
     }
 }
 
@@ -72,6 +73,9 @@ fn one(server: &Server, stream: &UnixStream) -> io::Result<()> {
         (Ok(Request::VerifyStore { read_data, sample }), Some(store)) => {
             verify(store, read_data, sample, stream)
         }
+        (Ok(Request::Gc { dry_run, level }), Some(store)) => {
+            reclaim(store, &GcOptions { level, dry_run }, stream)
+        }
         (Ok(Request::Adopt { host, dry_run }), _) => adopt_host(server, &host, dry_run, stream),
         (Ok(Request::Prune { rules }), Some(store)) => {
             let ended = retention::prune(store, &rules, &asker(stream), &mut |row| item(stream, row))?;
@@ -88,7 +92,8 @@ fn one(server: &Server, stream: &UnixStream) -> io::Result<()> {
             end(stream, ended)
         }
         _ => {
-            let message = "this is the store's daemon; it checks, adopts, prunes and undeletes".to_owned();
+            let message =
+                "this is the store's daemon; it checks, adopts, prunes, undeletes and reclaims".to_owned();
             reply(stream, &Reply::Failed { message, hint: None })
         }
     }
@@ -103,6 +108,14 @@ fn verify(store: &Store, read_data: bool, sample: Option<(u32, u32)>, stream: &U
     }
     item(stream, json::summary(&report, "store"))?;
     reply(stream, &Reply::Done { exit: report.exit_code() })
+}
+
+/// Stops when nobody listens any more: with what it has begun, not in the midst of it.
+fn reclaim(store: &Store, options: &GcOptions, stream: &UnixStream) -> io::Result<()> {
+    match collect(store, options, |row| item(stream, row).is_ok()) {
+        Ok(exit) => reply(stream, &Reply::Done { exit }),
+        Err(error) => reply(stream, &Reply::Failed { message: error.to_string(), hint: None }),
+    }
 }
 
 /// The plan, and then, unit by unit, what became of it.

@@ -7,6 +7,7 @@
 mod adopt;
 mod api;
 mod authorized;
+mod collect;
 mod daemon;
 mod desk;
 mod greeting;
@@ -42,6 +43,7 @@ use crate::{
 
 pub use api::{NewCommit, NewRetirement, Slots, StoreApi, StoreFault};
 pub use authorized::{AuthorizedKeyError, print_authorized_key};
+pub use collect::collect;
 pub use daemon::{OpenStore, OpenStoreError, ServeError, ServeOptions, serve};
 pub use opened::{CONTROL_SOCKET, open_store};
 pub use session::SessionEnd;

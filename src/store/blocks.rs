@@ -110,6 +110,11 @@ impl Blocks {
         self.unpacked().put((pack, offset), block);
     }
 
+    /// Lets go of a pack whose file is gone: a file that is open takes room on the disk.
+    pub fn forget(&self, pack: u32) {
+        self.files.lock().expect("nothing panics while it holds the files' lock").remove(&pack);
+    }
+
     fn unpacked(&self) -> MutexGuard<'_, Unpacked> {
         self.unpacked.lock().expect("nothing panics while it holds the cache's lock")
     }

@@ -19,7 +19,7 @@
 //! that lost its last records, which a log alone can't, from one that never had them.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fmt,
     io::{self, BufReader, Read},
     path::PathBuf,
@@ -297,6 +297,8 @@ struct Known {
     lives: Lives,
     /// The last record that names the manifest: the others may be given up before.
     manifests: HashMap<Key, Seq>,
+    /// Packs that are gone by right.
+    reclaimed: BTreeSet<u32>,
     head: Head,
     end: u64,
 }
@@ -308,6 +310,7 @@ impl Known {
             self.layers.insert(layer_key(commit.host, &commit.unit, commit.incarnation), record.seq);
             self.manifests.insert(manifest_key(&commit.manifest), record.seq);
         }
+        self.reclaimed.extend(record.reclaimed());
         self.lives.take(record);
     }
 }
@@ -333,8 +336,9 @@ impl Catalog {
         };
         let bytes = file.len()?;
         let genesis = Head::genesis(store);
-        let (layers, lives, manifests) = Default::default();
-        let mut known = Known { offsets: Vec::new(), layers, lives, manifests, head: genesis, end: 0 };
+        let (layers, lives, manifests, reclaimed) = Default::default();
+        let mut known =
+            Known { offsets: Vec::new(), layers, lives, manifests, reclaimed, head: genesis, end: 0 };
         let walk = walk(&*file, bytes, store, witness, |offset, record| known.add(offset, &record))?;
         if let Some(damage) = walk.damage {
             return Err(StoreError::Damaged { path: layout.catalog(), what: damage.to_string() });
@@ -370,6 +374,16 @@ impl Catalog {
     /// Its length, bytes.
     pub fn bytes(&self) -> u64 {
         self.known().end
+    }
+
+    /// Packs that are gone by right.
+    pub fn reclaimed(&self) -> BTreeSet<u32> {
+        self.known().reclaimed.clone()
+    }
+
+    /// Whether a pack is gone by right.
+    pub fn is_reclaimed(&self, pack: u32) -> bool {
+        self.known().reclaimed.contains(&pack)
     }
 
     /// How many layers it knows.

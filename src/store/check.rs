@@ -110,8 +110,12 @@ impl Store {
                 let (stated, actual) = (u64::from(chunk.bytes), place.bytes);
                 return Err(StoreError::Size { kind, hash: chunk.hash, stated, actual });
             }
-            let block = self.blocks.open(&place)?;
-            hasher.update(self.bytes_in(&block, kind, &chunk.hash, &place)?);
+            let read = self.read_at(kind, &chunk.hash, place, |place| {
+                let block = self.blocks.open(place)?;
+                hasher.update(self.bytes_in(&block, kind, &chunk.hash, place)?);
+                Ok(())
+            });
+            read?.ok_or(StoreError::Missing { kind, hash: chunk.hash })?;
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ use super::{
     retire::{NewRetirement, retirement},
 };
 use crate::{
-    catalog::{Commit, Head, Record, RecordBody},
+    catalog::{Commit, Head, Reclaimed, Record, RecordBody},
     ids::{Generation, Hash, HostUuid, Incarnation, UnitId},
     limits,
 };
@@ -44,6 +44,8 @@ pub(super) enum Request {
     Prune(NewPrune),
     Undelete(NewUndelete),
     Purge(NewPurge),
+    /// That these packs are gone: what is needed of them was copied, synced and entered in the index.
+    Reclaim(Vec<u32>),
     /// That what was appended be synced and entered in the index.
     Sync,
 }
@@ -137,6 +139,7 @@ impl Store {
     pub fn commit(&self, commit: NewCommit) -> Result<Record, StoreError> {
         self.healthy()?;
         check_text(&commit)?;
+        let _inside = self.gate.enter();
         self.has_life(&commit, &[])?;
         if let Some(record) = self.catalog.latest(commit.host, &commit.unit, commit.incarnation)?
             && let Some(record) = repeated(&record, &commit)?
@@ -144,7 +147,9 @@ impl Store {
             return Ok(record);
         }
         let checked = self.check_manifest(&commit.manifest)?;
+        let manifest = commit.manifest;
         let record = self.queue.take_part(Request::Commit(commit, checked), |batch| self.run_batch(batch))?;
+        self.leases.ended(&manifest);
         Ok(record.expect("a commit is answered with a record"))
     }
 
@@ -194,6 +199,7 @@ impl Store {
         for (_, request) in batch {
             let made = match request {
                 Request::Sync => Ok(None),
+                Request::Reclaim(packs) => Ok(Some(RecordBody::Reclaim(Reclaimed { packs: packs.clone() }))),
                 Request::Commit(commit, checked) => match self.committed_before(commit, &records)? {
                     Ok(Some(before)) => {
                         answers.push(Ok(Some(before)));

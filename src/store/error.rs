@@ -76,6 +76,20 @@ pub enum StoreError {
     /// More running units than a host, or all of them together, may show.
     #[error("there are too many snapshots of running units")]
     TooManySnapshots,
+    /// What a committed layer needs can't be told.
+    #[error(
+        "what is committed can't be read whole, so that nobody can say what is needed: {why}. Nothing was reclaimed; \
+         `resultsfs verify --store` names what is wrong, and its repair"
+    )]
+    NotMarked { why: Box<StoreError> },
+    /// Another `gc` is under way.
+    #[error("a gc is under way already")]
+    Collecting,
+    /// There was no moment in which nobody relied on what was to go.
+    #[error(
+        "the store was too busy for {waited_s} s to decide what goes; nothing was reclaimed, try again later"
+    )]
+    Busy { waited_s: u64 },
     /// A name beyond its limit.
     #[error("{0} is empty or too long")]
     Text(&'static str),
@@ -105,6 +119,9 @@ impl StoreError {
             | Self::Damaged { .. }
             | Self::Io(_)
             | Self::Index(_)
+            | Self::NotMarked { .. }
+            | Self::Collecting
+            | Self::Busy { .. }
             | Self::PreviousIo => false,
         }
     }

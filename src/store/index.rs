@@ -26,7 +26,10 @@ use redb::{
     TableDefinition,
 };
 
-use super::{StoreError, error::index_error, layout::Layout, overlay::Overlay, pack::PackedBlock};
+use super::{
+    StoreError, catalog::PackPoint, error::index_error, gc::Doomed, layout::Layout, overlay::Overlay,
+    pack::PackedBlock,
+};
 use crate::{
     chunk::{ObjectKind, block::TableEntry},
     durable::{Disk, DiskFile},
@@ -102,6 +105,11 @@ impl Location {
         }
     }
 
+    /// Where its block begins.
+    pub fn point(&self) -> PackPoint {
+        PackPoint { pack: self.pack, offset: self.offset }
+    }
+
     /// Whether both name the same line of the same block.
     pub fn same_place(&self, other: &Self) -> bool {
         (self.pack, self.offset, self.number) == (other.pack, other.offset, other.number)
@@ -134,11 +142,15 @@ struct Changes {
     dropped: Vec<(Hash, Location)>,
     /// How far each pack is in it.
     packs: BTreeMap<u32, u64>,
+    /// Objects that are to be forgotten, if that is still their place when this is written.
+    gone: HashMap<Key, Location>,
+    /// Packs that will be gone.
+    packs_gone: Vec<u32>,
 }
 
 impl Changes {
     fn len(&self) -> usize {
-        self.objects.len() + self.candidates.len() + self.dropped.len()
+        self.objects.len() + self.candidates.len() + self.dropped.len() + self.gone.len()
     }
 }
 
@@ -162,6 +174,8 @@ pub struct Index {
     /// Taken only when it is dropped.
     db: Option<Database>,
     pending: RwLock<Pending>,
+    /// What a `gc` that is under way takes away: as good as gone for who asks.
+    doomed: RwLock<Option<Arc<Doomed>>>,
 }
 
 /// A [`DiskFile`] as the database wants it.
@@ -237,7 +251,7 @@ impl Index {
         let damaged =
             |_| index_error(redb::StorageError::Corrupted("the database can't be opened".to_owned()));
         let db = Some(opened.map_err(damaged)?.map_err(index_error)?);
-        Ok(Self { db, pending: RwLock::default() })
+        Ok(Self { db, pending: RwLock::default(), doomed: RwLock::default() })
     }
 
     pub(crate) fn belongs_to(&self, store: StoreUuid) -> Result<bool, StoreError> {
@@ -288,6 +302,13 @@ impl Index {
             for (key, value) in &rows {
                 objects.insert(key, value).map_err(index_error)?;
             }
+            for (key, place) in &changes.gone {
+                let key = encode_key(key);
+                let now = objects.get(&key).map_err(index_error)?.map(|v| Location::decode(v.value()));
+                if now.is_some_and(|now| now.same_place(place)) {
+                    objects.remove(&key).map_err(index_error)?;
+                }
+            }
             let mut candidates = txn.open_table(CANDIDATES).map_err(index_error)?;
             for (hash, location) in changes.candidates.iter().flat_map(|(h, l)| l.iter().map(move |l| (h, l)))
             {
@@ -301,6 +322,9 @@ impl Index {
             for (pack, bytes) in &changes.packs {
                 packs.insert(pack, bytes).map_err(index_error)?;
             }
+            for pack in &changes.packs_gone {
+                packs.remove(pack).map_err(index_error)?;
+            }
             if let Some(store) = store {
                 let mut mark = txn.open_table(STORE).map_err(index_error)?;
                 mark.insert(0, &mark_of(store)).map_err(index_error)?;
@@ -309,8 +333,19 @@ impl Index {
         txn.commit().map_err(index_error)
     }
 
-    /// Where the objects are, in the order asked. Recipes that are only candidates aren't there.
+    /// Where the objects are, in the order asked. Recipes that are only candidates aren't there, nor is what a `gc` takes away.
     pub fn get_many(&self, keys: &[Key]) -> Result<Vec<Option<Location>>, StoreError> {
+        let mut found = self.entries(keys)?;
+        if let Some(doomed) = self.doomed() {
+            for (key, place) in keys.iter().zip(&mut found) {
+                *place = place.filter(|place| !doomed.has(key, place));
+            }
+        }
+        Ok(found)
+    }
+
+    /// [`Index::get_many`], with what a `gc` takes away.
+    pub(super) fn entries(&self, keys: &[Key]) -> Result<Vec<Option<Location>>, StoreError> {
         let mut found: Vec<Option<Location>> = {
             let pending = self.pending.read().expect("nothing panics while it holds the index's lock");
             keys.iter().map(|key| pending.layers().find_map(|c| c.objects.get(key)).copied()).collect()
@@ -325,6 +360,15 @@ impl Index {
             *slot = value.map(|v| Location::decode(v.value()));
         }
         Ok(found)
+    }
+
+    fn doomed(&self) -> Option<Arc<Doomed>> {
+        self.doomed.read().expect("nothing panics while it holds the index's lock").clone()
+    }
+
+    /// From now on these are as good as gone; or nothing is any more.
+    pub(super) fn doom(&self, doomed: Option<Arc<Doomed>>) {
+        *self.doomed.write().expect("nothing panics while it holds the index's lock") = doomed;
     }
 
     /// Where an object is.
@@ -349,7 +393,10 @@ impl Index {
             let (key, block_bytes) = row.map_err(index_error)?;
             found.push(Location::of_candidate(key.value(), block_bytes.value()));
         }
-        found.retain(|l| !dropped.iter().any(|d| d.same_place(l)));
+        let doomed = self.doomed();
+        found.retain(|l| {
+            !dropped.iter().any(|d| d.same_place(l)) && !doomed.as_ref().is_some_and(|d| d.takes(l.pack))
+        });
         found.sort_by_key(|l| std::cmp::Reverse((l.pack, l.offset, l.number)));
         found.dedup_by(|a, b| a.same_place(b));
         Ok(found)
@@ -357,6 +404,7 @@ impl Index {
 
     /// Enters a block that was appended to `pack`. `known` is what [`Index::places`] said of its objects: they keep their place.
     pub fn add_block(&self, pack: u32, block: &PackedBlock, known: &[Option<Location>]) {
+        let doomed = self.doomed();
         let mut pending = self.pending.write().expect("nothing panics while it holds the index's lock");
         let fresh = &mut pending.fresh;
         for ((number, entry), known) in block.table.iter().enumerate().zip(known) {
@@ -369,11 +417,72 @@ impl Index {
                     candidates.truncate(CANDIDATES_MAX);
                 }
                 ObjectKind::Chunk | ObjectKind::Manifest => {
-                    fresh.objects.entry((entry.kind, entry.hash)).or_insert(location);
+                    let key = (entry.kind, entry.hash);
+                    let place = fresh.objects.entry(key).or_insert(location);
+                    if doomed.as_ref().is_some_and(|doomed| doomed.has(&key, place)) {
+                        *place = location;
+                    }
                 }
             }
         }
         fresh.packs.insert(pack, block.end());
+    }
+
+    /// Enters a block of objects that were copied from elsewhere to `pack`; `from` says where each was.
+    pub(super) fn move_block(&self, pack: u32, block: &PackedBlock, from: &[Location]) {
+        let mut pending = self.pending.write().expect("nothing panics while it holds the index's lock");
+        let fresh = &mut pending.fresh;
+        for ((number, entry), from) in block.table.iter().enumerate().zip(from) {
+            let to = Location { bytes: from.bytes, ..location(pack, block, number, entry) };
+            fresh.objects.insert((entry.kind, entry.hash), to);
+        }
+        fresh.packs.insert(pack, block.end());
+    }
+
+    /// Forgets objects that are at these places.
+    pub(super) fn forget(&self, gone: Vec<(Key, Location)>) {
+        let mut pending = self.pending.write().expect("nothing panics while it holds the index's lock");
+        pending.fresh.gone.extend(gone);
+    }
+
+    /// Takes these recipes for unproven again.
+    pub(super) fn doubt(&self, recipes: Vec<(Key, Location)>) {
+        let mut pending = self.pending.write().expect("nothing panics while it holds the index's lock");
+        let fresh = &mut pending.fresh;
+        for ((kind, hash), place) in recipes {
+            fresh.dropped.retain(|(dropped, at)| *dropped != hash || !at.same_place(&place));
+            fresh.candidates.entry(hash).or_default().push(Location { bytes: 0, ..place });
+            fresh.gone.insert((kind, hash), place);
+        }
+    }
+
+    /// Forgets a pack and the unproven recipes in it.
+    pub(super) fn forget_pack(&self, pack: u32, candidates: Vec<(Hash, Location)>) {
+        let mut pending = self.pending.write().expect("nothing panics while it holds the index's lock");
+        pending.fresh.dropped.extend(candidates);
+        pending.fresh.packs_gone.push(pack);
+    }
+
+    /// Every proven recipe that a `gc` takes away.
+    pub(super) fn doomed_recipes(&self, doomed: &Doomed) -> Result<Vec<(Key, Location)>, StoreError> {
+        let mut found: HashMap<Key, Location> = HashMap::new();
+        let table = self.read()?.open_table(OBJECTS).map_err(index_error)?;
+        let (mut low, mut high) = ([0; 33], [0xff; 33]);
+        (low[0], high[0]) = (ObjectKind::Recipe as u8, ObjectKind::Recipe as u8);
+        for row in table.range::<&[u8; 33]>(&low..=&high).map_err(index_error)? {
+            let (key, value) = row.map_err(index_error)?;
+            if let Some(key) = decode_key(key.value()) {
+                found.insert(key, Location::decode(value.value()));
+            }
+        }
+        let pending = self.pending.read().expect("nothing panics while it holds the index's lock");
+        let layers: Vec<&Changes> = pending.layers().collect();
+        for (key, place) in layers.into_iter().rev().flat_map(|changes| &changes.objects) {
+            if key.0 == ObjectKind::Recipe {
+                found.insert(*key, *place);
+            }
+        }
+        Ok(found.into_iter().filter(|(key, place)| doomed.has(key, place)).collect())
     }
 
     /// Where the objects of a table are already.
@@ -391,8 +500,13 @@ impl Index {
     /// A candidate was proven: it makes `size` bytes of this content. The others aren't needed.
     pub fn prove(&self, hash: Hash, location: Location, size: u64) -> Result<(), StoreError> {
         let candidates = self.candidates(&hash)?;
+        if let Some(doomed) = self.doomed() {
+            // Its chunks were read just now, so they stay.
+            doomed.spare(hash);
+        }
         let mut pending = self.pending.write().expect("nothing panics while it holds the index's lock");
         let fresh = &mut pending.fresh;
+        fresh.gone.remove(&(ObjectKind::Recipe, hash));
         fresh.objects.insert((ObjectKind::Recipe, hash), Location { bytes: size, ..location });
         fresh.candidates.remove(&hash);
         fresh.dropped.extend(candidates.into_iter().map(|l| (hash, l)));

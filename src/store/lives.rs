@@ -57,6 +57,7 @@ impl Lives {
             RecordBody::Retire(_) | RecordBody::Prune(_) => {
                 record.retired().iter().for_each(|unit| self.end(unit, Incarnation(record.seq.0)));
             }
+            RecordBody::Reclaim(_) => {}
             RecordBody::Undelete(undelete) => undelete.lives.iter().for_each(|life| self.bring_back(life)),
             RecordBody::Purge(purge) => {
                 for UnitLife { unit, incarnation } in &purge.lives {

@@ -5,7 +5,7 @@
 //! [`catalog`], [`index`]. Read on with [`commit`] (the order of writing), [`check`] (what is entered) and [`recover`] (opening).
 //!
 //! Invariants:
-//! - Nothing is ever written over or removed but torn tails, the head file and the index.
+//! - Nothing is ever written over or removed but torn tails, the head file, the index, and packs of which a [`gc`] has left nothing that counts.
 //! - A catalog record is written only after everything it needs was synced; an answer is given only after the record was.
 //! - What can be asked of the index by the objects' names could as well be read from the packs.
 //! - One process has the store at a time. The first write or sync that fails ends all writing until it is opened again, because
@@ -16,14 +16,18 @@ pub mod catalog;
 mod check;
 mod commit;
 mod error;
+mod gate;
+pub mod gc;
 pub mod index;
 pub mod layout;
+mod leases;
 mod lives;
 mod overlay;
 pub mod pack;
 mod prune;
 mod recover;
 mod retire;
+mod roots;
 mod snapshots;
 mod writer;
 
@@ -54,8 +58,10 @@ use self::{
     blocks::Blocks,
     catalog::{Catalog, PackPoint},
     commit::Queue,
+    gate::Gate,
     index::{Index, Location},
     layout::{Header, Layout},
+    leases::Leases,
     recover::Recovery,
     writer::PackWriter,
 };
@@ -85,12 +91,33 @@ pub(crate) struct Tuning {
     pub pack_bytes: u64,
     /// Objects after which the index is written.
     pub flush_objects: usize,
+    /// How long at least what somebody was told is here isn't taken away.
+    pub lease_ms: u64,
 }
 
 impl Default for Tuning {
     fn default() -> Self {
         // 32 Ki objects wait in about 4 MB; reading as many again from the packs takes a fraction of a second.
-        Self { pack_bytes: limits::PACK_BYTES, flush_objects: 32 << 10 }
+        Self { pack_bytes: limits::PACK_BYTES, flush_objects: 32 << 10, lease_ms: 30 * 60 * 1000 }
+    }
+}
+
+/// Where tests of the whole program put their own [`Tuning`]: `name=number`, separated by commas.
+const TUNING_VARIABLE: &str = "RESULTSFS_TEST_STORE";
+
+impl Tuning {
+    fn of_environment() -> Self {
+        let text = std::env::var(TUNING_VARIABLE).unwrap_or_default();
+        let number = |name: &str| {
+            let settings = text.split(',').filter_map(|setting| setting.split_once('='));
+            settings.filter(|(key, _)| *key == name).find_map(|(_, value)| value.parse::<u64>().ok())
+        };
+        let usual = Self::default();
+        Self {
+            pack_bytes: number("pack_bytes").unwrap_or(usual.pack_bytes),
+            flush_objects: usual.flush_objects,
+            lease_ms: number("lease_ms").unwrap_or(usual.lease_ms),
+        }
     }
 }
 
@@ -126,6 +153,10 @@ pub struct Store {
     heads: watch::Sender<Head>,
     slots: Slots,
     log: Mutex<snapshots::Log>,
+    gate: Gate,
+    leases: Leases,
+    /// Whoever holds it is the `gc`.
+    collecting: Mutex<()>,
     /// Last, so that it is released when all else is closed.
     _lock: DiskLock,
 }
@@ -133,7 +164,7 @@ pub struct Store {
 impl Store {
     /// Opens the store in `dir`, or makes one if the directory is missing or empty.
     pub fn open(dir: &Path, options: StoreOptions) -> Result<Arc<Self>, StoreError> {
-        Self::open_on(Arc::new(RealDisk), dir, options, Tuning::default())
+        Self::open_on(Arc::new(RealDisk), dir, options, Tuning::of_environment())
     }
 
     pub(crate) fn open_on(
@@ -153,13 +184,14 @@ impl Store {
         };
         header.check_features(dir, true)?;
         let (catalog, durable) = Catalog::open(&*disk, &layout, header.uuid)?;
-        let Tuning { pack_bytes, flush_objects } = tuning;
+        let Tuning { pack_bytes, flush_objects, lease_ms } = tuning;
         let (disk_ref, layout_ref) = (&disk, &layout);
         let recovery = Recovery {
             disk: disk_ref,
             layout: layout_ref,
             store: header.uuid,
             durable,
+            reclaimed: catalog.reclaimed(),
             pack_bytes,
             flush_objects,
         };
@@ -168,6 +200,9 @@ impl Store {
         let store = Arc::new(Self {
             heads: watch::Sender::new(catalog.head()),
             blocks: Blocks::new(disk.clone(), layout.clone()),
+            leases: Leases::new(lease_ms, writer.end()),
+            gate: Gate::default(),
+            collecting: Mutex::new(()),
             writer: Mutex::new(writer),
             queue: Queue::default(),
             failed: AtomicBool::new(false),
@@ -209,17 +244,29 @@ impl Store {
     /// Whether each of these objects is missing, in the order asked. What was appended and isn't synced yet is here.
     /// A recipe counts only once it was proven: an unproven one may be somebody's forgery.
     pub fn missing(&self, kind: ObjectKind, hashes: &[Hash]) -> Result<Vec<bool>, StoreError> {
+        let _inside = self.gate.enter();
         let keys: Vec<_> = hashes.iter().map(|hash| (kind, *hash)).collect();
-        Ok(self.index.get_many(&keys)?.iter().map(Option::is_none).collect())
+        let missing: Vec<bool> = self.index.get_many(&keys)?.iter().map(Option::is_none).collect();
+        let here = hashes.iter().zip(&missing).filter(|(_, missing)| !**missing).map(|(hash, _)| *hash);
+        self.leases.told(kind, here, self.clock.now_ms());
+        Ok(missing)
     }
 
     /// Whether this manifest was committed before, by anybody, and isn't given up: so that all it names is here.
     pub fn manifest_known(&self, hash: &Hash) -> Result<bool, StoreError> {
-        Ok(self.known_manifest(hash)?.is_some())
+        let _inside = self.gate.enter();
+        let known = self.known_manifest(hash)?.is_some();
+        let now_ms = self.clock.now_ms();
+        match known {
+            true => self.leases.told(ObjectKind::Manifest, [*hash].into_iter(), now_ms),
+            false => self.leases.offered(*hash, self.writer().end(), now_ms),
+        }
+        Ok(known)
     }
 
     fn known_manifest(&self, hash: &Hash) -> Result<Option<Record>, StoreError> {
-        let record = self.catalog.with_manifest(hash)?;
+        // What isn't a root may have lost what it names.
+        let record = self.catalog.with_manifest(hash)?.filter(|record| self.root(record).is_some());
         // A lost pack must not go on being taken for granted.
         let here = record.is_some() && self.index.get(ObjectKind::Manifest, hash)?.is_some();
         Ok(record.filter(|_| here))
@@ -237,12 +284,14 @@ impl Store {
         for entry in unpacked.table().iter().filter(|e| e.kind == ObjectKind::Recipe) {
             decode_recipe(&entry.hash, unpacked.bytes_of(entry))?;
         }
+        let _inside = self.gate.enter();
         let places = self.index.places(unpacked.table())?;
         if self.holds_all(&unpacked, &places)? {
             return Ok(());
         }
         let (pack, offset) = self.durably(|| {
             let mut writer = self.writer();
+            self.leases.appended(writer.end(), self.clock.now_ms());
             let appended = writer.append(encoded, unpacked.table().to_vec())?;
             self.index.add_block(appended.pack, &appended.block, &places);
             if let Some(bytes) = appended.closed_at {
@@ -279,15 +328,39 @@ impl Store {
     /// the object isn't here.
     pub fn fetch(&self, kind: ObjectKind, hash: &Hash) -> Result<Option<Vec<u8>>, StoreError> {
         let Some(place) = self.place(kind, hash)? else { return Ok(None) };
-        let (bytes, table) = self.blocks.read(&place)?;
-        self.line(&table, kind, hash, &place)?;
-        Ok(Some(bytes))
+        self.leases.told(kind, [*hash].into_iter(), self.clock.now_ms());
+        self.read_at(kind, hash, place, |place| {
+            let (bytes, table) = self.blocks.read(place)?;
+            self.line(&table, kind, hash, place)?;
+            Ok(bytes)
+        })
     }
 
     /// An object's bytes. `None`: it isn't here.
     pub fn read_object(&self, kind: ObjectKind, hash: &Hash) -> Result<Option<Vec<u8>>, StoreError> {
-        let place = self.place(kind, hash)?;
-        place.map(|place| self.object_at(kind, hash, &place)).transpose()
+        let Some(place) = self.place(kind, hash)? else { return Ok(None) };
+        self.read_at(kind, hash, place, |place| self.object_at(kind, hash, place))
+    }
+
+    /// Reads an object that was looked up. A `gc` may have moved it since, and its pack may be gone: then it is looked up again.
+    fn read_at<T>(
+        &self,
+        kind: ObjectKind,
+        hash: &Hash,
+        mut place: Location,
+        mut read: impl FnMut(&Location) -> Result<T, StoreError>,
+    ) -> Result<Option<T>, StoreError> {
+        loop {
+            let error = match read(&place) {
+                Ok(read) => return Ok(Some(read)),
+                Err(error) => error,
+            };
+            match self.index.get(kind, hash)? {
+                Some(now) if !now.same_place(&place) => place = now,
+                None if self.catalog.is_reclaimed(place.pack) => return Ok(None),
+                _ => return Err(error),
+            }
+        }
     }
 
     /// Where an object is; a recipe that isn't proven is proven now.
@@ -296,6 +369,7 @@ impl Store {
         if place.is_some() || kind != ObjectKind::Recipe {
             return Ok(place);
         }
+        let _inside = self.gate.enter();
         match self.prove_recipe(hash) {
             Ok(place) => Ok(Some(place)),
             Err(e) if e.is_callers() => Ok(None),

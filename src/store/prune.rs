@@ -118,10 +118,11 @@ impl Store {
         self.clock.now_ms()
     }
 
-    fn enter(&self, request: Request) -> Result<Record, StoreError> {
+    /// Enters a record that isn't a host's.
+    pub(super) fn enter(&self, request: Request) -> Result<Record, StoreError> {
         self.healthy()?;
         let record = self.queue.take_part(request, |batch| self.run_batch(batch))?;
-        Ok(record.expect("what retention enters is answered with a record"))
+        Ok(record.expect("what the store enters by itself is answered with a record"))
     }
 
     /// Each of these lives was ended last of its unit's, isn't given up, and nothing has come after it; `records` come before in the batch.

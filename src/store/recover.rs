@@ -4,7 +4,11 @@
 //! Never cut: what a catalog record vouches for, which is all below the last frame's [`PackPoint`]. What is wrong there is logged and left for
 //! `verify` to name; good blocks behind it are still found, and new blocks go to a new pack.
 
-use std::{cmp::Ordering, collections::BTreeMap, sync::Arc};
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use super::{
     StoreError,
@@ -26,6 +30,8 @@ pub struct Recovery<'a> {
     pub store: StoreUuid,
     /// Up to where the catalog vouches for the packs.
     pub durable: PackPoint,
+    /// Packs that the catalog says are gone.
+    pub reclaimed: BTreeSet<u32>,
     pub pack_bytes: u64,
     /// Objects after which the index is written.
     pub flush_objects: usize,
@@ -43,6 +49,7 @@ struct Tail {
 impl Recovery<'_> {
     /// Opens index and packs.
     pub fn run(&self) -> Result<(Index, PackWriter), StoreError> {
+        self.remove_reclaimed()?;
         // A killed process may have left packs whose names aren't durable.
         self.disk.sync_dir(&self.layout.packs())?;
         let numbers = self.layout.pack_numbers(&**self.disk)?;
@@ -59,6 +66,15 @@ impl Recovery<'_> {
         let existing = self.settle(tails, &index, &indexed, &lengths)?;
         let (disk, layout) = (self.disk.clone(), self.layout.clone());
         Ok((index, PackWriter::new(disk, layout, self.store, self.pack_bytes, existing)))
+    }
+
+    /// A crash between the record that packs are gone and their removal has left them.
+    fn remove_reclaimed(&self) -> Result<(), StoreError> {
+        let numbers = self.layout.pack_numbers(&**self.disk)?;
+        for number in numbers.iter().filter(|number| self.reclaimed.contains(number)) {
+            self.disk.remove(&self.layout.pack(*number))?;
+        }
+        Ok(())
     }
 
     fn lengths(&self, numbers: &[u32]) -> Result<BTreeMap<u32, u64>, StoreError> {

@@ -284,6 +284,7 @@ impl Store {
     pub fn publish(&self, wanted: NewCommit) -> Result<Snapshot, StoreError> {
         self.healthy()?;
         super::commit::check_text(&wanted)?;
+        let _inside = self.gate.enter();
         let checked = self.check_manifest(&wanted.manifest)?;
         let now_ms = self.clock.now_ms();
         let snapshot = wanted.into_snapshot(now_ms, checked.bytes, checked.entries);
@@ -292,6 +293,7 @@ impl Store {
         self.may_show(&snapshot)?;
         let snapshot = self.slots.fill(snapshot)?;
         self.note_change(&mut log, &SnapshotChange::Set(snapshot.clone()));
+        self.leases.ended(&snapshot.manifest);
         Ok(snapshot)
     }
 

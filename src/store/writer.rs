@@ -135,6 +135,12 @@ impl PackWriter {
         self.last
     }
 
+    /// A pack is gone.
+    pub fn removed(&mut self, bytes: u64) {
+        self.packs -= 1;
+        self.total_bytes -= bytes;
+    }
+
     /// Packs, and bytes of all of them.
     pub fn totals(&self) -> (u64, u64) {
         (self.packs, self.total_bytes)

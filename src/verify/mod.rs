@@ -95,8 +95,12 @@ pub struct Counts {
     pub undeletes: u64,
     /// Likewise purges.
     pub purges: u64,
+    /// Likewise what `gc` enters.
+    pub reclaims: u64,
     /// Commits that purges have given up: what they name isn't expected.
     pub purged_commits: u64,
+    /// Packs that were reclaimed, ever.
+    pub reclaimed_packs: u64,
     pub manifests: u64,
     /// Regular files of all manifests.
     pub files: u64,
@@ -173,7 +177,9 @@ impl Counts {
         self.prunes += other.prunes;
         self.undeletes += other.undeletes;
         self.purges += other.purges;
+        self.reclaims += other.reclaims;
         self.purged_commits += other.purged_commits;
+        self.reclaimed_packs += other.reclaimed_packs;
         self.manifests += other.manifests;
         self.files += other.files;
         self.packs += other.packs;

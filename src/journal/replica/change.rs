@@ -70,6 +70,8 @@ impl Change {
                         change.past(record, life, db)?.purged = Some(record.seq);
                     }
                 }
+                // What it took from the store nobody here knows of.
+                RecordBody::Reclaim(_) => {}
             }
         }
         Ok(change)

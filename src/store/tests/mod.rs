@@ -2,5 +2,6 @@
 
 mod crash;
 pub(crate) mod fixture;
+mod gc;
 mod lives;
 mod promises;

@@ -12,7 +12,7 @@ mod packs;
 mod tests;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     io,
     path::Path,
     sync::Arc,
@@ -111,6 +111,8 @@ struct Check<'a> {
     bad_blocks: HashSet<(u32, u64)>,
     /// Which units each committed manifest describes.
     manifests: HashMap<Hash, Vec<UnitId>>,
+    /// Packs that are gone by right.
+    reclaimed: BTreeSet<u32>,
 }
 
 impl<'a> Check<'a> {
@@ -134,6 +136,7 @@ impl<'a> Check<'a> {
             damaged: HashSet::new(),
             bad_blocks: HashSet::new(),
             manifests: HashMap::new(),
+            reclaimed: BTreeSet::new(),
         }
     }
 
@@ -172,7 +175,7 @@ impl<'a> Check<'a> {
         catalog::walk(&*file, bytes, self.header.uuid, witness, |_, record| {
             given_up.extend(record.purged().iter().map(|life| (life.clone(), record.seq)));
         })?;
-        let manifests = &mut self.manifests;
+        let (manifests, reclaimed) = (&mut self.manifests, &mut self.reclaimed);
         let counts = &mut self.report.counts;
         let walk = catalog::walk(&*file, bytes, self.header.uuid, witness, |_, record| {
             counts.records += 1;
@@ -182,7 +185,9 @@ impl<'a> Check<'a> {
                 RecordBody::Prune(_) => counts.prunes += 1,
                 RecordBody::Undelete(_) => counts.undeletes += 1,
                 RecordBody::Purge(_) => counts.purges += 1,
+                RecordBody::Reclaim(_) => counts.reclaims += 1,
             }
+            reclaimed.extend(record.reclaimed());
             // What was retired or pruned is in the store: its commits count like any, but for those that are given up.
             let Some(commit) = record.commit() else { return };
             let life = UnitLife { unit: commit.unit.clone(), incarnation: commit.incarnation };
@@ -195,6 +200,7 @@ impl<'a> Check<'a> {
                 units.push(commit.unit.clone());
             }
         })?;
+        self.report.counts.reclaimed_packs = self.reclaimed.len() as u64;
         match walk.damage {
             Some(damage) => self.catalog_damage(&damage),
             None if walk.end < bytes => self.report.notes.push(format!(

@@ -46,8 +46,9 @@ impl Check<'_> {
             let message = format!("pack {:08x}, which the catalog speaks of, is missing", end.pack);
             self.find("pack-missing", Severity::Error, message, RESEND);
         }
+        self.note_reclaimed(&numbers);
         let mut parts = Vec::new();
-        for number in numbers {
+        for number in numbers.into_iter().filter(|number| !self.reclaimed.contains(number)) {
             let bytes = self.disk.open_read(&self.layout.pack(number))?.len()?;
             match (number.cmp(&end.pack), open) {
                 (Ordering::Less, _) => parts.push(Part { number, bytes, must: u64::MAX }),
@@ -65,6 +66,16 @@ impl Check<'_> {
         checked.sort_by_key(|checked| checked.number);
         checked.into_iter().for_each(|checked| self.take_in(checked));
         Ok(())
+    }
+
+    /// What is gone by right isn't looked at, although a crash may have left it.
+    fn note_reclaimed(&mut self, numbers: &[u32]) {
+        for number in numbers.iter().filter(|number| self.reclaimed.contains(number)) {
+            self.report.notes.push(format!(
+                "{} was reclaimed and is still there; it is removed when the store is opened",
+                self.layout.pack(*number).display()
+            ));
+        }
     }
 
     fn check_pack(&self, part: &Part, meter: &Meter<'_>) -> Result<Checked, StoreError> {

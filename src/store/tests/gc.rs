@@ -1,0 +1,461 @@
+//! What `gc` takes, what it must not, and what is left of it after a crash.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+};
+
+use super::fixture::*;
+use crate::{
+    catalog::{Record, UnitLife},
+    chunk::ObjectKind,
+    durable::{
+        Disk,
+        sim::{SimDisk, Unsynced},
+    },
+    ids::{Generation, Hash},
+    store::{
+        NewPrune, NewPurge, Store, StoreError, Tuning,
+        gc::{GcOptions, Plan, Step, Swept},
+    },
+    verify::{VerifyOptions, store::verify_closed},
+};
+
+const ALL: VerifyOptions = VerifyOptions { read_data: true, sample: None };
+
+fn gc_with(store: &Store, dry_run: bool) -> Result<(Plan, Swept), StoreError> {
+    let mut plan = Plan::default();
+    let swept = store.gc(&GcOptions { level: 1, dry_run }, &mut |step| {
+        if let Step::Planned(planned) = step {
+            plan = planned.clone();
+        }
+        true
+    })?;
+    Ok((plan, swept))
+}
+
+fn gc(store: &Store) -> (Plan, Swept) {
+    gc_with(store, false).expect("reclaims")
+}
+
+fn verify_clean(disk: &SimDisk, what: &str) {
+    let report = verify_closed(Arc::new(disk.clone()), Path::new(DIR), &ALL, &|_| {}).expect("runs");
+    assert!(report.is_clean(), "{what}: {:?}", report.findings);
+}
+
+/// A layer of these files, named by a number.
+fn layer(number: usize, generation: u32, files: &[(&str, Vec<u8>)]) -> Layer {
+    let files = files.iter().map(|(name, bytes)| ((*name).to_owned(), bytes.clone())).collect();
+    Layer { generation: Generation(generation), files, ..Layer::small(number) }
+}
+
+/// Commits between states of a unit that runs on and on, of which only the last is needed.
+fn with_garbage(store: &Store) -> Vec<(Layer, Record)> {
+    let mut committed = Vec::new();
+    for number in 0..5 {
+        for state in 0..4 {
+            let log = noise(&format!("log {number} {state}"), 9_000 + 3_000 * state);
+            let core = noise(&format!("core {number} {state}"), 300_000);
+            let files = [("log", log), ("keyval", b"user=debug\n".to_vec())];
+            let with_core = [&files[..], &[("zcore", core)]].concat();
+            let running = if state % 2 == 0 { &files[..] } else { &with_core[..] };
+            layer(100, 1, running).publish(store).expect("runs");
+        }
+        let done = if number % 2 == 0 { Layer::small(number) } else { Layer::large(number) };
+        let record = done.send(store).expect("commits");
+        committed.push((done, record));
+    }
+    committed
+}
+
+fn sample() -> (SimDisk, Vec<(Layer, Record)>) {
+    let sim = SimDisk::new();
+    let disk: Arc<dyn Disk> = Arc::new(sim.clone());
+    let store = open(&disk, SMALL).expect("makes a store");
+    let committed = with_garbage(&store);
+    (sim, committed)
+}
+
+fn holds(store: &Store, committed: &[(Layer, Record)], what: &str) {
+    for (layer, record) in committed {
+        assert_eq!(store.record(record.seq).expect("reads").as_ref(), Some(record), "{what}");
+        layer.check(store);
+    }
+    for slot in store.slots().all() {
+        store.check_manifest(&slot.manifest).unwrap_or_else(|e| panic!("{what}: a snapshot: {e}"));
+    }
+}
+
+/// What nothing needs is taken, what is committed or shown stays, the plan is what is done, and there is nothing left to do.
+#[test]
+fn garbage_goes_and_the_rest_stays() {
+    let (sim, committed) = sample();
+    let disk: Arc<dyn Disk> = Arc::new(sim.clone());
+    let store = open(&disk, SMALL).expect("opens");
+    store.checkpoint().expect("syncs");
+    let (before, operations) = (store.stats(), sim.operations());
+    let (planned, nothing) = gc_with(&store, true).expect("plans");
+    assert_eq!((nothing, store.stats()), (Swept::default(), before));
+    assert_eq!(sim.operations(), operations, "nothing is written for a plan");
+    assert!(planned.packs.len() > 20 && planned.bytes() > 2_000_000, "{planned:?}");
+    assert!(planned.live_bytes() < planned.bytes() / 3, "{planned:?}");
+    let (done, swept) = gc(&store);
+    assert_eq!(done, planned);
+    assert_eq!((swept.freed_bytes, swept.packs), (planned.bytes(), planned.packs.len() as u64));
+    assert!(swept.copied_bytes <= planned.live_bytes() * 11 / 10, "{swept:?} {}", planned.live_bytes());
+    let after = store.stats();
+    assert_eq!(
+        after.pack_bytes,
+        before.pack_bytes - swept.freed_bytes + pack_growth(&before, &after, &swept)
+    );
+    assert!(after.objects < before.objects);
+    holds(&store, &committed, "after");
+    let (again, swept) = gc(&store);
+    assert!(again.packs.is_empty() && swept == Swept::default(), "{again:?}");
+    drop(store);
+    verify_clean(&sim, "after");
+    let store = open(&disk, SMALL).expect("opens");
+    assert_eq!(store.stats(), after, "as it was left");
+    holds(&store, &committed, "opened again");
+    drop(store);
+    sim.remove(&Path::new(DIR).join("index.redb")).expect("removes");
+    let store = open(&disk, SMALL).expect("opens");
+    holds(&store, &committed, "with a new index");
+    drop(store);
+    verify_clean(&sim, "with a new index");
+}
+
+/// What was written: copies, and headers and trailers of the packs that they went to.
+fn pack_growth(before: &crate::store::StoreStats, after: &crate::store::StoreStats, swept: &Swept) -> u64 {
+    let growth = (after.pack_bytes + swept.freed_bytes).saturating_sub(before.pack_bytes);
+    assert!(growth >= swept.copied_bytes && growth < swept.copied_bytes * 3 / 2 + 1000, "{growth} {swept:?}");
+    growth
+}
+
+/// P7: a crash at any operation of a `gc` loses nothing that was acknowledged, and the next one finishes.
+fn crash_everywhere(part: u64, of: u64) {
+    let (sample, committed) = sample();
+    let count = {
+        let disk = sample.after_crash(Unsynced::Kept);
+        let handle: Arc<dyn Disk> = Arc::new(disk.clone());
+        let store = open(&handle, SMALL).expect("opens");
+        let before = disk.operations();
+        gc(&store);
+        disk.operations() - before
+    };
+    assert!(count > 100, "{count} operations");
+    for at in (0..count).filter(|at| at % of == part) {
+        let disk = sample.after_crash(Unsynced::Kept);
+        let handle: Arc<dyn Disk> = Arc::new(disk.clone());
+        let store = open(&handle, SMALL).expect("opens");
+        disk.crash_after(at);
+        // The last operation may be one whose failure is only said.
+        let _ = gc_with(&store, false);
+        for unsynced in [Unsynced::Dropped, Unsynced::Kept, Unsynced::Torn(at), Unsynced::Reordered(at)] {
+            let what = format!("crash at operation {at} of the gc, {unsynced:?}");
+            let crashed = disk.after_crash(unsynced);
+            let handle: Arc<dyn Disk> = Arc::new(crashed.clone());
+            let store = open(&handle, SMALL).unwrap_or_else(|e| panic!("{what}: {e}"));
+            holds(&store, &committed, &what);
+            drop(store);
+            verify_clean(&crashed, &what);
+            if unsynced == Unsynced::Torn(at) {
+                let store = open(&handle, SMALL).unwrap_or_else(|e| panic!("{what}: {e}"));
+                // What the first one wrote last counts as young for the second.
+                let ended = (0..3).any(|_| gc(&store).0.packs.is_empty());
+                assert!(ended, "{what}: {:?}", gc_with(&store, true));
+                holds(&store, &committed, &what);
+                assert!(store.stats().pack_bytes < 1_150_000, "{what}: {:?}", store.stats());
+                drop(store);
+                verify_clean(&crashed, &what);
+            }
+        }
+    }
+}
+
+/// P7: at every operation (first of two parts, which run side by side).
+#[test]
+fn a_crash_at_any_operation_of_a_gc_loses_nothing_1() {
+    crash_everywhere(0, 2);
+}
+
+/// P7: at every operation (second part).
+#[test]
+fn a_crash_at_any_operation_of_a_gc_loses_nothing_2() {
+    crash_everywhere(1, 2);
+}
+
+/// SplitMix64: a seed gives the same workload again (not the same order of threads).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % bound as u64) as usize
+    }
+}
+
+/// A host that commits and shows layers made of a few contents, which so are garbage at times and needed at others. What is refused since it is
+/// gone meanwhile is sent again, as a host does.
+fn host(store: &Store, seed: u64, number: usize, layers: usize) -> Vec<(Layer, Record)> {
+    let mut random = Random(seed * 31 + number as u64);
+    let contents: Vec<Vec<u8>> = (0..10)
+        .map(|n| noise(&format!("content {n}"), if n % 4 == 3 { 270_000 + n * 1000 } else { 2000 + n * 700 }))
+        .collect();
+    let mut committed = Vec::new();
+    for at in 0..layers {
+        let mut files: Vec<_> = (0..1 + random.below(3))
+            .map(|file| (format!("file{file}"), contents[random.below(contents.len())].clone()))
+            .collect();
+        files.push(("own".to_owned(), noise(&format!("{seed} {number} {at}"), 1500)));
+        let unit = number * 1000 + if random.below(2) == 0 { at } else { 999 };
+        let layer = Layer { generation: Generation(at as u32 + 1), files, ..Layer::small(unit) };
+        let is_commit = unit != number * 1000 + 999 && random.below(3) == 0;
+        for attempt in 0.. {
+            if is_commit {
+                store.manifest_known(&layer.commit().manifest).expect("asks");
+            }
+            let sent = match is_commit {
+                true => layer.send(store).map(|record| committed.push((layer.clone(), record))),
+                false => layer.publish(store).map(drop),
+            };
+            match sent {
+                Ok(()) => break,
+                Err(StoreError::Missing { .. } | StoreError::Recipe { .. }) if attempt < 50 => {}
+                Err(error) => panic!("seed {seed}, host {number}, layer {at}: {error}"),
+            }
+        }
+        if random.below(4) == 0 {
+            store.withdraw(HOST, &layer.unit, layer.generation);
+        }
+    }
+    committed
+}
+
+/// Nothing that is acknowledged is ever missing, whatever is taken meanwhile: hosts upload what is garbage at that moment, `gc` runs all the time, and
+/// everything committed is read all the time.
+fn all_at_once(seed: u64, tuning: Tuning) -> u64 {
+    const HOSTS: usize = 3;
+    let sim = SimDisk::new();
+    let disk: Arc<dyn Disk> = Arc::new(sim.clone());
+    let store = open(&disk, tuning).expect("makes a store");
+    let over = AtomicBool::new(false);
+    let first = host(&store, seed, 9, 4);
+    let (committed, freed) = thread::scope(|scope| {
+        let (store, over, read) = (&*store, &over, &first);
+        let collector = scope.spawn(move || {
+            let mut freed = 0;
+            while !over.load(Ordering::Acquire) {
+                freed += gc(store).1.freed_bytes;
+            }
+            freed
+        });
+        let reader = scope.spawn(move || {
+            while !over.load(Ordering::Acquire) {
+                read.iter().for_each(|(layer, _)| layer.check(store));
+            }
+        });
+        let hosts: Vec<_> =
+            (0..HOSTS).map(|number| scope.spawn(move || host(store, seed, number, 12))).collect();
+        let mut committed = first.clone();
+        for host in hosts {
+            let done = host.join();
+            if done.is_err() {
+                over.store(true, Ordering::Release);
+            }
+            committed.extend(done.unwrap_or_else(|e| std::panic::resume_unwind(e)));
+        }
+        over.store(true, Ordering::Release);
+        reader.join().unwrap_or_else(|e| std::panic::resume_unwind(e));
+        (committed, collector.join().unwrap_or_else(|e| std::panic::resume_unwind(e)))
+    });
+    let what = format!("seed {seed}");
+    holds(&store, &committed, &what);
+    let left = gc(&store).1.freed_bytes;
+    holds(&store, &committed, &what);
+    drop(store);
+    verify_clean(&sim, &what);
+    let store = open(&disk, tuning).expect("opens");
+    holds(&store, &committed, &what);
+    freed + left
+}
+
+#[test]
+fn nothing_acknowledged_is_taken_while_all_go_on() {
+    let freed: u64 = (0..12).map(|seed| all_at_once(seed, SMALL)).sum();
+    assert!(freed > 1_000_000, "{freed}");
+    // The clock stands: every lease holds.
+    (12..16).for_each(|seed| _ = all_at_once(seed, Tuning { lease_ms: 1000, ..SMALL }));
+}
+
+/// A recipe is somebody's word for its chunks: one that nothing needs is believed no more when they may go, wherever it is.
+#[test]
+fn a_recipe_that_stays_is_not_believed_when_its_chunks_go() {
+    let sim = SimDisk::new();
+    let disk: Arc<dyn Disk> = Arc::new(sim.clone());
+    let store = open(&disk, SMALL).expect("makes a store");
+    let core = noise("core", 300_000);
+    let mut objects = content_objects(&core);
+    let recipe = objects.pop().expect("a recipe");
+    let running = layer(1, 1, &[("core", core.clone())]);
+    let manifest = running.objects().pop().expect("a manifest");
+    for chunk in &objects {
+        store.append_block(&block(std::slice::from_ref(chunk))).expect("appends");
+    }
+    // The recipe lies in a pack of things that are needed.
+    let kept = layer(2, 1, &[("kept", noise("kept", 39_000))]);
+    let with = [kept.objects(), vec![recipe.clone(), manifest]].concat();
+    store.append_block(&block(&with)).expect("appends");
+    store.publish(running.commit()).expect("is whole");
+    store.commit(kept.commit()).expect("is whole");
+    Layer::large(3).send(&store).expect("fills packs");
+    store.withdraw(HOST, &running.unit, running.generation);
+    assert_eq!(store.missing(ObjectKind::Recipe, &[recipe.1]).expect("asks"), [false]);
+    let (plan, _) = gc(&store);
+    assert!(plan.packs.len() > 5 && plan.kept_dead_bytes > 0, "the recipe's pack stays: {plan:?}");
+    assert_eq!(store.missing(ObjectKind::Recipe, &[recipe.1]).expect("asks"), [true]);
+    assert!(store.publish(running.commit()).is_err(), "its chunks are gone");
+    running.send(&store).expect("is sent again");
+    running.check(&store);
+    drop(store);
+    verify_clean(&sim, "after");
+}
+
+/// What a host was told is here, and what it has sent of a layer that it has offered, is still here when it commits.
+#[test]
+fn what_is_on_its_way_is_not_taken() {
+    let sim = SimDisk::new();
+    let disk: Arc<dyn Disk> = Arc::new(sim.clone());
+    let store = open(&disk, Tuning { lease_ms: 60_000, ..SMALL }).expect("makes a store");
+    let core = noise("core", 300_000);
+    let running = layer(1, 1, &[("core", core.clone()), ("log", noise("log", 5000))]);
+    running.publish(&store).expect("is whole");
+    Layer::large(3).send(&store).expect("fills packs");
+    store.withdraw(HOST, &running.unit, running.generation);
+    drop(store);
+    // Nobody was told anything in this life of the store.
+    let store = open(&disk, Tuning { lease_ms: 60_000, ..SMALL }).expect("opens");
+    assert!(gc_with(&store, true).expect("plans").0.packs.len() > 5);
+    let asked = Hash::of(&core);
+    assert_eq!(store.missing(ObjectKind::Recipe, &[asked]).expect("asks"), [false]);
+    let (plan, _) = gc(&store);
+    assert!(plan.packs.iter().all(|pack| pack.bytes < 300_000), "{plan:?}");
+    assert_eq!(store.missing(ObjectKind::Recipe, &[asked]).expect("asks"), [false]);
+
+    let next = layer(4, 1, &[("core", core), ("new", noise("new", 200_000))]);
+    let objects = next.objects();
+    assert!(!store.manifest_known(&next.commit().manifest).expect("asks"));
+    for block in blocks(&store, &objects).expect("asks") {
+        store.append_block(&block).expect("appends");
+        let (plan, _) = gc(&store);
+        assert_eq!((plan.uploads, plan.packs.len()), (1, 0), "{plan:?}");
+    }
+    store.commit(next.commit()).expect("all of it is here");
+    next.check(&store);
+    assert_eq!(gc(&store).0.uploads, 0);
+}
+
+/// A pack in which something can't be read stays, and what is committed from it isn't touched; a committed layer of which nobody can say what it needs
+/// stops it all before anything is changed.
+#[test]
+fn damage_stays_where_it_is() {
+    let (sim, _) = sample();
+    let disk: Arc<dyn Disk> = Arc::new(sim.clone());
+    let store = open(&disk, SMALL).expect("opens");
+    let (plan, _) = gc_with(&store, true).expect("plans");
+    let pack = plan.packs.iter().find(|pack| pack.live_objects > 0).expect("one is rewritten").pack;
+    drop(store);
+    let path = Path::new(DIR).join(format!("packs/{pack:08x}.pack"));
+    let mut blocks = 0;
+    let damaged = sim.after_crash(Unsynced::Kept);
+    damaged.damage(&path, |bytes| {
+        // Behind every block's table.
+        for at in 0..bytes.len() - 3000 {
+            if bytes[at..].starts_with(b"RFSb") && at < 38_000 {
+                bytes[at + 2000] ^= 1;
+                blocks += 1;
+            }
+        }
+    });
+    assert!(blocks > 0);
+    let handle: Arc<dyn Disk> = Arc::new(damaged.clone());
+    let store = open(&handle, SMALL).expect("opens");
+    match gc_with(&store, false) {
+        Ok((_, swept)) => {
+            assert_eq!(swept.damaged.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [pack]);
+            assert!(swept.packs > 10, "the others went");
+        }
+        Err(error) => assert!(matches!(error, StoreError::NotMarked { .. }), "{error}"),
+    }
+    assert!(damaged.open(&path).is_ok(), "it stays");
+    Layer::large(8).send(&store).expect("the store goes on");
+
+    let (sim, committed) = self::sample();
+    let disk: Arc<dyn Disk> = Arc::new(sim.clone());
+    let store = open(&disk, SMALL).expect("opens");
+    let manifest = committed[0].1.commit().expect("a commit").manifest;
+    let place = store.index.get(ObjectKind::Manifest, &manifest).expect("asks").expect("is there");
+    drop(store);
+    let path = Path::new(DIR).join(format!("packs/{:08x}.pack", place.pack));
+    sim.damage(&path, |bytes| bytes[place.offset as usize + place.block_bytes as usize - 1] ^= 1);
+    let store = open(&disk, SMALL).expect("opens");
+    let before = sim.list(&Path::new(DIR).join("packs")).expect("lists");
+    let refused = gc_with(&store, false).expect_err("nobody knows what it needs");
+    assert!(matches!(refused, StoreError::NotMarked { .. }), "{refused}");
+    assert_eq!(sim.list(&Path::new(DIR).join("packs")).expect("lists"), before);
+}
+
+/// What was pruned stays until it is purged; then what only it needs goes, and the same again is sent as if it had never been here.
+#[test]
+fn what_was_purged_goes() {
+    let sim = SimDisk::new();
+    let disk: Arc<dyn Disk> = Arc::new(sim.clone());
+    let store = open(&disk, SMALL).expect("makes a store");
+    let (old, next) = (Layer::large(1), Layer::large(2));
+    let record = old.send(&store).expect("commits");
+    next.send(&store).expect("commits");
+    let (by, rule) = ("admin".to_owned(), "retention_days 1".to_owned());
+    let units = vec![(old.unit.clone(), record.seq)];
+    store.prune(NewPrune { by: by.clone(), rule, units }).expect("ends its life");
+    assert!(gc(&store).0.packs.is_empty(), "it may be undeleted");
+    old.check(&store);
+    let lives = vec![UnitLife { unit: old.unit.clone(), incarnation: old.incarnation }];
+    store.purge(NewPurge { by, lives }).expect("gives it up");
+    let (_, swept) = gc(&store);
+    assert!(swept.freed_bytes > 250_000, "{swept:?}");
+    let core = Hash::of(&old.files[3].1);
+    assert_eq!(store.read_object(ObjectKind::Recipe, &core).expect("asks"), None);
+    next.check(&store);
+    assert!(!store.manifest_known(&old.commit().manifest).expect("asks"));
+    let again = Layer { unit: unit(3), ..old };
+    again.send(&store).expect("is sent again");
+    again.check(&store);
+    drop(store);
+    verify_clean(&sim, "after");
+}
+
+/// Hosts that follow the catalog pass over what was reclaimed, and numbers of packs are never given again.
+#[test]
+fn numbers_are_not_given_again() {
+    let (sim, committed) = sample();
+    let disk: Arc<dyn Disk> = Arc::new(sim.clone());
+    let store = open(&disk, SMALL).expect("opens");
+    let last = store.writer().end().pack;
+    gc(&store);
+    let records = store.records_after(committed.last().expect("some").1.seq, 100).expect("reads");
+    let reclaimed: Vec<u32> = records.iter().flat_map(|record| record.reclaimed()).copied().collect();
+    assert!(reclaimed.len() > 20 && reclaimed.iter().all(|pack| *pack <= last));
+    assert!(records.iter().all(|record| record.reclaimed().len() <= crate::limits::RECLAIMED_PACKS));
+    drop(store);
+    let store = open(&disk, SMALL).expect("opens");
+    Layer::large(9).send(&store).expect("commits");
+    let there = store.layout.pack_numbers(&*store.disk).expect("lists");
+    assert!(there.iter().all(|pack| !reclaimed.contains(pack)), "{there:?}");
+}
