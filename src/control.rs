@@ -198,6 +198,11 @@ pub fn ask(socket: &Path, request: &Request, mut each: impl FnMut(Value)) -> Res
     Err(broken(io::ErrorKind::UnexpectedEof.into()))
 }
 
+/// How far long work is, as an item: for a progress bar, never for output. `done` of `total` bytes if `is_bytes`, and `what` else there is to say.
+pub fn tick_item(done: u64, total: u64, is_bytes: bool, what: &str) -> Value {
+    serde_json::json!({"tick": {"done": done, "total": total, "is_bytes": is_bytes, "what": what}})
+}
+
 /// Bytes as an item: JSON carries none.
 pub fn bytes_item(bytes: &[u8]) -> Value {
     let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();

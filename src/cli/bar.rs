@@ -10,6 +10,7 @@ use std::{
 };
 
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
+use serde_json::Value;
 
 use super::{args::Cli, print};
 
@@ -53,6 +54,27 @@ impl Bar {
             let (of, pace) = (print::bytes(total.max(done)), self.pace(done, done, total));
             let message = format!("{} of {of}, {}, {pace}", print::bytes(done), what());
             self.show(done, total, message);
+        }
+    }
+
+    /// Takes a [`control::tick_item`](crate::control::tick_item); whether the item was one.
+    pub fn tick(&self, item: &Value) -> bool {
+        let Some(tick) = item.get("tick") else { return false };
+        let number = |key: &str| tick[key].as_u64().unwrap_or(0);
+        let what = tick["what"].as_str().unwrap_or_default();
+        self.show_some(number("done"), number("total"), tick["is_bytes"] == true, what);
+        true
+    }
+
+    /// Of so many bytes, or of so many things that are called `what`.
+    pub fn show_some(&self, done: u64, total: u64, is_bytes: bool, what: &str) {
+        if is_bytes {
+            return self.show_bytes(done, total, || what.to_owned());
+        }
+        if self.is_shown() {
+            let left = time_left(self.began.elapsed(), done, total);
+            let left = left.map(|left| format!(", {} left", HumanDuration(left))).unwrap_or_default();
+            self.show(done, total, format!("{done} of {} {what}{left}", total.max(done)));
         }
     }
 

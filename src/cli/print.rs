@@ -33,8 +33,8 @@ pub fn clear_screen() {
     say::data(format_args!("\x1b[H\x1b[2J"));
 }
 
-/// `status`.
-pub fn status(json: bool, item: &Value) {
+/// `status`; `pace` is how fast the queue goes down, where that is known.
+pub fn status(json: bool, item: &Value, pace: Option<&str>) {
     if json_line(json, item) {
         return;
     }
@@ -51,6 +51,9 @@ pub fn status(json: bool, item: &Value) {
         bytes(number(&item["offload"], "bytes_sent")),
         bytes(number(&item["offload"], "bytes_read")),
     );
+    if let Some(pace) = pace {
+        say!("pace        {pace}");
+    }
     say!(
         "spool       {} free of {} ({} % used)",
         bytes(number(&item["spool"], "free_bytes")),

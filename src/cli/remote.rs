@@ -1,6 +1,7 @@
 //! Commands that the running daemon answers.
 
 use std::{
+    collections::VecDeque,
     ffi::{OsStr, OsString},
     os::unix::{ffi::OsStrExt, net::UnixStream},
     path::Path,
@@ -11,6 +12,7 @@ use serde_json::Value;
 
 use super::{
     args::{AdoptArgs, Cli, ExplainArgs, OffloadArgs, RetireArgs},
+    bar::{Bar, time_left},
     failure::{Failure, Outcome},
     load_config, places, print, say,
 };
@@ -20,13 +22,19 @@ use crate::{
     server,
 };
 
+/// What `status --watch` says of speed is over this long.
+const PACE_OVER: Duration = Duration::from_secs(30);
 /// How long the store may take to open: after a power cut it looks at what was written last.
 const WAKES_WITHIN: Duration = Duration::from_secs(30);
 
 /// `status`: once, or every second.
 pub fn status(cli: &Cli, watch: bool) -> Outcome {
+    let mut pace = Pace::default();
     loop {
-        let code = ask(cli, &Request::Status, |item| print::status(cli.json, &item))?;
+        let code = ask(cli, &Request::Status, |item| {
+            let pace = pace.take(&item, Instant::now());
+            print::status(cli.json, &item, pace.as_deref());
+        })?;
         if !watch {
             return Ok(code);
         }
@@ -34,6 +42,39 @@ pub fn status(cli: &Cli, watch: bool) -> Outcome {
         if !cli.json {
             print::clear_screen();
         }
+    }
+}
+
+/// How fast the queue goes down, by what earlier looks have seen.
+#[derive(Default)]
+struct Pace(VecDeque<(Instant, u64)>);
+
+impl Pace {
+    /// What to say after another look; nothing after the first.
+    fn take(&mut self, status: &Value, now: Instant) -> Option<String> {
+        let number = |value: &Value| value.as_u64().unwrap_or(0);
+        let committed = number(&status["offload"]["bytes_committed"]);
+        // A daemon that was started anew counts anew.
+        if self.0.back().is_some_and(|(_, before)| *before > committed) {
+            self.0.clear();
+        }
+        self.0.push_back((now, committed));
+        while self.0.front().is_some_and(|(at, _)| now - *at > PACE_OVER) {
+            self.0.pop_front();
+        }
+        let (from, before) = *self.0.front()?;
+        let (took, done) = (now - from, committed - before);
+        if took.is_zero() {
+            return None;
+        }
+        let queue = number(&status["queue_bytes"]);
+        let committed = (done as f64 / took.as_secs_f64()) as u64;
+        let sent = number(&status["sent_bytes_per_s"]);
+        let left = match time_left(took, done, done + queue).filter(|_| queue > 0) {
+            Some(left) => format!("; {} left", indicatif::HumanDuration(left)),
+            None => String::new(),
+        };
+        Some(format!("{}/s committed, {}/s sent{left}", print::bytes(committed), print::bytes(sent)))
     }
 }
 
@@ -54,7 +95,14 @@ pub fn explain(cli: &Cli, args: &ExplainArgs) -> Outcome {
 /// `offload [PATH…]`.
 pub fn offload(cli: &Cli, args: &OffloadArgs) -> Outcome {
     let request = Request::Offload { paths: raws(&args.paths)?, wait: args.wait, timeout_s: args.timeout };
-    ask(cli, &request, |item| print::progress(cli, &item))
+    let bar = Bar::new(cli);
+    let asked = ask(cli, &request, |item| {
+        if !bar.tick(&item) {
+            bar.beside(|| print::progress(cli, &item));
+        }
+    });
+    bar.clear();
+    asked
 }
 
 /// `complete PATH…`.
@@ -148,6 +196,22 @@ fn raw(path: &OsStr) -> Result<RawPath, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_pace_is_that_of_the_last_half_minute() {
+        let status = |committed: u64, queue: u64| serde_json::json!({"offload": {"bytes_committed": committed}, "queue_bytes": queue, "sent_bytes_per_s": 1024});
+        let (mut pace, began) = (Pace::default(), Instant::now());
+        let mut at = |s: u64, committed: u64, queue: u64| {
+            pace.take(&status(committed, queue), began + Duration::from_secs(s))
+        };
+        assert_eq!(at(0, 5 << 20, 50 << 20), None);
+        let said = at(10, 25 << 20, 30 << 20).expect("a pace");
+        assert_eq!(said, "2.00 MiB/s committed, 1.00 KiB/s sent; 15 seconds left");
+        let idle = at(60, 55 << 20, 0);
+        assert_eq!(idle, None, "what is older than that says nothing");
+        assert_eq!(at(61, 55 << 20, 0).expect("a pace"), "0 B/s committed, 1.00 KiB/s sent");
+        assert_eq!(at(62, 7, 0), None, "another daemon");
+    }
 
     #[test]
     fn a_date_is_a_days_beginning_here_or_a_time_that_says_where() {

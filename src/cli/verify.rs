@@ -1,12 +1,12 @@
 //! `verify`, also as `fsck.resultsfs`: this host through its daemon (or alone, where none runs), the store by its files.
 
-use std::{ffi::OsStr, io::IsTerminal, os::unix::ffi::OsStrExt, time::Duration};
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt, path::Path};
 
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 
 use super::{
     args::{Cli, VerifyArgs},
+    bar::Bar,
     failure::{Failure, Outcome},
     load_config, print, remote,
     say::say,
@@ -56,11 +56,24 @@ pub fn verify(cli: &Cli, args: &VerifyArgs) -> Outcome {
 fn check_local(cli: &Cli, args: &VerifyArgs, config: &Config) -> Outcome {
     let paths = remote::raws(&args.paths)?;
     let request = Request::Verify { paths, read_data: args.read_data };
-    match control::ask(&config.control_socket(), &request, |item| show(cli, &item)) {
+    match ask(cli, &config.control_socket(), &request) {
         Err(ControlError::NotRunning { .. }) => check_alone(cli, args, config),
         Err(e) => Err(Failure::from_control(e).exit(COULD_NOT)),
         Ok(code) => Ok(code),
     }
+}
+
+/// Shows how far the daemon is, and what it has found.
+fn ask(cli: &Cli, socket: &Path, request: &Request) -> Result<u8, ControlError> {
+    let bar = Bar::new(cli);
+    let asked = control::ask(socket, request, |item| {
+        if !bar.tick(&item) {
+            bar.clear();
+            show(cli, &item);
+        }
+    });
+    bar.clear();
+    asked
 }
 
 /// Without a daemon the journal is ours for the time.
@@ -71,7 +84,10 @@ fn check_alone(cli: &Cli, args: &VerifyArgs, config: &Config) -> Outcome {
     let spool = Spool::open(&config.spool_dir).map_err(|e| could_not(&e))?;
     let paths = args.paths.iter().map(|path| tree_path(path)).collect::<Result<Vec<_>, _>>()?;
     let (activity, _touched) = Activity::new();
-    let report = verify::local::check(&journal, &spool, &activity, &paths, args.read_data);
+    let bar = Bar::new(cli);
+    let progress = |at: verify::Progress| bar.show_some(at.done, at.total, at.is_bytes(), at.phase);
+    let report = verify::local::check(&journal, &spool, &activity, &paths, args.read_data, &progress);
+    bar.clear();
     Ok(show_report(cli, &report, "local"))
 }
 
@@ -89,20 +105,18 @@ fn check_store(cli: &Cli, args: &VerifyArgs, config: &Config) -> Outcome {
     let sample = sample(args.sample.as_deref())?;
     let socket = config.store_dir.join(server::CONTROL_SOCKET);
     let request = Request::VerifyStore { read_data: args.read_data, sample };
-    match control::ask(&socket, &request, |item| show(cli, &item)) {
+    match ask(cli, &socket, &request) {
         Err(ControlError::NotRunning { .. }) => {}
         Err(e) => return Err(Failure::from_control(e).exit(COULD_NOT)),
         Ok(code) => return Ok(code),
     }
     let sample = sample.and_then(|(part, of)| Sample::new(part, of));
     let options = VerifyOptions { read_data: args.read_data, sample };
-    let bar = progress_bar(cli);
-    let report = verify_store(Source::Closed(&config.store_dir), &options, &|progress| {
-        bar.set_message(progress.phase);
-        bar.set_length(progress.total);
-        bar.set_position(progress.done);
+    let bar = Bar::new(cli);
+    let report = verify_store(Source::Closed(&config.store_dir), &options, &|at| {
+        bar.show_some(at.done, at.total, at.is_bytes(), at.phase);
     });
-    bar.finish_and_clear();
+    bar.clear();
     if let Some(why) = &report.could_not_run {
         return Err(Failure::new(why).exit(COULD_NOT));
     }
@@ -117,17 +131,6 @@ fn sample(text: Option<&str>) -> Result<Option<(u32, u32)>, Failure> {
         Some((n, m)) if (1..=m).contains(&n) => Ok(Some((n, m))),
         _ => Err(Failure::usage(format!("--sample {text}: want N/M with 1 ≤ N ≤ M")).exit(16)),
     }
-}
-
-fn progress_bar(cli: &Cli) -> ProgressBar {
-    if cli.quiet || cli.json || !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let style = ProgressStyle::with_template("{msg} {bar:40} {pos}/{len} {eta}")
-        .expect("a constant template that a test would have caught");
-    let bar = ProgressBar::new(0).with_style(style);
-    bar.enable_steady_tick(Duration::from_millis(250));
-    bar
 }
 
 fn show_report(cli: &Cli, report: &Report, part: &str) -> u8 {

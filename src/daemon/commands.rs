@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     net::{UnixListener, UnixStream},
-    sync::mpsc,
+    sync::{mpsc, watch},
+    time::timeout,
 };
 use tracing::{debug, warn};
 
@@ -36,6 +37,9 @@ const USERS_NAMED: usize = 10;
 
 /// Lines of a long answer that wait for the caller to read on.
 const LINES_AHEAD: usize = 256;
+
+/// Between two words of how far long work is.
+const TICK: Duration = Duration::from_millis(250);
 
 /// How long a close(2) may be on its way to us.
 const CLOSE_GRACE: Duration = Duration::from_millis(500);
@@ -273,7 +277,6 @@ impl Commands {
             Ok(units) => units,
             Err(refusal) => return Ok(Err(refusal)),
         };
-        let engine = &self.host.engine;
         if let Err(e) = self.complete_now(&units).await {
             return Ok(Err(Refusal::new(e)));
         }
@@ -283,7 +286,7 @@ impl Commands {
         if self.host.link.is_none() {
             return Ok(Err(Refusal::new("results_host is localhost or blank: nothing is copied anywhere")));
         }
-        let left = engine.wait(&units, Duration::from_secs(timeout_s)).await;
+        let left = self.wait(&units, Duration::from_secs(timeout_s), output).await?;
         if left.is_empty() {
             self.all_followed().await;
             return Ok(Ok(0));
@@ -293,6 +296,24 @@ impl Commands {
         }
         Ok(Err(Refusal::new(format!("{} units are not committed after {timeout_s} s", left.len()))
             .hint("`resultsfs status` shows the connection, `explain PATH` what a unit waits for")))
+    }
+
+    /// Waits for commits, and says how far they are.
+    async fn wait(&self, units: &[UnitId], bound: Duration, output: &mut Output) -> io::Result<Vec<UnitId>> {
+        let engine = &self.host.engine;
+        let (began, at_first) = (tokio::time::Instant::now(), engine.status().counters);
+        loop {
+            let left = engine.wait(units, TICK.min(bound.saturating_sub(began.elapsed()))).await;
+            if left.is_empty() || began.elapsed() >= bound {
+                return Ok(left);
+            }
+            let now = engine.status().counters;
+            let done = now.layers_committed - at_first.layers_committed + now.layers_unchanged
+                - at_first.layers_unchanged;
+            let what = format!("units, {} MiB sent", (now.bytes_sent - at_first.bytes_sent) >> 20);
+            let tick = control::tick_item(done, done + left.len() as u64, false, &what);
+            output.item(tick).await?;
+        }
     }
 
     /// A round of completion without settling. The kernel tells of a close after close(2) has returned, so a unit that only waits for
@@ -394,12 +415,22 @@ impl Commands {
             Err(refusal) => return Ok(Err(refusal)),
         };
         let host = self.host.clone();
-        let checked = tokio::task::spawn_blocking(move || {
-            verify::local::check(&host.journal, &host.spool, &host.activity, &paths, read_data)
+        let (told, at) = watch::channel(None);
+        let mut checked = tokio::task::spawn_blocking(move || {
+            let tell = |progress| _ = told.send_replace(Some(progress));
+            verify::local::check(&host.journal, &host.spool, &host.activity, &paths, read_data, &tell)
         });
-        let report = match checked.await {
-            Ok(report) => report,
-            Err(e) => return Ok(Err(Refusal::new(e))),
+        let report = loop {
+            match timeout(TICK, &mut checked).await {
+                Ok(Ok(report)) => break report,
+                Ok(Err(e)) => return Ok(Err(Refusal::new(e))),
+                Err(_) => {
+                    let at: Option<verify::Progress> = *at.borrow();
+                    if let Some(at) = at {
+                        output.item(control::tick_item(at.done, at.total, at.is_bytes(), at.phase)).await?;
+                    }
+                }
+            }
         };
         for finding in &report.findings {
             output.item(verify::json::finding(finding)).await?;

@@ -22,6 +22,7 @@ use super::{
     adopt::Adopted,
     collect,
     retention::{self, Refusal},
+    ticks::Ticks,
 };
 use crate::{
     catalog::Snapshot,
@@ -102,7 +103,10 @@ fn one(server: &Server, stream: &UnixStream) -> io::Result<()> {
 fn verify(store: &Store, read_data: bool, sample: Option<(u32, u32)>, stream: &UnixStream) -> io::Result<()> {
     let sample = sample.and_then(|(part, of)| Sample::new(part, of));
     let options = VerifyOptions { read_data, sample };
-    let report = verify_store(Source::Open(store), &options, &|_| {});
+    let ticks = Ticks::new(stream);
+    let report = verify_store(Source::Open(store), &options, &|at| {
+        ticks.tell(at.done, at.total, at.is_bytes(), at.phase);
+    });
     for finding in &report.findings {
         item(stream, json::finding(finding))?;
     }

@@ -21,6 +21,7 @@ mod session;
 mod socket;
 mod stdio;
 mod streams;
+mod ticks;
 mod turns;
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use std::{
 
 use fs_err as fs;
 
-use super::{Finding, Report, Severity};
+use super::{Finding, Meter, OnProgress, Report, Severity};
 use crate::{
     fs::{conflict::conflicts_in, union::Layer},
     ids::{Hash, RelPath, Scope, UnitId},
@@ -28,12 +28,16 @@ pub fn check(
     activity: &Activity,
     paths: &[RelPath],
     read_data: bool,
+    progress: OnProgress<'_>,
 ) -> Report {
     let mut check = Check { journal, spool, activity, read_data, report: Report::default() };
     let mut records = journal.units();
     records.sort_by(|a, b| a.unit.cmp(&b.unit));
-    for record in records.iter().filter(|r| is_named(&r.unit, paths)) {
+    records.retain(|record| is_named(&record.unit, paths));
+    let meter = Meter::new(progress, "units", records.len() as u64);
+    for record in &records {
         check.unit(record);
+        meter.advance(1);
     }
     check.report
 }

@@ -233,6 +233,16 @@ pub struct Progress {
     pub total: u64,
 }
 
+impl Progress {
+    /// Whether it counts bytes, and not what the phase is called after.
+    pub fn is_bytes(&self) -> bool {
+        self.phase == PACKS
+    }
+}
+
+/// The phase that reads packs: it counts their bytes.
+const PACKS: &str = "packs";
+
 /// Is told of progress, from any thread.
 pub type OnProgress<'a> = &'a (dyn Fn(Progress) + Sync);
 

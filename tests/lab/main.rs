@@ -2,6 +2,7 @@
 
 mod archiver;
 mod away;
+mod bars;
 mod eviction;
 mod export;
 mod faults;

@@ -15,7 +15,7 @@ use crate::{
         index::{self, Location},
         pack::{self, PackedBlock, Scan, State},
     },
-    verify::{Meter, Severity},
+    verify::{Meter, PACKS, Severity},
 };
 
 /// What to look at of a pack.
@@ -60,7 +60,7 @@ impl Check<'_> {
                 (Ordering::Greater, false) => parts.push(Part { number, bytes, must: 0 }),
             }
         }
-        let meter = Meter::new(self.progress, "packs", parts.iter().map(|part| part.bytes).sum());
+        let meter = Meter::new(self.progress, PACKS, parts.iter().map(|part| part.bytes).sum());
         let checked = in_parallel(&parts, |part| self.check_pack(part, &meter));
         let mut checked = checked.into_iter().collect::<Result<Vec<_>, _>>()?;
         checked.sort_by_key(|checked| checked.number);
