@@ -111,6 +111,7 @@ pub fn check(mut raw: RawConfig, machine: Option<&str>) -> Examined {
     let mut config = reader.config(machine);
     reader.directories(&config);
     reader.copies_too(&config);
+    reader.retention(&config);
     reader.unknown_keys();
     reader.unknown_hosts(&config);
     reader.section_names();

@@ -115,6 +115,21 @@ impl Reader<'_> {
         self.findings.push(Finding::warning("autotest-copies-too", Some(place.clone()), message, mend));
     }
 
+    /// Failed jobs are looked into longest, and go first.
+    pub fn retention(&mut self, config: &Config) {
+        let (passed, failed) = (config.retention_days, config.retention_days_failed);
+        if failed == 0 || passed != 0 && failed >= passed {
+            return;
+        }
+        let key = "retention_days_failed";
+        let setting = self.settings.iter().find(|s| s.section == RESULTSFS && s.key == key);
+        let Some(Setting { source: Source::File(place), .. }) = setting else { return };
+        let passed = if passed == 0 { "for ever".to_owned() } else { format!("{passed} days") };
+        let message = format!("failed jobs are kept {failed} days, passed ones {passed}");
+        let mend = "make it at least `retention_days`, or 0 for ever, unless that is meant";
+        self.findings.push(Finding::warning("retention-order", Some(place.clone()), message, mend));
+    }
+
     fn keys_of(&self, section: &str) -> Vec<String> {
         let keys = self.settings.iter().filter(|s| s.section == section);
         keys.map(|s| s.key.clone()).filter(|k| !SPECIAL.iter().any(|s| k.ends_with(s))).collect()

@@ -156,6 +156,8 @@ fn each_trap_is_named_with_its_line_and_its_mend() {
         ("[SCHEDULER]\nresult_host: x\n", "unknown-key", 2, "`results_host`"),
         ("[SCHEDULER]\nstate_dir: /x\n", "unknown-key", 2, "[RESULTSFS]"),
         ("[SCHEDULER]\nresults_host: d\n", "autotest-copies-too", 2, "`results_host: localhost`"),
+        ("[RESULTSFS]\nretention_days_failed: 3\n", "retention-order", 2, "at least `retention_days`"),
+        ("[RESULTSFS]\nretention_days_failed: 3\nretention_days: 9\n", "retention-order", 2, "0 for ever"),
         ("[SCHEDULER]\nenable_archiving: False\n", "archiving-is-off", 0, "complete_on: parser"),
     ];
     for (text, code, line, mend) in traps {

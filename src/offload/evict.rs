@@ -180,6 +180,10 @@ impl Evictor<'_> {
                 .map(|(name, found)| Ok((RelPath::parse(name).map_err(io::Error::other)?, found)))
                 .collect();
         }
+        // A layer that is known from the catalog alone has nothing here.
+        if self.spool.stat(&unit.root)?.is_none() {
+            return Ok(Vec::new());
+        }
         let root = self.spool.place(&unit.root);
         let mut files = Vec::new();
         for entry in walkdir::WalkDir::new(&root) {

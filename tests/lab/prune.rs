@@ -1,13 +1,21 @@
 //! Retention with real mounts: what is pruned vanishes, comes back as it was, and is given up when its grace is over.
 
-use std::{fs, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
 
+use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 
 use crate::{
-    faults::{mount_again, processes_with},
+    faults::{Random, mount_again, processes_with},
     harness::{Lab, Machine, assert_same, picture, text, wait_for},
     overlay::{append, job, put},
+    takeover::daemon,
 };
 
 fn results_of(rows: &[Value], wanted: &str) -> Vec<String> {
@@ -52,7 +60,7 @@ fn sent_bytes(machine: &Machine) -> u64 {
 fn cut_off(lab: &mut Lab) {
     lab.kill_serve();
     for pid in processes_with(&[&lab.path().display().to_string(), "--stdio"]) {
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        let _ = kill_process(pid, Signal::KILL);
     }
 }
 
@@ -112,6 +120,8 @@ fn a_pruned_job_vanishes_comes_back_and_is_given_up() {
     assert!(sent_bytes(&a) - sent < 20_000, "nothing of it was sent for that");
     let again = results.json(["undelete", "7-me/host1"]);
     assert_eq!(results_of(&again, "shown"), ["7-me/host1"]);
+    let evicted = a.run(["evict", "7-me"]);
+    assert!(evicted.status.success(), "there is nothing to free: {}", text(&evicted.stderr));
     assert!(a.run(["recall", "7-me"]).status.success());
     append(&a, "7-me/host1/keyval", "late=1\n");
     wait_for("the late line to be committed", Duration::from_secs(60), || {
@@ -186,5 +196,64 @@ fn what_was_begun_meanwhile_is_on_top_of_what_is_back() {
         (&2.into(), &Value::Null),
         "{told}"
     );
+    verified(&results, &[&a, &b]);
+}
+
+/// The files that show, with mode, time and content. What goes while it is looked at isn't there.
+fn files(machine: &Machine) -> BTreeMap<PathBuf, (u32, SystemTime, Vec<u8>)> {
+    let walk = walkdir::WalkDir::new(&machine.mount).into_iter().flatten();
+    walk.filter_map(|entry| {
+        let found = entry.path().symlink_metadata().ok().filter(fs::Metadata::is_file)?;
+        let told = (found.permissions().mode(), found.modified().ok()?, fs::read(entry.path()).ok()?);
+        Some((entry.path().strip_prefix(&machine.mount).ok()?.to_owned(), told))
+    })
+    .collect()
+}
+
+/// `kill -9` of a host's daemon at random moments while a job is pruned and undeleted again and again, before and after that host has freed and forgotten it: it
+/// is as it was each time, on both mounts, nothing is committed for it, and what is left over is gone.
+#[test]
+fn kills_between_a_prune_and_an_undelete_lose_nothing() {
+    let mut lab = Lab::new(Duration::from_secs(300));
+    let results = lab.machine("results");
+    let (a, b) = (lab.machine("drone1"), lab.machine("drone2"));
+    lab.mount(&a);
+    lab.mount(&b);
+    for number in 0..40 {
+        put(&a.mount, &format!("7-me/host1/debug/log.{number}"), &format!("{number}\n"));
+    }
+    job(&a, "7-me");
+    b.catch_up(&a);
+    let (whole, seq) = (files(&a), a.seq());
+    let mut random = Random(3);
+    for round in 0..8 {
+        // So that there is something to be freed. In part of the rounds all of it is still here.
+        if round % 2 == 0 {
+            a.run(["recall", "7-me"]);
+        }
+        let kill = |random: &mut Random| {
+            let mut victim = None;
+            wait_for("a daemon", Duration::from_secs(30), || {
+                victim = daemon(&a);
+                victim.is_some()
+            });
+            std::thread::sleep(Duration::from_millis(random.below(25)));
+            kill_process(victim.expect("a daemon"), Signal::KILL).expect("our own");
+        };
+        assert_eq!(results_of(&results.json(now("7-*", &["--yes"])), "pruned").len(), 2, "round {round}");
+        kill(&mut random);
+        if round % 4 < 2 {
+            gone(&b, "7-me");
+            wait_for("it to be gone", Duration::from_secs(30), || !a.mount.join("7-me").exists());
+        }
+        assert_eq!(results_of(&results.json(["undelete", "7-me"]), "undeleted").len(), 2, "round {round}");
+        kill(&mut random);
+        for machine in [&a, &b] {
+            wait_for("the job to be back", Duration::from_secs(60), || files(machine) == whole);
+        }
+    }
+    a.offload();
+    b.catch_up(&a);
+    assert_eq!((a.seq(), b.seq()), (seq + 16, seq + 16), "records of prunes and undeletes, and no others");
     verified(&results, &[&a, &b]);
 }
