@@ -3,8 +3,7 @@ made again from the packs."""
 
 import os
 
-from corpus import apparent_bytes, read_all
-from cost import Cost
+from corpus import file_bytes, read_all
 from lab import program, run
 from table import Target
 
@@ -22,7 +21,7 @@ def ours(rounds, store):
         if act is verify or program("b3sum"):
             read_all(store.packs())
             cost = rounds.meter.measure(act)
-            cost.stored = apparent_bytes(store.packs())
+            cost.stored = file_bytes(store.packs())
             rounds.keep("resultsfs", what, cost)
 
 
@@ -52,8 +51,9 @@ def rows(rounds, table):
             table.ratio(f"verify --read-data: {title}", verify.seconds, theirs.seconds, "s", Target("<=", 1 / 4, "<= 1/4"))
         else:
             table.missing(f"verify --read-data: {title}", "not run", Target("<=", 1 / 4, "<= 1/4"))
-    theirs = rounds.of("restic", "verify") or Cost()
-    table.value("verify --read-data, bytes on the wire", verify.wire, "bytes", Target("=", 0, "0"), f"{theirs.wire:,.0f} restic", 0)
+    theirs = rounds.of("restic", "verify")
+    beside = f"{theirs.wire:,.0f} restic" if theirs else ""
+    table.value("verify --read-data, bytes on the wire", verify.wire, "bytes", Target("=", 0, "0"), beside, 0)
     opened = rounds.of("resultsfs", "index opened")
     table.ratio("index made again from the packs: reading them", rounds.of("resultsfs", "index made again").seconds,
                 rounds.of("resultsfs", "packs read").seconds, "s", beside=f"({opened.seconds:.3f} s with the index there)", places=3)

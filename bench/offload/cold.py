@@ -15,7 +15,7 @@ import statistics
 import check
 import peers as known
 import restore
-from corpus import apparent_bytes, inodes, jobs_of, read_all
+from corpus import file_bytes, inodes, jobs_of, read_all
 from cost import median
 from engine import Drone, Store
 from lab import Failed, say
@@ -65,7 +65,7 @@ class Rounds:
             cost = self.meter.measure(drone.offload, watch_memory=True)
             units += len(jobs_of(source))
             drone.check_committed(units)
-            cost.stored, cost.inodes = apparent_bytes(store.dir), inodes(store.dir)
+            cost.stored, cost.inodes = file_bytes(store.dir), inodes(store.dir)
             self.keep("resultsfs", what, cost)
         check.ours(self, store)
         restore.ours(self, drone)
@@ -79,7 +79,7 @@ class Rounds:
         try:
             read_all(base, more)
             cost = self.meter.measure(lambda: peer.send(base))
-            cost.stored, cost.inodes = apparent_bytes(peer.dir), inodes(peer.dir)
+            cost.stored, cost.inodes = file_bytes(peer.dir), inodes(peer.dir)
             self.keep(peer.name, "cold", cost)
             if hasattr(peer, "restore"):
                 for what, by in (("more", 0), ("again", AGAIN)):
@@ -121,7 +121,7 @@ def times(rounds, table):
 
 def sizes(rounds, table):
     ours, again = rounds.of("resultsfs", "cold"), rounds.of("resultsfs", "again")
-    raw, more = rounds.corpus.bytes, apparent_bytes(rounds.corpus.more)
+    raw, more = rounds.corpus.bytes, file_bytes(rounds.corpus.more)
     table.ratio("the same again, bytes on the wire: their size", again.wire / 1e6, more / 1e6, "MB", Target("<", 0.002, "< 0.2 %"), places=3)
     fraction = 1130e6 / FULL_BYTES
     for name, text in (("wire", "bytes on the wire"), ("stored", "bytes stored")):
@@ -140,7 +140,7 @@ def sizes(rounds, table):
 def expense(rounds, table):
     ours = rounds.of("resultsfs", "cold")
     bound = 14 * rounds.corpus.bytes / FULL_BYTES
-    text = f"<= {bound:.2f} s" + ("" if abs(bound - 14) < 0.2 else " (14 for 3,254 MB)")
+    text = f"<= {bound:.2f} s" + ("" if round(bound, 1) == 14 else " (14 for 3,254 MB)")
     if ours.cpu is None:
         table.missing("cold, CPU seconds of both sides", "no cgroup", Target("<=", bound, text))
     else:

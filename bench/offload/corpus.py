@@ -17,11 +17,11 @@ class Corpus:
         self.base = self.generate("base", 1, jobs)
         self.more = self.generate("more", jobs + 1, more)
         self.next = jobs + more + 1
-        self.bytes = apparent_bytes(self.base)
+        self.bytes = file_bytes(self.base)
         files = sum(len(names) for _, _, names in os.walk(self.base))
         made_by = os.path.basename(self.generator or "resultsfs generate")
         print(f"# corpus: {jobs} jobs, {self.bytes / 1e6:.0f} MB, {files} files, and {more} jobs more, "
-              f"{apparent_bytes(self.more) / 1e6:.0f} MB; scale {scale}, by {made_by}")
+              f"{file_bytes(self.more) / 1e6:.0f} MB; scale {scale}, by {made_by}")
 
     def generate(self, name, first, jobs):
         """From the lab's generator where that is at hand, otherwise the program's own."""
@@ -44,8 +44,13 @@ def renamed(job, by):
     return f"{int(number) + by}-{owner}"
 
 
-def apparent_bytes(directory):
-    return int(run(["du", "-sb", "--apparent-size", directory]).split()[0])
+def file_bytes(directory):
+    """What its files hold; directories have no size of their own."""
+    return sum(os.lstat(f"{top}/{name}").st_size for top, _, names in os.walk(directory) for name in names if is_file(f"{top}/{name}"))
+
+
+def is_file(path):
+    return os.path.isfile(path) and not os.path.islink(path)
 
 
 def inodes(directory):
