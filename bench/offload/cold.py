@@ -7,9 +7,7 @@ resultsfs's clock runs from `offload` to everything committed, which is fsynced 
 are found complete within that time. The peers fsync what they like; what they leave behind is in `unsynced`, not in their seconds.
 """
 
-import os
 import random
-import shutil
 import statistics
 
 import check
