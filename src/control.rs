@@ -65,6 +65,7 @@ pub enum Request {
     /// Of the store that is open here. `sample` is part and number of parts.
     VerifyStore {
         read_data: bool,
+        unpack: bool,
         sample: Option<(u32, u32)>,
     },
     /// End without unmounting: a process of this program takes the mount over.

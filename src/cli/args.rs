@@ -301,6 +301,9 @@ pub struct VerifyArgs {
     /// Read and hash every byte.
     #[arg(long)]
     pub read_data: bool,
+    /// Of the store, unpack every byte, too, and hash every object and every large file as a whole.
+    #[arg(long, requires = "read_data")]
+    pub unpack: bool,
     /// Read only slice N of M.
     #[arg(long, value_name = "N/M", requires = "read_data")]
     pub sample: Option<String>,

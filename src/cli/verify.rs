@@ -104,14 +104,14 @@ fn tree_path(path: &OsStr) -> Result<RelPath, Failure> {
 fn check_store(cli: &Cli, args: &VerifyArgs, config: &Config) -> Outcome {
     let sample = sample(args.sample.as_deref())?;
     let socket = config.store_dir.join(server::CONTROL_SOCKET);
-    let request = Request::VerifyStore { read_data: args.read_data, sample };
+    let request = Request::VerifyStore { read_data: args.read_data, unpack: args.unpack, sample };
     match ask(cli, &socket, &request) {
         Err(ControlError::NotRunning { .. }) => {}
         Err(e) => return Err(Failure::from_control(e).exit(COULD_NOT)),
         Ok(code) => return Ok(code),
     }
     let sample = sample.and_then(|(part, of)| Sample::new(part, of));
-    let options = VerifyOptions { read_data: args.read_data, sample };
+    let options = VerifyOptions { read_data: args.read_data, unpack: args.unpack, sample };
     let bar = Bar::new(cli);
     let report = verify_store(Source::Closed(&config.store_dir), &options, &|at| {
         bar.show_some(at.done, at.total, at.is_bytes(), at.phase);

@@ -71,8 +71,9 @@ fn one(server: &Server, stream: &UnixStream) -> io::Result<()> {
     let mut line = String::new();
     BufReader::new(stream.take(REQUEST_BYTES)).read_line(&mut line)?;
     match (serde_json::from_str(&line), server.store.on_disk()) {
-        (Ok(Request::VerifyStore { read_data, sample }), Some(store)) => {
-            verify(store, read_data, sample, stream)
+        (Ok(Request::VerifyStore { read_data, unpack, sample }), Some(store)) => {
+            let options = VerifyOptions { read_data, unpack, sample: None };
+            verify(store, options, sample, stream)
         }
         (Ok(Request::Gc { dry_run, level }), Some(store)) => {
             reclaim(store, &GcOptions { level, dry_run }, stream)
@@ -100,9 +101,14 @@ fn one(server: &Server, stream: &UnixStream) -> io::Result<()> {
     }
 }
 
-fn verify(store: &Store, read_data: bool, sample: Option<(u32, u32)>, stream: &UnixStream) -> io::Result<()> {
+fn verify(
+    store: &Store,
+    options: VerifyOptions,
+    sample: Option<(u32, u32)>,
+    stream: &UnixStream,
+) -> io::Result<()> {
     let sample = sample.and_then(|(part, of)| Sample::new(part, of));
-    let options = VerifyOptions { read_data, sample };
+    let options = VerifyOptions { sample, ..options };
     let ticks = Ticks::new(stream);
     let report = verify_store(Source::Open(store), &options, &|at| {
         ticks.tell(at.done, at.total, at.is_bytes(), at.phase);

@@ -193,8 +193,10 @@ impl Counts {
 /// How thorough a check is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VerifyOptions {
-    /// Read every byte, not only what describes it.
+    /// Read every byte, not only what describes it, and compare it with the hashes beside it.
     pub read_data: bool,
+    /// Of a store, unpack what is read, too: every object is compared with its name, and every cut file with the whole content's.
+    pub unpack: bool,
     /// Of the data, read only one part in so many.
     pub sample: Option<Sample>,
 }
@@ -221,7 +223,12 @@ impl Sample {
 impl VerifyOptions {
     /// Whether the data of the thing with this number is read.
     pub fn reads(&self, number: u32) -> bool {
-        self.read_data && self.sample.is_none_or(|sample| sample.takes(number))
+        (self.read_data || self.unpack) && self.sample.is_none_or(|sample| sample.takes(number))
+    }
+
+    /// Whether it is unpacked, too.
+    pub fn unpacks(&self, number: u32) -> bool {
+        self.unpack && self.reads(number)
     }
 }
 

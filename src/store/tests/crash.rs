@@ -17,7 +17,7 @@ use crate::{
     verify::{VerifyOptions, store::verify_closed},
 };
 
-const ALL: VerifyOptions = VerifyOptions { read_data: true, sample: None };
+const ALL: VerifyOptions = VerifyOptions { read_data: true, unpack: true, sample: None };
 
 /// Layers that between them fill packs, write the index, cut files and come again in a later generation.
 fn workload() -> Vec<Layer> {

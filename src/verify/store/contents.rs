@@ -114,7 +114,7 @@ impl Check<'_> {
         let meter = Meter::new(self.progress, "recipes", recipes.len() as u64);
         let found = in_parallel(&recipes, |((hash, size), _)| {
             let part = u32::from_le_bytes(hash.0[..4].try_into().expect("four bytes"));
-            let whole = self.options.reads(part);
+            let whole = self.options.unpacks(part);
             let problem = self.check_recipe(hash, *size, whole).err();
             meter.advance(1);
             (problem.map(|problem| ((*hash, *size), problem)), whole)

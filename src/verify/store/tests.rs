@@ -16,7 +16,9 @@ use crate::{
     },
 };
 
-const ALL: VerifyOptions = VerifyOptions { read_data: true, sample: None };
+const ALL: VerifyOptions = VerifyOptions { read_data: true, unpack: true, sample: None };
+/// Every stored byte, nothing unpacked.
+const STORED: VerifyOptions = VerifyOptions { unpack: false, ..ALL };
 
 fn layers() -> Vec<Layer> {
     vec![Layer::small(1), Layer::large(2), Layer::small(3)]
@@ -63,6 +65,9 @@ fn a_good_store_is_clean() {
     let counts = report.counts;
     assert_eq!((counts.records, counts.manifests, counts.files, counts.recipes_read), (3, 3, 10, 1));
     assert!(counts.bytes_read > 300_000 && counts.packs > 5, "{counts:?}");
+    let stored = check(&disk, &STORED);
+    assert!(stored.is_clean() && stored.counts.recipes_read == 0, "{stored:?}");
+    assert_eq!(stored.counts.bytes_read, counts.bytes_read);
     let quick = check(&disk, &VerifyOptions::default());
     assert!(quick.is_clean() && quick.counts.bytes_read == 0);
 }
@@ -114,7 +119,7 @@ fn every_flip_is_found() {
         for at in places.step_by(7) {
             let bad = copy(&disk);
             bad.damage(&path, |bytes| bytes[at] ^= 0x10);
-            let report = check(&bad, &ALL);
+            let report = check(&bad, &STORED);
             assert_eq!(report.exit_code(), 4, "{file} byte {at}");
         }
     }
@@ -130,7 +135,7 @@ fn every_truncation_is_found() {
         for len in (0..bytes).step_by(bytes / 40 + 1).chain([bytes - 1]) {
             let bad = copy(&disk);
             bad.damage(&path, |bytes| bytes.truncate(len));
-            let report = check(&bad, &ALL);
+            let report = check(&bad, &STORED);
             assert_eq!(report.exit_code(), 4, "{file} cut to {len}");
         }
     }
@@ -190,7 +195,7 @@ fn findings_name_units_and_paths() {
     });
     let (pack, at) = pack.expect("noise is kept plain");
     disk.damage(&pack, |bytes| bytes[at] ^= 1);
-    let report = check(&disk, &ALL);
+    let report = check(&disk, &STORED);
     let paths: Vec<String> = report.findings.iter().flat_map(|f| &f.paths).map(ToString::to_string).collect();
     assert!(codes(&report).contains(&"block-damaged"));
     assert!(
