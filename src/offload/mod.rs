@@ -27,6 +27,8 @@ pub mod looks;
 pub mod names;
 pub mod observe;
 pub mod packer;
+#[cfg(test)]
+mod pipeline;
 pub mod recall;
 pub mod scheduler;
 pub mod seal;
