@@ -6,11 +6,10 @@
 use std::{
     io,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -19,7 +18,7 @@ use tokio::{
     task::{JoinError, JoinHandle},
 };
 
-use super::{background::Background, effort::Effort, packer::OpenBlock, upload::UploadError};
+use super::{background::Background, effort::Effort, pace::Pace, packer::OpenBlock, upload::UploadError};
 
 /// Layers that may read and pack at the same time; each holds two windows, a buffer of the cutter and a few blocks, some 10 MiB. Others ask
 /// and wait for commits meanwhile.
@@ -57,30 +56,6 @@ impl Core {
     }
 }
 
-/// When the next block may go, where the bandwidth is limited.
-#[derive(Debug)]
-pub(super) struct Pace {
-    /// 0 = unlimited.
-    bytes_per_s: u64,
-    next: Mutex<Instant>,
-}
-
-impl Pace {
-    /// Waits until a block of `bytes` may go.
-    pub(super) async fn wait(&self, bytes: u64) {
-        if self.bytes_per_s == 0 {
-            return;
-        }
-        let turn = {
-            let mut next = self.next.lock().expect("no code panics under this lock");
-            let turn = (*next).max(Instant::now());
-            *next = turn + Duration::from_secs_f64(bytes as f64 / self.bytes_per_s as f64);
-            turn
-        };
-        tokio::time::sleep_until(turn.into()).await;
-    }
-}
-
 impl Bounds {
     /// One thread a core that hashes, cuts or compresses; at least two, since one of them may wait for the disk.
     /// Blocks leave at no more than `bytes_per_s`; 0 = unlimited. `level` is zstd's, where nothing limits.
@@ -90,7 +65,7 @@ impl Bounds {
             cpu: Arc::new(Semaphore::new(cores.max(2))),
             packing_small: Arc::new(Semaphore::new(SMALL_LAYERS_PACKING)),
             packing_large: Arc::new(Semaphore::new(LARGE_LAYERS_PACKING)),
-            pace: Arc::new(Pace { bytes_per_s, next: Mutex::new(Instant::now()) }),
+            pace: Arc::new(Pace::new(bytes_per_s)),
             effort: Arc::new(Effort::new(level)),
             is_urgent: Arc::default(),
         }

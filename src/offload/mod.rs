@@ -26,6 +26,7 @@ pub mod live;
 pub mod looks;
 pub mod names;
 pub mod observe;
+pub mod pace;
 pub mod packer;
 #[cfg(test)]
 mod pipeline;
