@@ -61,6 +61,9 @@ pub const RECORDS_PER_PUSH: usize = 1024;
 /// Block bytes a drone may have on the way and not yet taken in by the store.
 pub const UPLOAD_CREDIT_BYTES: u64 = 16 << 20;
 
+/// Such bytes of all hosts together that the store holds in memory; a host whose next block would be beyond it waits with its stream.
+pub const UPLOADS_WAITING_BYTES: usize = 2 * UPLOAD_CREDIT_BYTES as usize;
+
 /// Running units of one host that may have a snapshot: a drone runs some hundred jobs at most.
 pub const SNAPSHOTS_PER_HOST: usize = 4096;
 /// Snapshots of all hosts together, some 300 bytes of memory each.

@@ -31,7 +31,10 @@ mod tests;
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::Semaphore,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -66,6 +69,8 @@ pub struct Server {
     live: hosts::LiveHosts,
     history: hosts::History,
     turns: turns::Turns,
+    /// Bytes of blocks that may wait to be taken in, all sessions together.
+    room: Arc<Semaphore>,
     stop: CancellationToken,
 }
 
@@ -73,7 +78,9 @@ impl Server {
     /// Serves `store`; `settings` are those that must agree, as `name=value`.
     pub fn new(store: Arc<dyn StoreApi>, settings: Vec<String>) -> Arc<Self> {
         let (live, history, turns) = Default::default();
-        let server = Arc::new(Self { store, settings, live, history, turns, stop: CancellationToken::new() });
+        let room = Arc::new(Semaphore::new(limits::UPLOADS_WAITING_BYTES));
+        let stop = CancellationToken::new();
+        let server = Arc::new(Self { store, settings, live, history, turns, room, stop });
         desk::open(&server);
         server
     }

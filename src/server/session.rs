@@ -1,7 +1,7 @@
 //! One session: a host's requests over a pair of streams.
 //!
-//! Four loops run side by side until the first of them ends: reading (which never waits for anything but the host), writing, taking in blocks
-//! in order, and following the catalog. Questions run beside them on the blocking pool.
+//! Four loops run side by side until the first of them ends: reading (which waits for the host, and where all hosts together are ahead of the
+//! disk for room), writing, taking in blocks in order, and following the catalog. Questions run beside them on the blocking pool.
 //!
 //! Invariants: what a host can make the store hold is bounded (blocks by credit, questions and fetches by number, answers by the queues'
 //! lengths); a commit begins when every block that came before it on the stream is taken in; nothing is done for a host before its Hello
@@ -154,7 +154,8 @@ struct Queues {
 
 /// What must keep the stream's order.
 enum Intake {
-    Block(Vec<u8>),
+    /// With its share of what may wait.
+    Block(Vec<u8>, OwnedSemaphorePermit),
     Commit(RequestId, CommitRequest, OwnedSemaphorePermit),
     Publish(RequestId, PublishRequest, OwnedSemaphorePermit),
 }
@@ -246,7 +247,7 @@ impl Session {
     async fn read<R: AsyncRead + Unpin>(self: &Arc<Self>, reader: &mut FrameReader<R>) -> SessionEnd {
         loop {
             let took = match reader.next().await {
-                Ok(Some(Frame::Upload(block))) => self.upload(block),
+                Ok(Some(Frame::Upload(block))) => self.upload(block).await,
                 Ok(Some(Frame::Message(bytes))) => match ToStore::decode(&bytes) {
                     Ok(message) => self.message(message),
                     Err(error) => Err(protocol(error.to_string())),
@@ -261,7 +262,8 @@ impl Session {
         }
     }
 
-    fn upload(&self, block: Vec<u8>) -> Result<(), SessionEnd> {
+    /// Where all hosts together have sent more than is to wait, this one's stream waits.
+    async fn upload(&self, block: Vec<u8>) -> Result<(), SessionEnd> {
         if !self.rights.add {
             return Err(protocol("a block from a host that may not add"));
         }
@@ -270,7 +272,9 @@ impl Session {
         if queued > limits::UPLOAD_CREDIT_BYTES {
             return Err(protocol("blocks beyond the credit"));
         }
-        self.enqueue(Intake::Block(block))
+        let room = u32::try_from(charge(block.len())).expect("a charge is at most the credit of one host");
+        let room = Arc::clone(&self.server.room).acquire_many_owned(room).await;
+        self.enqueue(Intake::Block(block, room.map_err(|_| SessionEnd::Stopped)?))
     }
 
     fn enqueue(&self, intake: Intake) -> Result<(), SessionEnd> {
@@ -384,7 +388,7 @@ impl Session {
     async fn take_in(self: &Arc<Self>, queue: &mut mpsc::UnboundedReceiver<Intake>) -> SessionEnd {
         while let Some(next) = queue.recv().await {
             match next {
-                Intake::Block(block) => {
+                Intake::Block(block, _room) => {
                     if let Err(end) = self.append(block).await {
                         return end;
                     }

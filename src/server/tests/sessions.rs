@@ -301,3 +301,44 @@ async fn rights_are_checked_at_the_commit() {
     let error = admin.add("4-me/h", &later.expect("a good manifest")).await.expect_err("beyond the head");
     assert!(error.to_string().contains("hasn't come so far"), "{error}");
 }
+
+/// What many hosts send at once waits with them and not in the store's memory; who only asks is answered meanwhile.
+#[tokio::test]
+async fn hosts_that_are_ahead_of_the_disk_wait_with_their_streams() {
+    let lab = Lab::new().await;
+    let hosts: Vec<_> = (0..4).map(|n| lab.host(&format!("drone{n}"))).collect();
+    let asker = lab.host("asker");
+    for host in hosts.iter().chain([&asker]) {
+        host.wait_up().await;
+    }
+    lab.store.hold_blocks(true);
+    let sending: Vec<_> = hosts
+        .iter()
+        .enumerate()
+        .map(|(n, host)| {
+            let link = host.link.clone();
+            tokio::spawn(async move {
+                for part in 0..14 {
+                    let bytes = noise(n as u64 * 16 + part, 1 << 20);
+                    link.send_block(block(ObjectKind::Chunk, &bytes)).await.expect("has credit");
+                }
+                let layer = manifest(&format!("of {n}"), Body::Dir);
+                link.send_block(block(ObjectKind::Manifest, &layer.encode())).await.expect("has credit");
+                link.commit(request(&format!("{n}-me/h"), Hash::of(&layer.encode()))).await
+            })
+        })
+        .collect();
+    timeout(PATIENCE, async {
+        while lab.server.room.available_permits() > 1 << 20 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("56 MiB are more than the room");
+    assert!(!asker.link.offer(Hash::of(b"anything")).await.expect("is answered"));
+    lab.store.hold_blocks(false);
+    for sent in sending {
+        sent.await.expect("doesn't panic").expect("is committed");
+    }
+    assert_eq!(lab.server.room.available_permits(), limits::UPLOADS_WAITING_BYTES);
+}
