@@ -25,7 +25,7 @@ use crate::{
     verify::{VerifyOptions, store::verify_closed},
 };
 
-const ALL: VerifyOptions = VerifyOptions { read_data: true, sample: None };
+const ALL: VerifyOptions = VerifyOptions { read_data: true, unpack: true, sample: None };
 
 fn gc_with(store: &Store, dry_run: bool) -> Result<(Plan, Swept), StoreError> {
     let mut plan = Plan::default();
