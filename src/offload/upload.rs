@@ -294,6 +294,8 @@ impl Uploader {
         let ask: Vec<Hash> =
             hashes.iter().zip(known).filter_map(|(hash, known)| (!known).then_some(*hash)).collect();
         let lacking = self.missing(kind, ask.clone()).await?;
+        // What the store has it may lose, or have been promised by another host.
+        batch.trusted |= lacking.contains(&false);
         let answered = || ask.iter().zip(&lacking);
         self.held.learn(answered().filter(|(_, lacks)| !**lacks).map(|(hash, _)| key(hash)));
         let lacking: Vec<Hash> = answered().filter(|(_, lacks)| **lacks).map(|(hash, _)| *hash).collect();
@@ -425,7 +427,7 @@ impl Uploader {
 struct Batch<'a> {
     claims: &'a Claims,
     others: HashSet<Key>,
-    /// Something wasn't asked, since the store had it before.
+    /// Something isn't sent since the store has it, or had it when it was asked last.
     trusted: bool,
 }
 

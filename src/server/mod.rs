@@ -16,6 +16,7 @@ mod hosts;
 mod may;
 mod opened;
 mod outbox;
+mod promises;
 pub mod retention;
 mod session;
 mod socket;
@@ -69,6 +70,7 @@ pub struct Server {
     live: hosts::LiveHosts,
     history: hosts::History,
     turns: turns::Turns,
+    promises: promises::Promises,
     /// Bytes of blocks that may wait to be taken in, all sessions together.
     room: Arc<Semaphore>,
     stop: CancellationToken,
@@ -77,10 +79,10 @@ pub struct Server {
 impl Server {
     /// Serves `store`; `settings` are those that must agree, as `name=value`.
     pub fn new(store: Arc<dyn StoreApi>, settings: Vec<String>) -> Arc<Self> {
-        let (live, history, turns) = Default::default();
+        let (live, history, turns, promises) = Default::default();
         let room = Arc::new(Semaphore::new(limits::UPLOADS_WAITING_BYTES));
         let stop = CancellationToken::new();
-        let server = Arc::new(Self { store, settings, live, history, turns, room, stop });
+        let server = Arc::new(Self { store, settings, live, history, turns, promises, room, stop });
         desk::open(&server);
         server
     }

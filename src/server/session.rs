@@ -26,11 +26,15 @@ use super::{
     api::{NewCommit, NewRetirement, StoreApi, StoreFault},
     greeting, may,
     outbox::{self, Outbox},
+    promises::{Promiser, Relied},
 };
 use crate::{
     buffers,
-    catalog::Head,
-    chunk::ObjectKind,
+    catalog::{Head, Record},
+    chunk::{
+        ObjectKind,
+        block::{self, parse_table},
+    },
     ids::{Hash, HostUuid, Seq},
     limits::{self, FETCHES_OPEN, FETCHES_READ, FOLLOW_WINDOW, QUESTIONS_OPEN},
     wire::{
@@ -109,6 +113,7 @@ where
     outbox.message(FromStore::Welcome(welcome)).await;
     let (session, queues) = Session::new(server, hello.host, hello.host_name, identity.rights, outbox);
     let end = session.run(reader, writer, outlet, queues).await;
+    server.promises.end(session.promiser);
     tracing::info!(host = session.host_name, ?end, "session ended");
     end
 }
@@ -132,6 +137,9 @@ struct Session {
     host: HostUuid,
     host_name: String,
     rights: Rights,
+    /// As whom it is told to send what others have, too.
+    promiser: Promiser,
+    relied: Relied,
     outbox: Outbox,
     intake: mpsc::UnboundedSender<Intake>,
     /// Charges of blocks in `intake`.
@@ -189,6 +197,8 @@ impl Session {
             host,
             host_name,
             rights,
+            promiser: server.promises.begin(),
+            relied: Relied::default(),
             outbox,
             intake,
             queued: AtomicU64::new(0),
@@ -339,8 +349,16 @@ impl Session {
     ) -> Result<(), SessionEnd> {
         let permit = open(&self.questions, QUESTIONS_OPEN, "questions")?;
         self.beside(permit, async move |session| {
-            let missing = on_store(&session.server.store, move |s| s.missing(kind, &hashes)).await;
-            session.answer(missing.map(|missing| FromStore::Wanted(id, bits(&missing)))).await;
+            let (server, asker) = (Arc::clone(&session.server), Arc::clone(&session));
+            let missing = on_store(&session.server.store, move |store| {
+                let mut missing = store.missing(kind, &hashes)?;
+                if asker.rights.add {
+                    let Session { promiser, relied, .. } = &*asker;
+                    server.promises.share(*promiser, relied, kind, &hashes, &mut missing);
+                }
+                Ok(missing)
+            });
+            session.answer(missing.await.map(|missing| FromStore::Wanted(id, bits(&missing)))).await;
         });
         Ok(())
     }
@@ -406,8 +424,14 @@ impl Session {
 
     async fn append(&self, block: Vec<u8>) -> Result<(), SessionEnd> {
         let charged = charge(block.len());
+        let server = Arc::clone(&self.server);
         let append = move |store: &dyn StoreApi| {
             let appended = store.append_block(&block);
+            if appended.is_ok()
+                && let Ok(table) = block::Header::parse(&block).and_then(|head| parse_table(&head, &block))
+            {
+                server.promises.keep(table.iter().map(|entry| (entry.kind, &entry.hash)));
+            }
             buffers::give(block);
             appended
         };
@@ -428,17 +452,30 @@ impl Session {
         let (host, host_name) = (self.host, self.host_name.clone());
         let adopted_by = None;
         let commit = NewCommit { host, host_name, unit, generation, manifest, lost, adopted_by, incarnation };
-        let (server, rights) = (Arc::clone(&self.server), self.rights);
-        let committed = on_store(&self.server.store, move |store| {
-            let _turn = server.turns.take(host, &commit.unit);
-            may::commit(store, &server.history, rights, &commit)?;
-            store.commit(commit)
-        });
-        match committed.await {
+        let mut committed = self.enter(&commit).await;
+        if self.is_over(is_rejected(&committed)).await {
+            committed = self.enter(&commit).await;
+        }
+        match committed {
             Ok(record) => self.outbox.message(FromStore::Committed(id, record)).await,
             Err(StoreFault::Unacceptable(why)) => self.outbox.message(FromStore::Rejected(id, why)).await,
             Err(StoreFault::Broken(why)) => self.fail(store_failed(why)),
         }
+    }
+
+    async fn enter(&self, commit: &NewCommit) -> Result<Record, StoreFault> {
+        let (server, rights, commit) = (Arc::clone(&self.server), self.rights, commit.clone());
+        let enter = move |store: &dyn StoreApi| {
+            let _turn = server.turns.take(commit.host, &commit.unit);
+            may::commit(store, &server.history, rights, &commit)?;
+            store.commit(commit)
+        };
+        on_store(&self.server.store, enter).await
+    }
+
+    /// Whether what was rejected may be tried again: others were still sending something that this host was told not to, and that is over.
+    async fn is_over(&self, is_rejected: bool) -> bool {
+        is_rejected && self.server.promises.settle(&self.relied).await
     }
 
     async fn retire(&self, id: RequestId, units: Vec<RetireUnit>) {
@@ -459,28 +496,44 @@ impl Session {
     async fn publish(&self, id: RequestId, request: PublishRequest) {
         let PublishRequest { unit, generation, manifest, incarnation } = request;
         let (host, host_name) = (self.host, self.host_name.clone());
-        let (server, rights) = (Arc::clone(&self.server), self.rights);
-        let published = on_store(&self.server.store, move |store| {
-            let Some(manifest) = manifest else {
-                store.withdraw(host, &unit, generation);
-                return Ok(());
-            };
-            let (lost, adopted_by) = (false, None);
-            let snapshot =
-                NewCommit { host, host_name, unit, generation, manifest, lost, adopted_by, incarnation };
-            let may = may::publish(store, &server.history, rights, &snapshot);
-            if let Err(StoreFault::Unacceptable(_)) = may {
-                // What it showed before may be what it may not.
-                store.withdraw(host, &snapshot.unit, snapshot.generation);
+        let published = match manifest {
+            None => {
+                let withdraw = move |store: &dyn StoreApi| {
+                    store.withdraw(host, &unit, generation);
+                    Ok(())
+                };
+                on_store(&self.server.store, withdraw).await
             }
-            may?;
-            store.publish(snapshot)
-        });
-        match published.await {
+            Some(manifest) => {
+                let (lost, adopted_by) = (false, None);
+                let snapshot =
+                    NewCommit { host, host_name, unit, generation, manifest, lost, adopted_by, incarnation };
+                let mut shown = self.show(&snapshot).await;
+                if self.is_over(is_rejected(&shown)).await {
+                    shown = self.show(&snapshot).await;
+                }
+                shown
+            }
+        };
+        match published {
             Ok(()) => self.outbox.message(FromStore::Published(id)).await,
             Err(StoreFault::Unacceptable(why)) => self.outbox.message(FromStore::Rejected(id, why)).await,
             Err(StoreFault::Broken(why)) => self.fail(store_failed(why)),
         }
+    }
+
+    async fn show(&self, snapshot: &NewCommit) -> Result<(), StoreFault> {
+        let (server, rights, snapshot) = (Arc::clone(&self.server), self.rights, snapshot.clone());
+        let show = move |store: &dyn StoreApi| {
+            let may = may::publish(store, &server.history, rights, &snapshot);
+            if let Err(StoreFault::Unacceptable(_)) = may {
+                // What it showed before may be what it may not.
+                store.withdraw(snapshot.host, &snapshot.unit, snapshot.generation);
+            }
+            may?;
+            store.publish(snapshot)
+        };
+        on_store(&self.server.store, show).await
     }
 
     /// Answers each question about snapshots as soon as there is something to say; who asks from nothing hears at once.
@@ -567,6 +620,10 @@ impl Session {
         self.outbox.records(records).await;
         Ok(last)
     }
+}
+
+fn is_rejected<T>(answer: &Result<T, StoreFault>) -> bool {
+    matches!(answer, Err(StoreFault::Unacceptable(_)))
 }
 
 fn open(permits: &Arc<Semaphore>, limit: usize, what: &str) -> Result<OwnedSemaphorePermit, SessionEnd> {

@@ -1,6 +1,6 @@
 //! What a host asks of a store, and what it may.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::timeout;
 
@@ -341,4 +341,33 @@ async fn hosts_that_are_ahead_of_the_disk_wait_with_their_streams() {
         sent.await.expect("doesn't panic").expect("is committed");
     }
     assert_eq!(lab.server.room.available_permits(), limits::UPLOADS_WAITING_BYTES);
+}
+
+/// Of two hosts with the same object one is told to send it, and the other's commit comes after it.
+#[tokio::test]
+async fn what_one_host_is_about_to_send_another_need_not() {
+    let lab = Lab::new().await;
+    let (one, two) = (lab.host("drone1"), lab.host("drone2"));
+    one.wait_up().await;
+    two.wait_up().await;
+    let ask = async |host: &Host, hash| host.link.missing(ObjectKind::Manifest, vec![hash]).await;
+    let layer = manifest("shared", Body::Dir).encode();
+    let name = Hash::of(&layer);
+    assert_eq!(ask(&one, name).await, Ok(vec![true]));
+    assert_eq!(ask(&two, name).await, Ok(vec![false]), "the other sends it");
+    let committing = two.link.commit(request("2-me/h", name));
+    tokio::pin!(committing);
+    assert!(timeout(Duration::from_millis(200), committing.as_mut()).await.is_err(), "it waits");
+    one.link.send_block(block(ObjectKind::Manifest, &layer)).await.expect("is queued");
+    timeout(PATIENCE, committing).await.expect("in time").expect("is committed");
+
+    // One that goes away before it has sent it keeps nobody waiting.
+    let name = Hash::of(&manifest("never", Body::Dir).encode());
+    assert_eq!(ask(&one, name).await, Ok(vec![true]));
+    assert_eq!(ask(&two, name).await, Ok(vec![false]));
+    let committing = two.link.commit(request("3-me/h", name));
+    one.link.stop();
+    let rejected = timeout(PATIENCE, committing).await.expect("in time");
+    assert!(matches!(rejected, Err(LinkError::Rejected(_))), "{rejected:?}");
+    assert_eq!(ask(&two, name).await, Ok(vec![true]));
 }
