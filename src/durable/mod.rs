@@ -59,6 +59,14 @@ pub enum LockMode {
 /// Releases its lock when dropped (or when the process ends, however it ends).
 pub type DiskLock = Box<dyn Any + Send + Sync>;
 
+/// Room on a file system, bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// That this process may still use.
+    pub free: u64,
+    pub total: u64,
+}
+
 /// What the store needs of a file system.
 pub trait Disk: Send + Sync + Debug {
     /// An existing file, for reading and writing.
@@ -84,6 +92,9 @@ pub trait Disk: Send + Sync + Debug {
 
     /// Makes creations, renames and removals in `dir` durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+
+    /// Room on the file system of `dir`.
+    fn space(&self, dir: &Path) -> io::Result<Space>;
 
     /// Locks the lock file at `path`, creating it where missing (not for [`LockMode::Shared`], which changes nothing on the disk:
     /// without the file nobody holds it). `None`: somebody else has it.

@@ -8,7 +8,7 @@ use fs_err::{
 };
 use rustix::{buffer::spare_capacity, fs::FlockOperation, io::Errno};
 
-use super::{Disk, DiskFile, DiskLock, LockMode};
+use super::{Disk, DiskFile, DiskLock, LockMode, Space};
 
 /// The machine's own file system.
 #[derive(Debug, Clone, Copy)]
@@ -95,6 +95,11 @@ impl Disk for RealDisk {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         fs::File::open(dir)?.sync_all()
+    }
+
+    fn space(&self, dir: &Path) -> io::Result<Space> {
+        let found = rustix::fs::statvfs(dir).map_err(|e| at(dir, e.into()))?;
+        Ok(Space { free: found.f_bavail * found.f_frsize, total: found.f_blocks * found.f_frsize })
     }
 
     fn lock(&self, path: &Path, mode: LockMode) -> io::Result<Option<DiskLock>> {

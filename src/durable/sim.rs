@@ -11,7 +11,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use super::{Disk, DiskFile, DiskLock, LockMode};
+use super::{Disk, DiskFile, DiskLock, LockMode, Space};
 
 /// Granule in which unsynced writes tear and overtake one another.
 const SECTOR_BYTES: usize = 512;
@@ -58,6 +58,8 @@ struct State {
     operations: u64,
     syncs: u64,
     crash_at: Option<u64>,
+    /// Bytes that the files may have together.
+    capacity: Option<u64>,
     locked: bool,
 }
 
@@ -78,6 +80,16 @@ impl SimDisk {
     pub fn crash_after(&self, operation: u64) {
         let mut state = self.state();
         state.crash_at = Some(state.operations + operation);
+    }
+
+    /// From now on the files have room for so many bytes together, but for the index, whose database doesn't go on after it was full.
+    pub fn set_capacity(&self, bytes: u64) {
+        self.state().capacity = Some(bytes);
+    }
+
+    /// Bytes that count against the capacity.
+    pub fn used(&self) -> u64 {
+        self.state().used()
     }
 
     /// Operations so far.
@@ -248,8 +260,10 @@ impl DiskFile for SimFile {
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.0.operate()?.inodes[self.1].change(Change::Write(offset, bytes.to_vec()));
-        Ok(())
+        let mut state = self.0.operate()?;
+        let fits = state.fits(self.1, offset, bytes.len());
+        state.inodes[self.1].change(Change::Write(offset, bytes[..fits].to_vec()));
+        if fits < bytes.len() { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
@@ -342,6 +356,12 @@ impl Disk for SimDisk {
         Ok(())
     }
 
+    fn space(&self, _: &Path) -> io::Result<Space> {
+        let state = self.state();
+        let total = state.capacity.unwrap_or(1 << 50);
+        Ok(Space { free: total.saturating_sub(state.used()), total })
+    }
+
     fn lock(&self, _: &Path, mode: LockMode) -> io::Result<Option<DiskLock>> {
         let mut state = self.state();
         if state.locked {
@@ -361,6 +381,26 @@ impl Drop for SimLock {
 }
 
 impl State {
+    /// Files that count: those that have a name and aren't the index.
+    fn counted(&self) -> impl Iterator<Item = usize> + '_ {
+        let named = self.names.iter().filter(|(path, _)| path.extension().is_none_or(|e| e != "redb"));
+        named.map(|(_, inode)| *inode)
+    }
+
+    fn used(&self) -> u64 {
+        self.counted().map(|inode| self.inodes[inode].now.len() as u64).sum()
+    }
+
+    /// How many of `bytes` bytes at `offset` there is room for.
+    fn fits(&self, inode: usize, offset: u64, bytes: usize) -> usize {
+        let Some(capacity) = self.capacity.filter(|_| self.counted().any(|counted| counted == inode)) else {
+            return bytes;
+        };
+        let free = capacity.saturating_sub(self.used());
+        let end = self.inodes[inode].now.len() as u64 + free;
+        bytes.min(usize::try_from(end.saturating_sub(offset)).unwrap_or(usize::MAX))
+    }
+
     fn name(&mut self, change: NameChange) {
         change.apply(&mut self.names);
         self.unsynced_names.push(change);

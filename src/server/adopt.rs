@@ -81,6 +81,8 @@ pub(super) fn adopt(server: &Server, snapshot: &Snapshot, by: &str) -> Adopted {
             tracing::info!(unit = %snapshot.unit, host = snapshot.host_name, by, seq = %record.seq, "adopted");
             Adopted::At(record.seq)
         }
-        Err(StoreFault::Unacceptable(why) | StoreFault::Broken(why)) => Adopted::Not(why),
+        Err(StoreFault::Unacceptable(why) | StoreFault::Full(why) | StoreFault::Broken(why)) => {
+            Adopted::Not(why)
+        }
     }
 }

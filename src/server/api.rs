@@ -18,7 +18,10 @@ pub enum StoreFault {
     /// What the host sent can't be accepted; the store is well.
     #[error("{0}")]
     Unacceptable(String),
-    /// The store can't go on: disk full, I/O error, damage.
+    /// There is no room for it now; the store goes on with all else.
+    #[error("{0}")]
+    Full(String),
+    /// The store can't go on: I/O error, damage.
     #[error("{0}")]
     Broken(String),
 }
@@ -35,6 +38,10 @@ pub trait StoreApi: Send + Sync + 'static {
     fn missing(&self, kind: ObjectKind, hashes: &[Hash]) -> Result<Vec<bool>, StoreFault>;
     /// Whether this manifest was committed before: then all that it names is here.
     fn manifest_known(&self, manifest: &Hash) -> Result<bool, StoreFault>;
+    /// Whether there is room for anything new.
+    fn has_room(&self) -> Result<(), StoreFault> {
+        Ok(())
+    }
     /// Checks a block and appends it; not durable yet.
     fn append_block(&self, encoded: &[u8]) -> Result<(), StoreFault>;
     /// Checks that the layer is here in full, and returns when it is durable. A repeated commit gives the record that it gave before.

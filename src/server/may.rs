@@ -83,9 +83,11 @@ fn newest_deletion(manifest: &Manifest) -> Option<Seq> {
 /// A manifest that the store has. Blocks.
 pub(super) fn read_manifest(store: &dyn StoreApi, hash: &Hash) -> Result<Manifest, StoreFault> {
     let unacceptable = |why: String| StoreFault::Unacceptable(why);
-    let encoded = store
-        .fetch(ObjectKind::Manifest, hash)?
-        .ok_or_else(|| unacceptable(format!("manifest {hash} was not sent")))?;
+    let encoded = store.fetch(ObjectKind::Manifest, hash)?.ok_or_else(|| match store.has_room() {
+        // It may have been sent and not taken in.
+        Err(full) => full,
+        Ok(()) => unacceptable(format!("manifest {hash} was not sent")),
+    })?;
     let block = Block::open(&encoded).map_err(|e| StoreFault::Broken(e.to_string()))?;
     let bytes = block
         .get(ObjectKind::Manifest, hash)

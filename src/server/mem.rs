@@ -32,6 +32,7 @@ struct Inner {
     closed: bool,
     waiting: usize,
     full: bool,
+    broken: bool,
 }
 
 impl MemStore {
@@ -57,8 +58,13 @@ impl MemStore {
     }
 
     /// From now on nothing can be written.
-    pub(crate) fn fill_up(&self) {
-        self.lock().full = true;
+    pub(crate) fn break_down(&self) {
+        self.lock().broken = true;
+    }
+
+    /// From now on there is no room for anything new, or there is again.
+    pub(crate) fn fill_up(&self, is_full: bool) {
+        self.lock().full = is_full;
     }
 
     pub(crate) fn objects(&self) -> usize {
@@ -80,6 +86,10 @@ impl MemStore {
     }
 }
 
+fn full() -> StoreFault {
+    StoreFault::Full("the disk is full".to_owned())
+}
+
 impl StoreApi for MemStore {
     fn uuid(&self) -> StoreUuid {
         self.uuid
@@ -95,11 +105,18 @@ impl StoreApi for MemStore {
 
     fn missing(&self, kind: ObjectKind, hashes: &[Hash]) -> Result<Vec<bool>, StoreFault> {
         let inner = self.lock();
-        Ok(hashes.iter().map(|h| !inner.objects.contains_key(&(kind, *h))).collect())
+        let missing: Vec<bool> = hashes.iter().map(|h| !inner.objects.contains_key(&(kind, *h))).collect();
+        if inner.full && missing.contains(&true) { Err(full()) } else { Ok(missing) }
     }
 
     fn manifest_known(&self, manifest: &Hash) -> Result<bool, StoreFault> {
-        Ok(self.lock().committed.contains(manifest))
+        let inner = self.lock();
+        let known = inner.committed.contains(manifest);
+        if inner.full && !known { Err(full()) } else { Ok(known) }
+    }
+
+    fn has_room(&self) -> Result<(), StoreFault> {
+        if self.lock().full { Err(full()) } else { Ok(()) }
     }
 
     fn append_block(&self, encoded: &[u8]) -> Result<(), StoreFault> {
@@ -110,8 +127,11 @@ impl StoreApi for MemStore {
         let opened = self.gate.wait_timeout_while(inner, Duration::from_secs(30), |i| i.closed);
         let (mut inner, _) = opened.expect("no test panics with the lock");
         inner.waiting -= 1;
+        if inner.broken {
+            return Err(StoreFault::Broken("input/output error".to_owned()));
+        }
         if inner.full {
-            return Err(StoreFault::Broken("no space left on device".to_owned()));
+            return Err(full());
         }
         let encoded = Arc::new(encoded.to_vec());
         for entry in block.table() {

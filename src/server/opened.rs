@@ -25,7 +25,9 @@ pub fn open_store(dir: &Path, options: StoreOptions) -> Result<Arc<dyn StoreApi>
 }
 
 fn fault(error: StoreError) -> StoreFault {
-    if error.is_callers() {
+    if let StoreError::Full { .. } = error {
+        StoreFault::Full(error.to_string())
+    } else if error.is_callers() {
         StoreFault::Unacceptable(error.to_string())
     } else {
         tracing::error!("store: {error}");
@@ -52,6 +54,10 @@ impl StoreApi for Store {
 
     fn manifest_known(&self, manifest: &Hash) -> Result<bool, StoreFault> {
         Store::manifest_known(self, manifest).map_err(fault)
+    }
+
+    fn has_room(&self) -> Result<(), StoreFault> {
+        self.room().map_err(fault)
     }
 
     fn append_block(&self, encoded: &[u8]) -> Result<(), StoreFault> {

@@ -336,7 +336,7 @@ impl Session {
         let permit = open(&self.questions, QUESTIONS_OPEN, "questions")?;
         self.beside(permit, async move |session| {
             let known = on_store(&session.server.store, move |s| s.manifest_known(&manifest)).await;
-            session.answer(known.map(|known| FromStore::Known(id, known))).await;
+            session.answer(id, known.map(|known| FromStore::Known(id, known))).await;
         });
         Ok(())
     }
@@ -358,7 +358,7 @@ impl Session {
                 }
                 Ok(missing)
             });
-            session.answer(missing.await.map(|missing| FromStore::Wanted(id, bits(&missing)))).await;
+            session.answer(id, missing.await.map(|missing| FromStore::Wanted(id, bits(&missing)))).await;
         });
         Ok(())
     }
@@ -395,9 +395,10 @@ impl Session {
         });
     }
 
-    async fn answer(&self, answer: Result<FromStore, StoreFault>) {
+    async fn answer(&self, id: RequestId, answer: Result<FromStore, StoreFault>) {
         match answer {
             Ok(message) => self.outbox.message(message).await,
+            Err(StoreFault::Full(why)) => self.outbox.message(FromStore::Rejected(id, why)).await,
             Err(StoreFault::Unacceptable(why)) => self.fail(protocol(why)),
             Err(StoreFault::Broken(why)) => self.fail(store_failed(why)),
         }
@@ -436,8 +437,8 @@ impl Session {
             appended
         };
         match on_store(&self.server.store, append).await {
-            Ok(()) => {
-                // Free for the host to use before it is told so.
+            Ok(()) | Err(StoreFault::Full(_)) => {
+                // One for which there is no room is dropped: the commit that needs it is rejected, and says why. Free for the host to use before it is told so.
                 self.queued.fetch_sub(charged, Ordering::Relaxed);
                 self.outbox.message(FromStore::Credit(charged)).await;
                 Ok(())
@@ -458,7 +459,9 @@ impl Session {
         }
         match committed {
             Ok(record) => self.outbox.message(FromStore::Committed(id, record)).await,
-            Err(StoreFault::Unacceptable(why)) => self.outbox.message(FromStore::Rejected(id, why)).await,
+            Err(StoreFault::Unacceptable(why) | StoreFault::Full(why)) => {
+                self.outbox.message(FromStore::Rejected(id, why)).await;
+            }
             Err(StoreFault::Broken(why)) => self.fail(store_failed(why)),
         }
     }
@@ -487,7 +490,9 @@ impl Session {
         });
         match retired.await {
             Ok(record) => self.outbox.message(FromStore::Retired(id, record)).await,
-            Err(StoreFault::Unacceptable(why)) => self.outbox.message(FromStore::Rejected(id, why)).await,
+            Err(StoreFault::Unacceptable(why) | StoreFault::Full(why)) => {
+                self.outbox.message(FromStore::Rejected(id, why)).await;
+            }
             Err(StoreFault::Broken(why)) => self.fail(store_failed(why)),
         }
     }
@@ -517,7 +522,9 @@ impl Session {
         };
         match published {
             Ok(()) => self.outbox.message(FromStore::Published(id)).await,
-            Err(StoreFault::Unacceptable(why)) => self.outbox.message(FromStore::Rejected(id, why)).await,
+            Err(StoreFault::Unacceptable(why) | StoreFault::Full(why)) => {
+                self.outbox.message(FromStore::Rejected(id, why)).await;
+            }
             Err(StoreFault::Broken(why)) => self.fail(store_failed(why)),
         }
     }

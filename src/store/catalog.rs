@@ -30,6 +30,7 @@ use super::{
     StoreError,
     layout::{Layout, check16},
     lives::{Ended, Life, Lives},
+    room::cut_back,
 };
 use crate::{
     catalog::{Commit, Head, Record},
@@ -321,6 +322,8 @@ pub struct Catalog {
     file: Arc<dyn DiskFile>,
     head_file: Arc<dyn DiskFile>,
     path: PathBuf,
+    /// The store's.
+    dir: PathBuf,
     known: RwLock<Known>,
 }
 
@@ -351,7 +354,8 @@ impl Catalog {
         file.sync_data()?;
         (known.head, known.end) = (walk.head, walk.end);
         let head_file = open_head(disk, layout)?;
-        let catalog = Self { file, head_file, path: layout.catalog(), known: RwLock::new(known) };
+        let (path, dir) = (layout.catalog(), layout.dir().to_owned());
+        let catalog = Self { file, head_file, path, dir, known: RwLock::new(known) };
         catalog.write_head(walk.head)?;
         Ok((catalog, walk.packs))
     }
@@ -392,7 +396,7 @@ impl Catalog {
     }
 
     /// Writes `records`, which follow the head, as one batch, and makes them durable. `packs` says up to where packs are.
-    /// After an error nothing more may be appended.
+    /// After an error nothing more may be appended, but where there was no room: then nothing has changed.
     pub fn append(&self, records: &[Record], packs: PackPoint) -> Result<(), StoreError> {
         let (mut head, start) = (self.head(), self.bytes());
         let (mut bytes, mut offsets) = (Vec::new(), Vec::new());
@@ -403,7 +407,9 @@ impl Catalog {
             assert!(frame.record.len() <= RECORD_BYTES, "a record's parts are bounded");
             bytes.extend_from_slice(&frame.encode());
         }
-        self.file.write_at(start, &bytes)?;
+        if let Err(error) = self.file.write_at(start, &bytes) {
+            return Err(cut_back(error, &*self.file, start, &self.dir));
+        }
         self.file.sync_data()?;
         let mut known = self.known.write().expect("nothing panics while it holds the catalog's lock");
         offsets.iter().zip(records).for_each(|(offset, record)| known.add(*offset, record));

@@ -146,7 +146,7 @@ impl Store {
         {
             return Ok(record);
         }
-        let checked = self.check_manifest(&commit.manifest)?;
+        let checked = self.check_manifest(&commit.manifest).map_err(|e| self.lacking(e))?;
         let manifest = commit.manifest;
         let record = self.queue.take_part(Request::Commit(commit, checked), |batch| self.run_batch(batch))?;
         self.leases.ended(&manifest);
@@ -182,10 +182,19 @@ impl Store {
         };
         unsynced.sync(&*self.disk, &self.layout)?;
         let (answers, records) = self.number(batch)?;
-        if !records.is_empty() {
-            self.catalog.append(&records, packs)?;
-            self.heads.send_replace(self.catalog.head());
-            self.overtake(&records);
+        let entered = if records.is_empty() { Ok(()) } else { self.catalog.append(&records, packs) };
+        match entered {
+            Ok(()) if records.is_empty() => {}
+            Ok(()) => {
+                self.heads.send_replace(self.catalog.head());
+                self.overtake(&records);
+            }
+            // Nobody in the batch is answered with a record; what was synced stays, and the index may speak of it.
+            Err(full @ StoreError::Full { .. }) => {
+                self.index.finish_flush()?;
+                return Ok(batch.iter().map(|_| Err(full.again())).collect());
+            }
+            Err(error) => return Err(error),
         }
         self.index.finish_flush()?;
         Ok(answers)

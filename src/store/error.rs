@@ -76,6 +76,13 @@ pub enum StoreError {
     /// More running units than a host, or all of them together, may show.
     #[error("there are too many snapshots of running units")]
     TooManySnapshots,
+    /// There is no room for what isn't here yet. What is here can be read, and what needs nothing new be committed.
+    #[error(
+        "the results host's disk is full: {} MiB are free in {}, and {} MiB are kept in reserve. \
+         It goes on when there is more room: `resultsfs gc` on the results host reclaims what isn't needed (after `prune`, more), \
+         or give it a larger disk", free >> 20, dir.display(), reserve >> 20
+    )]
+    Full { dir: PathBuf, free: u64, reserve: u64 },
     /// What a committed layer needs can't be told.
     #[error(
         "what is committed can't be read whole, so that nobody can say what is needed: {why}. Nothing was reclaimed; \
@@ -96,6 +103,16 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// The same for another who waits.
+    pub(super) fn again(&self) -> Self {
+        match self {
+            Self::Full { dir, free, reserve } => {
+                Self::Full { dir: dir.clone(), free: *free, reserve: *reserve }
+            }
+            _ => Self::PreviousIo,
+        }
+    }
+
     /// Whether the caller's input is to blame. Otherwise the store is, and a retry elsewhere or later may work.
     pub fn is_callers(&self) -> bool {
         match self {
@@ -119,6 +136,7 @@ impl StoreError {
             | Self::Damaged { .. }
             | Self::Io(_)
             | Self::Index(_)
+            | Self::Full { .. }
             | Self::NotMarked { .. }
             | Self::Collecting
             | Self::Busy { .. }

@@ -27,6 +27,7 @@ pub mod pack;
 mod prune;
 mod recover;
 mod retire;
+mod room;
 mod roots;
 mod snapshots;
 mod writer;
@@ -93,12 +94,19 @@ pub(crate) struct Tuning {
     pub flush_objects: usize,
     /// How long at least what somebody was told is here isn't taken away.
     pub lease_ms: u64,
+    /// Room that is left for what must go on when the disk is full; `None`: by the disk's size.
+    pub reserve_bytes: Option<u64>,
 }
 
 impl Default for Tuning {
     fn default() -> Self {
         // 32 Ki objects wait in about 4 MB; reading as many again from the packs takes a fraction of a second.
-        Self { pack_bytes: limits::PACK_BYTES, flush_objects: 32 << 10, lease_ms: 30 * 60 * 1000 }
+        Self {
+            pack_bytes: limits::PACK_BYTES,
+            flush_objects: 32 << 10,
+            lease_ms: 30 * 60 * 1000,
+            reserve_bytes: None,
+        }
     }
 }
 
@@ -117,6 +125,7 @@ impl Tuning {
             pack_bytes: number("pack_bytes").unwrap_or(usual.pack_bytes),
             flush_objects: usual.flush_objects,
             lease_ms: number("lease_ms").unwrap_or(usual.lease_ms),
+            reserve_bytes: number("reserve_bytes"),
         }
     }
 }
@@ -184,7 +193,7 @@ impl Store {
         };
         header.check_features(dir, true)?;
         let (catalog, durable) = Catalog::open(&*disk, &layout, header.uuid)?;
-        let Tuning { pack_bytes, flush_objects, lease_ms } = tuning;
+        let Tuning { pack_bytes, flush_objects, lease_ms, .. } = tuning;
         let (disk_ref, layout_ref) = (&disk, &layout);
         let recovery = Recovery {
             disk: disk_ref,
@@ -249,6 +258,9 @@ impl Store {
         let missing: Vec<bool> = self.index.get_many(&keys)?.iter().map(Option::is_none).collect();
         let here = hashes.iter().zip(&missing).filter(|(_, missing)| !**missing).map(|(hash, _)| *hash);
         self.leases.told(kind, here, self.clock.now_ms());
+        if missing.contains(&true) {
+            self.room()?;
+        }
         Ok(missing)
     }
 
@@ -257,6 +269,9 @@ impl Store {
         let _inside = self.gate.enter();
         let known = self.known_manifest(hash)?.is_some();
         let now_ms = self.clock.now_ms();
+        if !known {
+            self.room()?;
+        }
         match known {
             true => self.leases.told(ObjectKind::Manifest, [*hash].into_iter(), now_ms),
             false => self.leases.offered(*hash, self.writer().end(), now_ms),
@@ -289,6 +304,7 @@ impl Store {
         if self.holds_all(&unpacked, &places)? {
             return Ok(());
         }
+        self.room()?;
         let (pack, offset) = self.durably(|| {
             let mut writer = self.writer();
             self.leases.appended(writer.end(), self.clock.now_ms());
@@ -468,9 +484,12 @@ impl Store {
     fn durably<T>(&self, write: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
         self.healthy()?;
         let unfinished = Unfinished(&self.failed);
-        let done = write()?;
-        std::mem::forget(unfinished);
-        Ok(done)
+        let done = write();
+        if matches!(done, Ok(_) | Err(StoreError::Full { .. })) {
+            // What didn't fit was cut back, and nothing relies on it.
+            std::mem::forget(unfinished);
+        }
+        done
     }
 }
 

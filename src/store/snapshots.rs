@@ -285,7 +285,7 @@ impl Store {
         self.healthy()?;
         super::commit::check_text(&wanted)?;
         let _inside = self.gate.enter();
-        let checked = self.check_manifest(&wanted.manifest)?;
+        let checked = self.check_manifest(&wanted.manifest).map_err(|e| self.lacking(e))?;
         let now_ms = self.clock.now_ms();
         let snapshot = wanted.into_snapshot(now_ms, checked.bytes, checked.entries);
         // Under the log's lock, which a commit takes after it is in the catalog: one of the two sees the other.

@@ -1,12 +1,13 @@
 //! The one writer of packs: appends blocks, closes full packs, and knows what isn't synced yet.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, io, sync::Arc};
 
 use super::{
     StoreError,
     catalog::PackPoint,
     layout::Layout,
     pack::{self, PackedBlock},
+    room::{cut_back, full},
 };
 use crate::{
     chunk::block::TableEntry,
@@ -86,27 +87,43 @@ impl PackWriter {
         }
     }
 
-    /// Appends a checked block. Not synced.
+    /// Appends a checked block. Not synced. Where there is no room for it, nothing has changed; where there is none for a trailer, the pack stays open
+    /// until there is.
     pub fn append(&mut self, encoded: &[u8], table: Vec<TableEntry>) -> Result<Appended, StoreError> {
         if self.open.is_none() {
             self.create()?;
         }
         let open = self.open.as_mut().expect("was created if it wasn't there");
         let block = PackedBlock::of(open.end, encoded, table)?;
-        open.file.write_at(open.end, encoded)?;
+        if let Err(error) = open.file.write_at(open.end, encoded) {
+            return Err(cut_back(error, &*open.file, open.end, self.layout.dir()));
+        }
         self.unsynced.files.insert(self.last.pack, open.file.clone());
         open.end = block.end();
         open.blocks.push(block.clone());
         self.last.offset = open.end;
         self.total_bytes += encoded.len() as u64;
-        let closed_at = pack::is_full(open.end, self.pack_bytes).then(|| self.close()).transpose()?;
+        let is_full = pack::is_full(open.end, self.pack_bytes);
+        let closed_at = match is_full.then(|| self.close()) {
+            Some(Err(StoreError::Full { .. })) => None,
+            closed => closed.transpose()?,
+        };
         Ok(Appended { pack: self.last.pack, block, closed_at })
     }
 
     fn create(&mut self) -> Result<(), StoreError> {
         let number = self.last.pack + 1;
-        let file = self.disk.create(&self.layout.pack(number))?;
-        file.write_at(0, &pack::encode_header(self.store, number))?;
+        let path = self.layout.pack(number);
+        let created = self.disk.create(&path);
+        let file = created.map_err(|error| match error.kind() {
+            io::ErrorKind::StorageFull => full(self.layout.dir()),
+            _ => error.into(),
+        })?;
+        if let Err(error) = file.write_at(0, &pack::encode_header(self.store, number)) {
+            let full = cut_back(error, &*file, 0, self.layout.dir());
+            self.disk.remove(&path)?;
+            return Err(full);
+        }
         self.last = PackPoint { pack: number, offset: pack::HEADER_BYTES };
         self.unsynced.names = true;
         self.unsynced.files.insert(number, file.clone());
@@ -117,9 +134,12 @@ impl PackWriter {
     }
 
     fn close(&mut self) -> Result<u64, StoreError> {
-        let open = self.open.take().expect("only an open pack is closed");
+        let open = self.open.as_ref().expect("only an open pack is closed");
         let trailer = pack::encode_trailer(&open.blocks, open.end);
-        open.file.write_at(open.end, &trailer)?;
+        if let Err(error) = open.file.write_at(open.end, &trailer) {
+            return Err(cut_back(error, &*open.file, open.end, self.layout.dir()));
+        }
+        let open = self.open.take().expect("it was there just now");
         self.last.offset = open.end + trailer.len() as u64;
         self.total_bytes += trailer.len() as u64;
         Ok(self.last.offset)

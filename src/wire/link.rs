@@ -216,6 +216,7 @@ impl Link {
         let live = self.shared.live()?;
         match self.ask(&live, Ask::Offer, |id| ToStore::Offer(id, manifest)).await? {
             Answer::Known(known) => Ok(known),
+            Answer::Rejected(why) => Err(LinkError::Rejected(why)),
             _ => Err(unfit()),
         }
     }
@@ -226,9 +227,10 @@ impl Link {
         let mut missing = Vec::with_capacity(hashes.len());
         for part in hashes.chunks(limits::HASHES_PER_ASK) {
             let question = |id| ToStore::Missing(id, kind, part.to_vec());
-            let Answer::Wanted(bits) = self.ask(&live, Ask::Missing { count: part.len() }, question).await?
-            else {
-                return Err(unfit());
+            let bits = match self.ask(&live, Ask::Missing { count: part.len() }, question).await? {
+                Answer::Wanted(bits) => bits,
+                Answer::Rejected(why) => return Err(LinkError::Rejected(why)),
+                _ => return Err(unfit()),
             };
             missing.extend((0..part.len()).map(|i| bits[i / 8] >> (i % 8) & 1 == 1));
         }

@@ -34,6 +34,8 @@ pub struct Lab {
     serve: Option<Child>,
     mounts: Vec<PathBuf>,
     over: Arc<AtomicBool>,
+    /// What the store's daemon is told that is for tests only.
+    tuning: String,
 }
 
 /// One host of the lab.
@@ -54,12 +56,34 @@ impl Lab {
         lab
     }
 
+    /// The same with a store that is tuned for a test.
+    pub fn with_store(bound: Duration, tuning: &str) -> Self {
+        let mut lab = Self::bare(bound);
+        lab.tune(tuning);
+        lab.start_sshd();
+        lab.start_serve();
+        lab
+    }
+
+    /// From its next start the store's daemon is tuned so.
+    pub fn tune(&mut self, tuning: &str) {
+        self.tuning = tuning.to_owned();
+    }
+
     /// A results host on which nothing runs.
     pub fn bare(bound: Duration) -> Self {
         let dir = tempfile::Builder::new().prefix("resultsfs-lab").tempdir().expect("a temporary directory");
         let over = Arc::new(AtomicBool::new(false));
         watchdog(dir.path().to_owned(), bound, over.clone());
-        let lab = Self { dir, port: free_port(), sshd: None, serve: None, mounts: Vec::new(), over };
+        let lab = Self {
+            dir,
+            port: free_port(),
+            sshd: None,
+            serve: None,
+            mounts: Vec::new(),
+            over,
+            tuning: String::new(),
+        };
         lab.machine("results");
         lab
     }
@@ -118,6 +142,7 @@ impl Lab {
             .arg("--config")
             .arg(self.path().join("results/global_config.ini"))
             .arg("serve")
+            .env("RESULTSFS_TEST_STORE", &self.tuning)
             .stdin(Stdio::null())
             .stderr(log)
             .spawn()

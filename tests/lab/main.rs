@@ -6,6 +6,7 @@ mod bars;
 mod eviction;
 mod export;
 mod faults;
+mod gc;
 mod handover;
 #[path = "../common/lab.rs"]
 mod harness;

@@ -11,12 +11,12 @@ use super::{
 use crate::{
     catalog::Head,
     chunk::{ObjectKind, block::Block},
-    ids::{Hash, HostUuid, Seq},
+    ids::{Generation, Hash, HostUuid, Incarnation, Seq},
     limits,
     manifest::{Body, Manifest},
     transport::Target,
     wire::{
-        CommitRequest, RefusalCode, RetireUnit,
+        CommitRequest, PublishRequest, RefusalCode, RetireUnit,
         link::{LinkError, LinkEvent},
         rights::Rights,
     },
@@ -243,15 +243,47 @@ async fn one_name_with_two_live_uuids_is_refused_and_let_in_when_the_other_is_go
 }
 
 #[tokio::test]
-async fn a_full_store_refuses_and_says_why() {
+async fn a_store_that_has_failed_refuses_and_says_why() {
     let lab = Lab::new().await;
     let mut host = lab.host("drone1");
     host.up().await;
-    lab.store.fill_up();
+    lab.store.break_down();
     host.link.send_block(block(ObjectKind::Chunk, b"x")).await.expect("is queued");
     let (reason, refused) = host.down().await;
     assert_eq!(refused, Some(RefusalCode::Store));
-    assert!(reason.contains("no space left"), "{reason}");
+    assert!(reason.contains("input/output error"), "{reason}");
+}
+
+/// Without room nothing new is taken in, and whoever brings it hears why; the session goes on, what is here can be read, and with room the
+/// next attempt succeeds.
+#[tokio::test]
+async fn a_full_store_says_no_and_goes_on() {
+    let lab = Lab::new().await;
+    let mut host = lab.host("drone1");
+    host.up().await;
+    let (old, new) = (manifest("a", Body::Dir), manifest("b", Body::Dir));
+    host.add("1-me/host1", &old).await.expect("commits");
+    let is_full = |error: LinkError| match error {
+        LinkError::Rejected(why) => assert!(why.contains("disk is full"), "{why}"),
+        other => panic!("{other}"),
+    };
+    lab.store.fill_up(true);
+    let hash = Hash::of(&new.encode());
+    is_full(host.link.offer(hash).await.expect_err("no room"));
+    is_full(host.link.missing(ObjectKind::Chunk, vec![hash]).await.expect_err("no room"));
+    is_full(host.add("2-me/host1", &new).await.expect_err("what was on its way is dropped"));
+    let publish = PublishRequest {
+        unit: request("3-me/host1", hash).unit,
+        generation: Generation::FIRST,
+        manifest: Some(hash),
+        incarnation: Incarnation::FIRST,
+    };
+    is_full(host.link.publish(publish).await.expect_err("no room"));
+    assert!(host.link.offer(Hash::of(&old.encode())).await.expect("it is here"));
+    assert!(host.link.fetch(ObjectKind::Manifest, Hash::of(&old.encode())).await.expect("reads").is_some());
+    lab.store.fill_up(false);
+    host.add("2-me/host1", &new).await.expect("commits, in the same session");
+    assert!(host.link.status().connected && host.link.status().attempts == 0);
 }
 
 /// P10: what a session may do is settled before it says anything.

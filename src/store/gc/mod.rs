@@ -97,6 +97,8 @@ impl Store {
     ) -> Result<Arc<Doomed>, StoreError> {
         // Most of what has come meanwhile is marked before anybody has to wait for it.
         marking.catch_up(on_step)?;
+        // This may take a while.
+        on_step(Step::Progress { phase: "decide", done: 0, total: 1 });
         let closed = self.gate.close(PATIENCE);
         let _closed = closed.ok_or(StoreError::Busy { waited_s: PATIENCE.as_secs() })?;
         marking.catch_up(&mut |_| true)?;

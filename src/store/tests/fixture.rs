@@ -15,7 +15,8 @@ use crate::{
 /// Where the tests' stores are on a simulated disk.
 pub const DIR: &str = "/store";
 /// Packs of a few blocks, an index that is written often.
-pub const SMALL: Tuning = Tuning { pack_bytes: 40_000, flush_objects: 12, lease_ms: 0 };
+pub const SMALL: Tuning =
+    Tuning { pack_bytes: 40_000, flush_objects: 12, lease_ms: 0, reserve_bytes: Some(0) };
 /// The host that commits.
 pub const HOST: HostUuid = HostUuid(*b"the first host..");
 

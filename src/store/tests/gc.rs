@@ -81,6 +81,8 @@ fn sample() -> (SimDisk, Vec<(Layer, Record)>) {
 }
 
 fn holds(store: &Store, committed: &[(Layer, Record)], what: &str) {
+    let packs = store.layout.pack_numbers(&*store.disk).expect("lists");
+    assert!(packs.iter().all(|pack| !store.catalog.is_reclaimed(*pack)), "{what}: what is gone is gone");
     for (layer, record) in committed {
         assert_eq!(store.record(record.seq).expect("reads").as_ref(), Some(record), "{what}");
         layer.check(store);
@@ -295,6 +297,55 @@ fn nothing_acknowledged_is_taken_while_all_go_on() {
     (12..16).for_each(|seed| _ = all_at_once(seed, Tuning { lease_ms: 1000, ..SMALL }));
 }
 
+/// What is committed until the very moment in which is decided what goes stays, although all of it was garbage when the plan was made.
+#[test]
+fn a_commit_at_the_last_moment_counts() {
+    let sim = SimDisk::new();
+    let disk: Arc<dyn Disk> = Arc::new(sim.clone());
+    let store = open(&disk, SMALL).expect("makes a store");
+    let running = layer(1, 1, &[("core", noise("core", 300_000)), ("log", noise("log", 5000))]);
+    running.publish(&store).expect("is whole");
+    Layer::large(3).send(&store).expect("fills packs");
+    store.withdraw(HOST, &running.unit, running.generation);
+    let mut planned = 0;
+    let mut record = None;
+    let swept = store.gc(&GcOptions { level: 1, dry_run: false }, &mut |step| {
+        match step {
+            Step::Planned(plan) => planned = plan.bytes(),
+            Step::Progress { phase: "decide", .. } => record = Some(store.commit(running.commit())),
+            Step::Progress { .. } => {}
+        }
+        true
+    });
+    record.expect("it was decided").expect("all of it was here");
+    assert!(planned > 250_000 && swept.expect("reclaims").copied_bytes > 250_000);
+    running.check(&store);
+    drop(store);
+    verify_clean(&sim, "after");
+}
+
+/// Who has looked up an object that is moved meanwhile finds it where it is now.
+#[test]
+fn a_reader_finds_what_was_moved() {
+    let (sim, committed) = sample();
+    let disk: Arc<dyn Disk> = Arc::new(sim.clone());
+    let store = open(&disk, SMALL).expect("opens");
+    let mut places = Vec::new();
+    for (kind, hash, _) in committed.iter().flat_map(|(layer, _)| layer.objects()) {
+        let place = store.index.get(kind, &hash).expect("asks").expect("is there");
+        places.push((kind, hash, place));
+    }
+    gc(&store);
+    let is_moved = |(kind, hash, place): &&(ObjectKind, Hash, crate::store::index::Location)| {
+        !store.index.get(*kind, hash).expect("asks").expect("is there").same_place(place)
+    };
+    assert!(places.iter().filter(is_moved).count() > 5);
+    for (kind, hash, place) in &places {
+        let read = store.read_at(*kind, hash, *place, |place| store.blocks.read(place));
+        assert!(read.expect("reads").is_some(), "{kind:?} {hash}");
+    }
+}
+
 /// A recipe is somebody's word for its chunks: one that nothing needs is believed no more when they may go, wherever it is.
 #[test]
 fn a_recipe_that_stays_is_not_believed_when_its_chunks_go() {
@@ -310,7 +361,7 @@ fn a_recipe_that_stays_is_not_believed_when_its_chunks_go() {
         store.append_block(&block(std::slice::from_ref(chunk))).expect("appends");
     }
     // The recipe lies in a pack of things that are needed.
-    let kept = layer(2, 1, &[("kept", noise("kept", 39_000))]);
+    let kept = layer(2, 1, &[("kept", noise("kept", 150_000))]);
     let with = [kept.objects(), vec![recipe.clone(), manifest]].concat();
     store.append_block(&block(&with)).expect("appends");
     store.publish(running.commit()).expect("is whole");

@@ -5,3 +5,4 @@ pub(crate) mod fixture;
 mod gc;
 mod lives;
 mod promises;
+mod room;

@@ -174,7 +174,8 @@ impl Live {
 
     fn fits(&self, ask: &Ask, answer: &Answer) -> bool {
         match (ask, answer) {
-            (Ask::Offer, Answer::Known(_))
+            (Ask::Offer, Answer::Known(_) | Answer::Rejected(_))
+            | (Ask::Missing { .. }, Answer::Rejected(_))
             | (Ask::Commit(_) | Ask::Retire(_), Answer::Rejected(_))
             | (Ask::Publish, Answer::Published | Answer::Rejected(_))
             | (Ask::Fetch, Answer::NotFound | Answer::Rejected(_) | Answer::Block(_)) => true,
