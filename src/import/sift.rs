@@ -214,3 +214,203 @@ fn names<'m>(ids: impl Iterator<Item = u32>, name: impl Fn(u32) -> Option<&'m st
     let ids: std::collections::BTreeSet<u32> = ids.collect();
     ids.into_iter().filter_map(|id| Some(Name { id, name: name(id)?.to_owned() })).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{
+        cache::Cache,
+        catalog::{Commit, Head, Record, RecordBody},
+        clock::ManualClock,
+        ids::{Hash, Incarnation, StoreUuid},
+        manifest::{Attrs, Timestamp},
+    };
+
+    const UNIT: &str = "1-me/host1";
+
+    /// Paths with their bases.
+    type Kept = Vec<(String, u64)>;
+    type LeftOut = Vec<(String, Obstacle)>;
+
+    /// What others have committed, and a view of it.
+    struct Bench {
+        _dir: tempfile::TempDir,
+        journal: Arc<Journal>,
+        view: View,
+        store: StoreUuid,
+        head: Head,
+    }
+
+    fn path(text: &str) -> RelPath {
+        text.parse().expect("a path")
+    }
+
+    fn unit() -> UnitId {
+        UnitId::tree(path(UNIT))
+    }
+
+    fn file(text: &str) -> Body {
+        Body::File { size: text.len() as u64, content: Hash::of(text.as_bytes()) }
+    }
+
+    /// An entry of the first generation, last changed at this second.
+    fn entry(at: &str, body: Body, secs: i64) -> Entry {
+        let attrs = Attrs { mode: 0o644, uid: 0, gid: 0, mtime: Timestamp { secs, nanos: 0 } };
+        Entry { path: path(at), attrs, body, since: Generation::FIRST, base: Seq(0) }
+    }
+
+    fn manifest(entries: Vec<Entry>) -> Manifest {
+        Manifest::new(entries, Vec::new(), Vec::new(), Vec::new()).expect("a good manifest")
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().expect("a directory");
+            let journal = Journal::open_bare(dir.path(), Arc::new(ManualClock::at(1))).expect("opens");
+            let cache = Cache::open(&dir.path().join("cache"), 1 << 20).expect("opens");
+            let view = View::new(journal.clone(), cache);
+            let store = StoreUuid::random();
+            Self { _dir: dir, journal, view, store, head: Head::genesis(store) }
+        }
+
+        fn commit(&mut self, host: HostUuid, unit: UnitId, entries: Vec<Entry>) {
+            let manifest = manifest(entries);
+            let (encoded, bytes, entries) =
+                (manifest.encode(), manifest.bytes(), manifest.entries().len() as u64);
+            let hash = Hash::of(&encoded);
+            self.journal.keep_manifest(&hash, &encoded).expect("kept");
+            let body = RecordBody::Commit(Commit {
+                host,
+                host_name: "drone".into(),
+                unit,
+                generation: Generation::FIRST,
+                manifest: hash,
+                lost: false,
+                bytes,
+                entries,
+                adopted_by: None,
+                incarnation: Incarnation::FIRST,
+            });
+            let record = Record { seq: self.head.seq.next(), prev: self.head.chain, time_ms: 5, body };
+            self.head = self.head.follow(&record).expect("it follows");
+            self.journal.follow(self.store, &[record]).expect("it follows");
+        }
+
+        /// What is kept of these entries, with the bases, and what is left out.
+        fn sift(&self, generation: u32, entries: Vec<Entry>) -> (Kept, LeftOut, u64) {
+            let me = self.journal.host();
+            assert!(is_shared(&self.journal, me, &unit()));
+            let manifest = manifest(entries);
+            let sifted = sift(&self.view, me, &unit(), Generation(generation), &manifest).expect("sifts");
+            let kept = sifted.manifest.entries().iter().map(|e| (e.path.to_string(), e.base.0)).collect();
+            let left_out = sifted.left_out.iter().map(|(path, why)| (path.to_string(), *why)).collect();
+            (kept, left_out, sifted.there)
+        }
+    }
+
+    const DRONE: HostUuid = HostUuid([1; 16]);
+    const ADMIN: HostUuid = HostUuid([2; 16]);
+
+    fn named<T: Copy>(list: &[(&str, T)]) -> Vec<(String, T)> {
+        list.iter().map(|(path, with)| ((*path).to_owned(), *with)).collect()
+    }
+
+    /// The table in `docs/architecture.md`, line by line.
+    #[test]
+    fn what_is_committed_stays_unless_it_is_older() {
+        let mut bench = Bench::new();
+        bench.commit(
+            DRONE,
+            unit(),
+            vec![
+                entry("", Body::Dir, 100),
+                entry("dir", Body::Dir, 100),
+                entry("dir/same", file("same"), 100),
+                entry("newer", file("theirs"), 100),
+                entry("older", file("theirs"), 100),
+                entry("equal-time", file("theirs"), 100),
+                entry("link", Body::Symlink { target: b"x".to_vec() }, 100),
+                entry("was-dir", Body::Dir, 100),
+                entry("was-file", file("theirs"), 100),
+                entry("gone", file("theirs"), 100),
+            ],
+        );
+        let whiteout = Entry { base: Seq(1), ..entry("gone", Body::Whiteout, 0) };
+        bench.commit(ADMIN, unit(), vec![whiteout]);
+        let (kept, left_out, there) = bench.sift(
+            1,
+            vec![
+                entry("", Body::Dir, 300),
+                entry("dir", Body::Dir, 300),
+                entry("dir/new", file("ours"), 5),
+                entry("dir/same", file("same"), 300),
+                entry("empty", Body::Dir, 5),
+                entry("equal-time", file("ours"), 100),
+                entry("gone", file("theirs"), 300),
+                entry("link", Body::Symlink { target: b"x".to_vec() }, 5),
+                entry("newer", file("ours"), 200),
+                entry("older", file("ours"), 50),
+                entry("was-dir", file("ours"), 300),
+                entry("was-file", Body::Dir, 300),
+                entry("was-file/below", file("ours"), 300),
+            ],
+        );
+        assert_eq!(kept, named(&[("dir/new", 0), ("empty", 0), ("newer", 1)]));
+        let expected = [
+            ("equal-time", Obstacle::Older),
+            ("gone", Obstacle::Deleted),
+            ("older", Obstacle::Older),
+            ("was-dir", Obstacle::Kind),
+            ("was-file", Obstacle::Kind),
+        ];
+        assert_eq!((left_out, there), (named(&expected), 2));
+    }
+
+    /// What was imported before goes on as it is, and what it has changed since is judged like anything.
+    #[test]
+    fn an_earlier_import_is_no_stranger() {
+        let mut bench = Bench::new();
+        bench.commit(DRONE, unit(), vec![entry("", Body::Dir, 1), entry("theirs", file("x"), 1)]);
+        bench.commit(bench.journal.host(), unit(), vec![entry("ours", file("a"), 1)]);
+        let second = |mut entry: Entry| {
+            entry.since = Generation(2);
+            entry
+        };
+        let (kept, left_out, there) = bench.sift(
+            2,
+            vec![
+                entry("ours", file("a"), 1),
+                second(entry("ours2", file("b"), 1)),
+                second(entry("theirs", file("x"), 1)),
+            ],
+        );
+        assert_eq!((kept, left_out, there), (named(&[("ours", 0), ("ours2", 0)]), Vec::new(), 1));
+    }
+
+    /// A hard link whose first name is there already passes the file on to the next one.
+    #[test]
+    fn a_hard_link_survives_its_first_name() {
+        let mut bench = Bench::new();
+        bench.commit(DRONE, unit(), vec![entry("", Body::Dir, 1), entry("a", file("x"), 1)]);
+        let link = |at: &str| entry(at, Body::Link { to: path("a") }, 1);
+        let whole = manifest(vec![entry("a", file("x"), 1), link("b"), link("c")]);
+        let me = bench.journal.host();
+        let sifted = sift(&bench.view, me, &unit(), Generation::FIRST, &whole).expect("sifts");
+        let bodies: Vec<_> = sifted.manifest.entries().iter().map(|e| e.body.clone()).collect();
+        assert_eq!(bodies, [file("x"), Body::Link { to: path("b") }]);
+    }
+
+    /// Of a unit of which nobody has anything, nothing is looked into; one that others have above or below it is shared.
+    #[test]
+    fn neighbours_are_no_reason_to_look() {
+        let mut bench = Bench::new();
+        bench.commit(DRONE, UnitId::tree(path("1-me/host2")), vec![entry("x", file("x"), 1)]);
+        let me = bench.journal.host();
+        assert!(!is_shared(&bench.journal, me, &unit()));
+        assert!(is_shared(&bench.journal, me, &UnitId::loose(path("1-me"))));
+        bench.commit(DRONE, UnitId::loose(path("1-me")), vec![entry("", Body::Dir, 1)]);
+        assert!(is_shared(&bench.journal, me, &unit()));
+    }
+}

@@ -172,6 +172,8 @@ impl Work {
             match self.uploader.send(layer).await {
                 Err(UploadError::Link(UplinkError::Down(_) | UplinkError::Timeout)) => {
                     self.client.welcome().await?;
+                    // Blocks that were on their way may be lost.
+                    self.uploader.held.forget();
                 }
                 Err(UploadError::Stopped) => return Err(ClientError::Unreachable("stopped".to_owned())),
                 sent => return Ok(sent),
