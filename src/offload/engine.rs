@@ -293,7 +293,7 @@ impl Engine {
 
     /// Everything in figures.
     pub fn status(&self) -> Status {
-        self.shared.status()
+        self.shared.status(self.running().len())
     }
 
     /// What a running unit waits for.
@@ -343,7 +343,9 @@ impl Engine {
             let is_there = || record.is_some() || tree.stat(&unit.root).is_ok_and(|found| found.is_some());
             record.as_ref().is_none_or(|r| r.state == State::Running) && is_there()
         };
-        let looked_at: BTreeSet<UnitId> = self.shared.looks().units().into_iter().map(actual).collect();
+        let may_run = |unit: &UnitId| journal.get(unit).is_none_or(|r| r.state == State::Running);
+        let looked_at = self.shared.looks().units().into_iter().map(actual);
+        let looked_at: BTreeSet<UnitId> = looked_at.filter(may_run).collect();
         let changed = self.shared.activity.changed_units().into_iter().map(actual);
         let changed: BTreeSet<UnitId> =
             changed.filter(|unit| !looked_at.contains(unit) && is_running(unit)).collect();
@@ -495,9 +497,8 @@ impl Shared {
         self.notes().unrecognised = tops;
     }
 
-    fn status(&self) -> Status {
+    fn status(&self, running: usize) -> Status {
         let counts = self.journal.counts();
-        let running = self.looks().len();
         let (queued, ready, parked) = {
             let queue = self.queue();
             (queue.known.len(), queue.ready.len(), queue.parked.len())

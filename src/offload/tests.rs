@@ -292,6 +292,28 @@ async fn a_job_dir_with_a_pidfile_in_it_is_one_unit() {
     assert_eq!(engine.units(), [UnitId::tree(path("5-whole"))]);
 }
 
+/// What was taken for units before the job's pidfile came doesn't run when the job is committed.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_parts_of_one_unit_are_not_counted() {
+    let mut lab = Lab::new();
+    lab.settings.rules.settle_ms = 3_600_000;
+    let engine = lab.start(true);
+    let part = UnitId::tree(path("5-whole/debug"));
+    lab.write(&part, "5-whole/debug/log", b"x");
+    for _ in 0..2000 {
+        if engine.shared.looks().units().contains(&part) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    for label in ["autoserv", "archiver"] {
+        lab.write(&UnitId::loose(path("5-whole")), &format!("5-whole/.{label}_execute"), b"1\n0\n0\n");
+    }
+    engine.offload_now(&[]).await.expect("works");
+    lab.reaches(&UnitId::tree(path("5-whole")), State::Committed, 1).await;
+    assert_eq!(engine.status().running, 0);
+}
+
 /// P2: nothing is freed while it is open; P1: what comes back is what was there.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_evicted_layer_comes_back_as_it_was() {

@@ -231,7 +231,9 @@ fn an_import_hides_nothing_and_brings_nothing_back() {
         run(Command::new("cp").arg("-a").arg(a.mount.join(name)).arg(&dir));
     }
     let at = dir.join("7-me/host1");
-    put(&at, ".archiver_execute", "1\n");
+    let mut archiver = Command::new("true").spawn().expect("starts");
+    archiver.wait().expect("our own child");
+    put(&at, ".archiver_execute", &format!("{}\n", archiver.id()));
     put(&at, "job_failure", "it failed\n");
     put(&at, "keyval", "a=b\nlate=1\n");
     put(&at, "debug/client.DEBUG", "l");
@@ -333,7 +335,15 @@ fn only_what_is_over_is_imported() {
     assert!(!said.units.contains_key("drone_tmp"));
     assert_eq!(said.units["hosts/h/1-verify"]["result"], "imported");
     sleep.kill().and_then(|()| sleep.wait()).expect("our own child");
-    let then = import(&lab.machine("drone1"), &dir, &[]);
+    // Its pidfile has just been written, and has to settle.
+    let (machine, mut then) = (lab.machine("drone1"), None);
+    wait_for("the pidfile to settle", Duration::from_secs(60), || {
+        let said = import(&machine, &dir, &[]);
+        let is_settled = said.units["1-me/running"]["result"] != "skipped";
+        then = Some(said);
+        is_settled
+    });
+    let then = then.expect("it was imported");
     assert_eq!(
         (&then.units["1-me/running"]["result"], &then.units["1-me/running"]["lost"]),
         (&"imported".into(), &true.into())
