@@ -25,8 +25,9 @@ use crate::{
 const REREAD_BYTES_PER_S: u64 = 4 << 20;
 /// How often a file that is written over is tried in one snapshot.
 const TRIES: usize = 3;
-/// A file whose times are this young may be written once more without showing it: the kernel's clock for them is that coarse.
-const COARSE: Duration = Duration::from_millis(20);
+/// A file whose times are this young may be in the middle of a write(2), which shows in them only when it begins; and a busy machine may leave
+/// a writer there for a while. (The kernel's clock for them is coarse, too: some milliseconds.)
+const YOUNG: Duration = Duration::from_secs(1);
 /// Read at once.
 const READ_BYTES: usize = 256 << 10;
 
@@ -55,7 +56,7 @@ fn stamp(found: &Metadata) -> Stamp {
 fn is_young(found: &Metadata) -> bool {
     let changed = Duration::new(found.ctime().max(0) as u64, found.ctime_nsec() as u32);
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    now < changed + COARSE
+    now < changed + YOUNG
 }
 
 /// Takes the files of one snapshot.
@@ -196,7 +197,7 @@ mod tests {
     fn a_file_that_nobody_writes_is_read_once() {
         let spool = Spool::new();
         spool.file("1-me/h/log", b"one\n");
-        std::thread::sleep(2 * COARSE);
+        std::thread::sleep(2 * YOUNG);
         let (taken, files, bytes) = take(&spool, &Files::new(), &HashSet::new());
         assert_eq!((taken.expect("taken").content, bytes), (Hash::of(b"one\n"), 4));
         let (taken, _, bytes) = take(&spool, &files, &HashSet::new());
