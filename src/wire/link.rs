@@ -377,15 +377,19 @@ impl Shared {
         self.tell(LinkEvent::Up(welcome));
     }
 
-    fn down(&self, reason: String, refused: Option<RefusalCode>) {
+    /// Nothing is asked in this session any more.
+    fn ended(&self, reason: &str) {
         *self.lock_live() = None;
         self.state.send_modify(|s| {
-            if s.connected {
-                s.since_ms = SystemClock.now_ms();
-            }
             s.connected = false;
-            s.last_error = Some(reason.clone());
+            s.since_ms = SystemClock.now_ms();
+            s.last_error = Some(reason.to_owned());
         });
+    }
+
+    /// A session or an attempt is over, and this is all that is known of why.
+    fn down(&self, reason: String, refused: Option<RefusalCode>) {
+        self.state.send_modify(|s| s.last_error = Some(reason.clone()));
         self.tell(LinkEvent::Down { reason, refused });
     }
 }

@@ -205,8 +205,9 @@ fn an_import_outlives_the_stores_daemon() {
     lab.kill_serve();
     lab.start_serve();
     let rest: Vec<String> = lines.map_while(Result::ok).collect();
+    let end = child.wait_with_output().expect("our own child");
+    assert!(end.status.success(), "{}: {rest:?} {}", end.status, text(&end.stderr));
     let summary: Value = serde_json::from_str(rest.last().expect("a summary")).expect("JSON");
-    assert!(child.wait().expect("our own child").success(), "{summary}");
     let told = |key: &str| summary[key].as_u64().expect("a number");
     assert_eq!((told("imported"), told("failed")), (told("units"), 0));
     assert_eq!(commits(&lab), told("units"));

@@ -90,6 +90,7 @@ async fn what_is_open_when_the_connection_ends_fails_and_the_link_comes_back() {
     lab.kill().await;
     let error = commit.await.expect("no panic").expect_err("can't have committed");
     assert!(matches!(error, LinkError::Down(_)), "{error}");
+    assert!(!host.link.status().connected, "who waits for a session now must get the next");
     host.down().await;
     lab.store.hold_blocks(false);
     assert!(matches!(host.link.offer(Hash::of(b"m")).await, Err(LinkError::NotConnected(_))));

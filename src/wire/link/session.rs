@@ -160,9 +160,11 @@ async fn over(shared: &Arc<Shared>, reader: BoxRead, writer: BoxWrite) -> Ended 
         Err(_) => return Ended::Attempt(End::Stream("no greeting in time".to_owned())),
     };
     reader.set_bounds(Bounds::FROM_STORE);
-    let (live, queues) = Live::new(host);
+    let (live, mut queues) = Live::new(host);
     shared.up(Arc::clone(&live), welcome);
-    let end = talk(shared, &live, reader, writer, queues).await;
+    let end = talk(shared, &live, reader, writer, &mut queues).await;
+    // Before anybody hears that a request of it is lost: who then waits for a session must not be given this one.
+    shared.ended(&end.to_string());
     live.end(&end.to_string());
     Ended::Session(end)
 }
@@ -212,13 +214,13 @@ async fn talk(
     live: &Arc<Live>,
     mut reader: FrameReader<BoxRead>,
     mut writer: FrameWriter<BoxWrite>,
-    mut queues: Queues,
+    queues: &mut Queues,
 ) -> End {
     let reading = read(shared, live, &mut reader);
     tokio::pin!(reading);
     tokio::select! {
         end = &mut reading => end,
-        end = write(&mut writer, &mut queues) => timeout(LAST_WORD, reading).await.unwrap_or(end),
+        end = write(&mut writer, queues) => timeout(LAST_WORD, reading).await.unwrap_or(end),
         () = ping(shared, live) => unreachable!("pings go on for ever"),
         () = shared.stop.cancelled() => End::Stopped,
     }
