@@ -1,11 +1,11 @@
-//! Control sockets: how commands talk to the daemons on this machine. One request a connection, JSON lines.
+//! Control sockets: how commands talk to the daemons on this machine. One request a connection, JSON lines, and the bytes of files as they are.
 //!
 //! The mount daemon listens on `<state_dir>/control.sock`, whoever has the store open on `<store_dir>/control.sock`. A request is one line; the answer
-//! is any number of `item` lines and one `done` or `failed` line. Both sockets are for their owner and root only. The commands of [`crate::cli`] are the
+//! is any number of `item` lines, of `bytes` lines with so many bytes behind each, and one `done` or `failed` line. Both sockets are for their owner and root only. The commands of [`crate::cli`] are the
 //! only clients, of the same version: this is not an interface for others, `--json` is.
 
 use std::{
-    io::{self, BufRead, BufReader, Write},
+    io::{self, BufRead, BufReader, Read, Write},
     os::unix::net::UnixStream,
     path::Path,
 };
@@ -26,7 +26,7 @@ pub enum Request {
     Explain {
         path: RawPath,
     },
-    /// What one host has committed at a path: its bytes, in hexadecimal pieces.
+    /// What one host has committed at a path: its bytes.
     Cat {
         path: RawPath,
         host: String,
@@ -160,6 +160,8 @@ pub struct RawPath {
 pub enum Reply {
     /// One object of output.
     Item(Value),
+    /// So many bytes of a file come behind this line, [`PIECE_BYTES`] at most.
+    Bytes(usize),
     /// The end, with the command's exit code.
     Done { exit: u8 },
     /// The end: it could not be done.
@@ -180,23 +182,58 @@ pub enum ControlError {
     Failed { message: String, hint: Option<String> },
 }
 
+/// Bytes of a file told at a time, at most.
+pub const PIECE_BYTES: usize = 1 << 20;
+
+/// A part of an answer.
+#[derive(Debug)]
+pub enum Told {
+    Item(Value),
+    Bytes(Vec<u8>),
+}
+
 /// Asks the daemon at `socket`; `each` gets every item as it comes. Returns the command's exit code.
 pub fn ask(socket: &Path, request: &Request, mut each: impl FnMut(Value)) -> Result<u8, ControlError> {
+    hear(socket, request, |told| match told {
+        Told::Item(item) => each(item),
+        Told::Bytes(_) => {}
+    })
+}
+
+/// The same where the bytes of files are among the answer.
+pub fn hear(socket: &Path, request: &Request, mut each: impl FnMut(Told)) -> Result<u8, ControlError> {
     let path = socket.display().to_string();
     let stream = UnixStream::connect(socket).map_err(|_| ControlError::NotRunning { path: path.clone() })?;
     let broken = |source| ControlError::Broken { path: path.clone(), source };
     let mut line = serde_json::to_string(request).map_err(|e| broken(e.into()))?;
     line.push('\n');
     (&stream).write_all(line.as_bytes()).map_err(broken)?;
-    for line in BufReader::new(&stream).lines() {
-        let reply = serde_json::from_str(&line.map_err(broken)?).map_err(|e| broken(e.into()))?;
-        match reply {
-            Reply::Item(value) => each(value),
+    let mut answer = BufReader::new(&stream);
+    loop {
+        match next(&mut answer).map_err(broken)? {
+            Reply::Item(value) => each(Told::Item(value)),
+            Reply::Bytes(count) => each(Told::Bytes(piece(&mut answer, count).map_err(broken)?)),
             Reply::Done { exit } => return Ok(exit),
             Reply::Failed { message, hint } => return Err(ControlError::Failed { message, hint }),
         }
     }
-    Err(broken(io::ErrorKind::UnexpectedEof.into()))
+}
+
+fn next(answer: &mut impl BufRead) -> io::Result<Reply> {
+    let mut line = Vec::new();
+    match answer.read_until(b'\n', &mut line)? {
+        0 => Err(io::ErrorKind::UnexpectedEof.into()),
+        _ => Ok(serde_json::from_slice(&line)?),
+    }
+}
+
+fn piece(answer: &mut impl Read, count: usize) -> io::Result<Vec<u8>> {
+    if count > PIECE_BYTES {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{count} bytes at a time")));
+    }
+    let mut bytes = vec![0; count];
+    answer.read_exact(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// How far long work is, as an item: for a progress bar, never for output. `done` of `total` bytes if `is_bytes`, and `what` else there is to say.
@@ -204,27 +241,43 @@ pub fn tick_item(done: u64, total: u64, is_bytes: bool, what: &str) -> Value {
     serde_json::json!({"tick": {"done": done, "total": total, "is_bytes": is_bytes, "what": what}})
 }
 
-/// Bytes as an item: JSON carries none.
-pub fn bytes_item(bytes: &[u8]) -> Value {
-    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    serde_json::json!({"bytes": hex})
-}
-
-/// The bytes of a [`bytes_item`]; none of anything else.
-pub fn bytes_of(item: &Value) -> Vec<u8> {
-    let hex = item["bytes"].as_str().unwrap_or_default().as_bytes();
-    let digit = |hex: u8| char::from(hex).to_digit(16).unwrap_or_default() as u8;
-    hex.chunks_exact(2).map(|pair| digit(pair[0]) << 4 | digit(pair[1])).collect()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+
     use super::*;
 
+    fn heard(answer: &[u8]) -> Result<(Vec<Told>, u8), ControlError> {
+        let dir = tempfile::tempdir().expect("a directory");
+        let socket = dir.path().join("control.sock");
+        let listener = UnixListener::bind(&socket).expect("listens");
+        let answer = answer.to_vec();
+        let answering = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("is asked");
+            BufReader::new(&stream).read_line(&mut String::new()).expect("a request");
+            stream.write_all(&answer).expect("answers");
+        });
+        let mut told = Vec::new();
+        let asked = hear(&socket, &Request::Hello, |part| told.push(part));
+        answering.join().expect("answered");
+        asked.map(|exit| (told, exit))
+    }
+
+    /// Whatever the bytes are, line feeds among them.
     #[test]
-    fn bytes_survive_being_an_item() {
+    fn bytes_come_as_they_are() {
         let bytes: Vec<u8> = (0..=255).collect();
-        assert_eq!(bytes_of(&bytes_item(&bytes)), bytes);
-        assert!(bytes_of(&serde_json::json!({"v": 1})).is_empty());
+        let lines = [&b"{\"bytes\":256}\n"[..], &bytes, b"{\"item\":{\"v\":1}}\n{\"done\":{\"exit\":3}}\n"];
+        let (told, exit) = heard(&lines.concat()).expect("is whole");
+        assert!(matches!(&told[..], [Told::Bytes(b), Told::Item(_)] if *b == bytes));
+        assert_eq!(exit, 3);
+    }
+
+    #[test]
+    fn an_answer_that_breaks_off_or_is_too_much_is_an_error() {
+        for answer in [&b"{\"bytes\":5}\nabc"[..], b"{\"item\":1}\n", b"{\"bytes\":99999999}\n", b"{\"it"] {
+            let error = heard(answer).expect_err("isn't whole");
+            assert!(matches!(error, ControlError::Broken { .. }), "{error}");
+        }
     }
 }

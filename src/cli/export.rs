@@ -31,7 +31,7 @@ use crate::{
         export::{Exporter, Piece},
     },
     config::Config,
-    control::{self, ControlError, RawPath, Request},
+    control::{self, ControlError, RawPath, Request, Told},
     daemon,
     ids::{HostUuid, RelPath},
     offload::{group_id, user_id},
@@ -50,7 +50,7 @@ pub fn export(cli: &Cli, args: &ExportArgs) -> Outcome {
     let incarnation = args.incarnation.map(|number| number as usize);
     let mut sink = Sink::new(cli, args.to.clone());
     let request = Request::Export { paths: paths.clone(), incarnation };
-    match control::ask(&config.control_socket(), &request, |item| _ = sink.item(&item)) {
+    match control::hear(&config.control_socket(), &request, |told| _ = sink.told(told)) {
         Err(ControlError::NotRunning { .. }) => alone(&config, &paths, incarnation, &mut sink)?,
         asked => _ = asked.map_err(Failure::from_control)?,
     }
@@ -153,15 +153,15 @@ impl Sink {
         Self { writing: Writing::new(to), failed, bar, total_bytes: 0, taken_bytes: 0 }
     }
 
-    /// A line of the daemon's.
-    fn item(&mut self, item: &Value) -> bool {
-        if let Some(bytes) = item["total_bytes"].as_u64() {
-            return self.piece(Piece::Total(bytes));
-        }
-        match item.get("bytes") {
-            Some(_) => self.piece(Piece::Bytes(control::bytes_of(item))),
-            None => self.piece(Piece::Entry(item.clone())),
-        }
+    /// A part of the daemon's answer.
+    fn told(&mut self, told: Told) -> bool {
+        self.piece(match told {
+            Told::Bytes(bytes) => Piece::Bytes(bytes),
+            Told::Item(item) => match item["total_bytes"].as_u64() {
+                Some(bytes) => Piece::Total(bytes),
+                None => Piece::Entry(item),
+            },
+        })
     }
 
     /// Whether to go on.

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    control::{self, ControlError, RawPath, Request},
+    control::{self, ControlError, RawPath, Request, Told},
     server,
 };
 
@@ -89,7 +89,14 @@ pub fn explain(cli: &Cli, args: &ExplainArgs) -> Outcome {
     let Some(host) = &args.cat else {
         return ask(cli, &Request::Explain { path }, |item| print::explain(cli.json, &item));
     };
-    ask(cli, &Request::Cat { path, host: host.clone() }, |item| say::bytes(&control::bytes_of(&item)))
+    let request = Request::Cat { path, host: host.clone() };
+    let config = load_config(cli)?;
+    let heard = control::hear(&config.control_socket(), &request, |told| {
+        if let Told::Bytes(bytes) = told {
+            say::bytes(&bytes);
+        }
+    });
+    heard.map_err(Failure::from_control)
 }
 
 /// `offload [PATH…]`.

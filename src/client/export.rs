@@ -10,15 +10,13 @@ use serde_json::{Value, json};
 use crate::{
     cache::Cache,
     chunk::ChunkParams,
+    control::PIECE_BYTES,
     fs::view::{Candidate, View},
     ids::{RelPath, UnitId},
     journal::{Journal, LayerHead, PastLife},
     layout::{self, LayoutRules},
     manifest::Body,
 };
-
-/// Bytes of a file told at a time.
-const PIECE_BYTES: usize = 1 << 20;
 
 type Heads = Vec<(UnitId, LayerHead)>;
 type Tree = Vec<(RelPath, Candidate)>;

@@ -5,10 +5,7 @@ use std::io;
 use serde_json::Value;
 use tokio::{io::AsyncWriteExt, net::unix::OwnedWriteHalf};
 
-use crate::control::Reply;
-
-/// Bytes of a file told at a time.
-pub(super) const CAT_BYTES: usize = 1 << 20;
+use crate::control::{PIECE_BYTES, Reply};
 
 /// How a command ended: exit code, or what went wrong and what to do.
 pub(super) type Ended = Result<u8, Refusal>;
@@ -48,5 +45,14 @@ impl Output {
 
     pub(super) async fn item(&mut self, item: Value) -> io::Result<()> {
         self.reply(&Reply::Item(item)).await
+    }
+
+    /// Of a file.
+    pub(super) async fn bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
+        for piece in bytes.chunks(PIECE_BYTES) {
+            self.reply(&Reply::Bytes(piece.len())).await?;
+            self.stream.write_all(piece).await?;
+        }
+        Ok(())
     }
 }

@@ -13,13 +13,13 @@ use tracing::{debug, warn};
 
 use super::{
     End, HeldBy, Host,
-    answer::{CAT_BYTES, Ended, Output, Refusal},
+    answer::{Ended, Output, Refusal},
     export, report,
     retire::Retiring,
     users,
 };
 use crate::{
-    control::{self, RawPath, Reply, Request},
+    control::{self, PIECE_BYTES, RawPath, Reply, Request},
     fuse::Mounted,
     ids::{RelPath, UnitId},
     journal::State,
@@ -247,18 +247,18 @@ impl Commands {
             Err(e) => return Ok(Err(Refusal::new(e))),
         };
         if let Body::Symlink { target } = &entry.entry.body {
-            output.item(control::bytes_item(target)).await?;
+            output.bytes(target).await?;
             return Ok(Ok(0));
         }
         let Some((size, content)) = entry.file else {
             return Ok(Err(Refusal::new(format!("{path} isn't a file there"))));
         };
-        for offset in (0..size).step_by(CAT_BYTES) {
+        for offset in (0..size).step_by(PIECE_BYTES) {
             let fs = self.host.fs.clone();
             let read =
-                tokio::task::spawn_blocking(move || fs.read_committed((size, content), offset, CAT_BYTES));
+                tokio::task::spawn_blocking(move || fs.read_committed((size, content), offset, PIECE_BYTES));
             match read.await {
-                Ok(Ok(bytes)) => output.item(control::bytes_item(&bytes)).await?,
+                Ok(Ok(bytes)) => output.bytes(&bytes).await?,
                 Ok(Err(e)) => return Ok(Err(Refusal::new(format!("{path}: {e}")))),
                 Err(e) => return Ok(Err(Refusal::new(e))),
             }

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::mpsc;
 
 use super::{
@@ -11,7 +11,6 @@ use super::{
 };
 use crate::{
     client::export::{Exporter, Piece},
-    control,
     ids::RelPath,
 };
 
@@ -37,7 +36,7 @@ pub(super) async fn export(
         exporter.run(&wanted, incarnation, &mut |piece| sender.blocking_send(piece).is_ok())
     });
     while let Some(piece) = pieces.recv().await {
-        output.item(item(piece)).await?;
+        tell(output, piece).await?;
     }
     Ok(match telling.await {
         Ok(Ok(())) => Ok(0),
@@ -46,10 +45,10 @@ pub(super) async fn export(
     })
 }
 
-fn item(piece: Piece) -> Value {
+async fn tell(output: &mut Output, piece: Piece) -> io::Result<()> {
     match piece {
-        Piece::Total(bytes) => json!({"total_bytes": bytes}),
-        Piece::Entry(entry) => entry,
-        Piece::Bytes(bytes) => control::bytes_item(&bytes),
+        Piece::Total(bytes) => output.item(json!({"total_bytes": bytes})).await,
+        Piece::Entry(entry) => output.item(entry).await,
+        Piece::Bytes(bytes) => output.bytes(&bytes).await,
     }
 }
