@@ -257,11 +257,7 @@ impl Uploader {
         if encoded.len() > limits::MANIFEST_BYTES {
             return Err(UploadError::TooLarge { path: layer.unit.root.clone() });
         }
-        // Alone in its block unless it is small: it may be as large as a block can be.
-        if encoded.len() > limits::BLOCK_RAW_TARGET_BYTES {
-            packer.close().await;
-        }
-        packer.add(ObjectKind::Manifest, layer.hash, &encoded).await;
+        packer.description(ObjectKind::Manifest, layer.hash, encoded).await;
         Ok(())
     }
 
@@ -391,14 +387,11 @@ impl Uploader {
         for piece in window.pieces() {
             match piece {
                 Piece::Chunk(hash, bytes) if ours.remove(&hash) => {
-                    packer.add(ObjectKind::Chunk, hash, bytes).await;
+                    packer.chunk(hash, bytes).await;
                 }
                 Piece::Chunk(..) => {}
                 Piece::Recipe(content, encoded) => {
-                    if encoded.len() > limits::BLOCK_RAW_TARGET_BYTES {
-                        packer.close().await;
-                    }
-                    packer.add(ObjectKind::Recipe, content, encoded).await;
+                    packer.description(ObjectKind::Recipe, content, encoded.to_vec()).await;
                 }
             }
         }
@@ -636,6 +629,6 @@ mod tests {
         assert!(matches!(result, Err(UploadError::Link(UplinkError::Down(_)))));
         bench.uploader.send(&layer).await.expect("sent");
         let blocks = bench.uploader.counters.read().blocks_sent;
-        assert_eq!(blocks, 7, "as many as without the interruption");
+        assert_eq!(blocks, 8, "as many as without the interruption");
     }
 }

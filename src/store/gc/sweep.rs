@@ -51,14 +51,21 @@ pub(super) struct Sweep<'a> {
     store: &'a Store,
     doomed: Arc<Doomed>,
     options: &'a GcOptions,
-    /// Objects on their way into a block, and where they were.
-    open: BlockBuilder,
-    from: Vec<Location>,
+    chunks: Open,
+    /// Recipes and manifests, which have blocks of their own as they had before.
+    descriptions: Open,
     emptied: Vec<Emptied>,
     /// Bytes copied since packs went last.
     copied: u64,
     began: Instant,
     swept: Swept,
+}
+
+/// Objects on their way into a block, and where they were.
+#[derive(Default)]
+struct Open {
+    builder: BlockBuilder,
+    from: Vec<Location>,
 }
 
 /// A pack of which all that is needed was copied.
@@ -76,8 +83,9 @@ struct Dead {
 
 impl<'a> Sweep<'a> {
     pub fn new(store: &'a Store, doomed: Arc<Doomed>, options: &'a GcOptions) -> Self {
-        let (open, from, emptied, swept) = Default::default();
-        Self { store, doomed, options, open, from, emptied, copied: 0, began: Instant::now(), swept }
+        let (chunks, descriptions, emptied, swept) = Default::default();
+        let began = Instant::now();
+        Self { store, doomed, options, chunks, descriptions, emptied, copied: 0, began, swept }
     }
 
     /// Takes these packs away.
@@ -169,21 +177,31 @@ impl<'a> Sweep<'a> {
     }
 
     fn push(&mut self, entry: &TableEntry, bytes: &[u8], place: Location) -> Result<(), StoreError> {
-        let is_beyond = self.open.raw_bytes() + bytes.len() > 2 * BLOCK_RAW_TARGET_BYTES;
-        if !self.open.is_empty() && (is_beyond || self.open.objects() >= BLOCK_OBJECTS) {
-            self.close()?;
+        let builder = &self.open(entry.kind).builder;
+        let is_beyond = builder.raw_bytes() + bytes.len() > 2 * BLOCK_RAW_TARGET_BYTES;
+        if !builder.is_empty() && (is_beyond || builder.objects() >= BLOCK_OBJECTS) {
+            self.close(entry.kind)?;
         }
-        self.open.push(entry.kind, entry.hash, bytes);
-        self.from.push(place);
-        if self.open.is_full() { self.close() } else { Ok(()) }
+        let open = self.open(entry.kind);
+        open.builder.push(entry.kind, entry.hash, bytes);
+        open.from.push(place);
+        if open.builder.is_full() { self.close(entry.kind) } else { Ok(()) }
     }
 
-    fn close(&mut self) -> Result<(), StoreError> {
-        if self.open.is_empty() {
+    /// What takes objects of this kind.
+    fn open(&mut self, kind: ObjectKind) -> &mut Open {
+        match kind {
+            ObjectKind::Chunk => &mut self.chunks,
+            ObjectKind::Recipe | ObjectKind::Manifest => &mut self.descriptions,
+        }
+    }
+
+    fn close(&mut self, kind: ObjectKind) -> Result<(), StoreError> {
+        let Open { mut builder, from } = std::mem::take(self.open(kind));
+        if builder.is_empty() {
             return Ok(());
         }
-        let bytes = self.open.finish(self.options.level)?;
-        let from = std::mem::take(&mut self.from);
+        let bytes = builder.finish(self.options.level)?;
         let table = Block::open(&bytes)?.table().to_vec();
         self.append(&bytes, table, &from)
     }
@@ -215,7 +233,8 @@ impl<'a> Sweep<'a> {
 
     /// Copies synced, the index with them, then the record, then the files: each only when the one before is durable.
     fn remove(&mut self) -> Result<(), StoreError> {
-        self.close()?;
+        self.close(ObjectKind::Chunk)?;
+        self.close(ObjectKind::Manifest)?;
         self.store.checkpoint()?;
         let emptied = std::mem::take(&mut self.emptied);
         self.copied = 0;
