@@ -21,6 +21,15 @@ struct Problem {
     what: String,
 }
 
+/// What a manifest names.
+#[derive(Default)]
+struct Contents {
+    files: u64,
+    /// Those that are cut, and where the recipe is.
+    cut: Vec<((Hash, u64), Location)>,
+    problems: Vec<((Hash, u64), Problem)>,
+}
+
 /// Contents by hash and size that can't be read whole.
 type Problems = HashMap<(Hash, u64), Problem>;
 
@@ -31,15 +40,24 @@ impl Check<'_> {
             self.manifests.keys().map(|h| (*h, None)).collect();
         manifests.iter_mut().for_each(|(h, place)| *place = self.place(ObjectKind::Manifest, h).copied());
         manifests.sort_by_key(|(hash, place)| (place.map(|p| (p.pack, p.offset, p.number)), *hash));
-        let mut cut: HashMap<(Hash, u64), Location> = HashMap::new();
-        let mut problems = Problems::new();
         let meter = Meter::new(self.progress, "manifests", manifests.len() as u64);
-        for (hash, _) in &manifests {
-            match self.read_manifest(hash) {
-                Ok(manifest) => self.look_up(&manifest, &mut cut, &mut problems),
-                Err(problem) => self.manifest_problem(hash, problem),
-            }
+        let numbered: Vec<(usize, Hash)> = manifests.iter().map(|(hash, _)| *hash).enumerate().collect();
+        let mut looked = in_parallel(&numbered, |(number, hash)| {
+            let found = self.read_manifest(hash).map(|manifest| self.look_up(&manifest));
             meter.advance(1);
+            (*number, found)
+        });
+        looked.sort_unstable_by_key(|(number, _)| *number);
+        let (mut cut, mut problems) = (HashMap::new(), Problems::new());
+        for (number, found) in looked {
+            match found {
+                Ok(contents) => {
+                    self.report.counts.files += contents.files;
+                    cut.extend(contents.cut);
+                    problems.extend(contents.problems);
+                }
+                Err(problem) => self.manifest_problem(&numbered[number].1, problem),
+            }
         }
         self.report.counts.manifests = manifests.len() as u64;
         self.check_recipes(cut, &mut problems);
@@ -78,33 +96,34 @@ impl Check<'_> {
         self.report.find(Finding { units, ..finding });
     }
 
-    /// Looks up each content of a manifest, and collects the cut ones.
-    fn look_up(
-        &mut self,
-        manifest: &Manifest,
-        cut: &mut HashMap<(Hash, u64), Location>,
-        problems: &mut Problems,
-    ) {
+    /// Looks up each content of a manifest.
+    fn look_up(&self, manifest: &Manifest) -> Contents {
+        let mut found = Contents::default();
         for (content, size) in manifest.contents() {
-            self.report.counts.files += 1;
+            found.files += 1;
             let kind = self.header.params.content_kind(size);
             let empty = size == 0 && content == Hash::of(b"");
-            match kind {
-                _ if empty => {}
+            let problem = match kind {
+                _ if empty => continue,
                 ObjectKind::Recipe => match self.recipes.get(&content).and_then(|places| places.first()) {
-                    Some(place) => drop(cut.insert((content, size), *place)),
-                    None => drop(problems.insert((content, size), self.missing(kind, &content))),
+                    Some(place) => {
+                        found.cut.push(((content, size), *place));
+                        continue;
+                    }
+                    None => self.missing(kind, &content),
                 },
                 _ => match self.place(kind, &content).map(|place| place.bytes) {
-                    Some(actual) if actual == size => {}
+                    Some(actual) if actual == size => continue,
                     Some(actual) => {
                         let what = format!("Chunk {content} has {actual} bytes, not {size}");
-                        problems.insert((content, size), Problem { code: "content-damaged", what });
+                        Problem { code: "content-damaged", what }
                     }
-                    None => drop(problems.insert((content, size), self.missing(kind, &content))),
+                    None => self.missing(kind, &content),
                 },
-            }
+            };
+            found.problems.push(((content, size), problem));
         }
+        found
     }
 
     /// Checks each recipe once, in the order in which they lie in the packs.
