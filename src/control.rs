@@ -110,6 +110,9 @@ pub struct PruneRules {
     pub older_than: Option<OlderThan>,
     /// Only jobs that ended like this.
     pub outcome: Option<Outcome>,
+    /// Only jobs of which nothing was read for so many days.
+    #[serde(default)]
+    pub unread_for_days: Option<u32>,
     /// Only this user's jobs.
     pub owner: Option<String>,
     /// Only job dirs, and tasks' directories, whose path matches this.

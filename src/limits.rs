@@ -73,6 +73,11 @@ pub const SNAPSHOTS_PER_PUSH: usize = 512;
 /// Emptied slots that the store remembers, so that a follower needn't begin anew.
 pub const SNAPSHOTS_GONE: usize = 8192;
 
+/// Units in one message that tells what was read: with paths of [`PATH_BYTES`] 4 MiB.
+pub const UNITS_READ: usize = 1024;
+/// Units that a host remembers to have been read, until it has told the store and for a day.
+pub const READS_NOTED: usize = 64 << 10;
+
 /// Questions (Offer, Missing, Commit, Publish) that a host may have open: a few layers at once, several questions each.
 pub const QUESTIONS_OPEN: usize = 256;
 /// Fetches that a host may have open: as many readers wait at once.

@@ -254,6 +254,10 @@ pub struct PruneArgs {
     /// 2026-01-31T12:00 or 2026-01-31T12:00:00Z.
     #[arg(long, value_name = "DAYS|DATE")]
     pub older_than: Option<String>,
+    /// In place of retention_days and retention_days_failed, unless beside --older-than: jobs of which nothing was committed and, on any mount, no file
+    /// opened for reading for so many days.
+    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..=366_000))]
+    pub unread_for: Option<u32>,
     /// Only jobs of this user: what is behind the dash of a job's name.
     #[arg(long, value_name = "NAME", value_parser = narrowing)]
     pub owner: Option<String>,

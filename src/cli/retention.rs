@@ -30,6 +30,7 @@ pub fn prune(cli: &Cli, args: &PruneArgs) -> Outcome {
         retention_days_failed: config.retention_days_failed,
         grace_days: config.prune_grace_days,
         older_than: args.older_than.as_deref().map(older_than).transpose()?,
+        unread_for_days: args.unread_for,
         outcome: args.outcome.as_deref().map(|how| match how {
             "failed" => control::Outcome::Failed,
             _ => control::Outcome::Passed,

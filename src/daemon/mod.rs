@@ -16,6 +16,7 @@ mod follow;
 mod holder;
 mod live;
 mod lives;
+mod reads;
 mod report;
 mod retire;
 mod shown;
@@ -178,6 +179,7 @@ async fn serve(options: DaemonOptions, ready: impl FnOnce()) -> Result<(), Daemo
     let tasks = [
         tokio::spawn(commands::answer(control, host.clone(), mounted.clone(), stop.clone())),
         tokio::spawn(follow::follow(host.clone(), mounted.notifier(), events)),
+        tokio::spawn(reads::tell(host.clone())),
     ];
     watch_session(mounted.clone(), stop.clone());
     watch_signals(stop).map_err(|source| DaemonError::Io { what: "can't watch for signals", source })?;

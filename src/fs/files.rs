@@ -262,6 +262,9 @@ impl Fs {
             Data::Remote(candidate, _) => (None, self.content_to_keep(candidate)),
             Data::Lost => (None, Box::default()),
         };
+        if let Some(unit) = unit.as_ref().filter(|_| !is_writable(flags)) {
+            self.reads.note(unit);
+        }
         let file = self.insert(fh, node, is_writable(flags), unit, data);
         let request = Requests::plain(caller.request);
         self.nodes.lock().opened(node, Handle { fh, flags: flags.bits(), request, content });

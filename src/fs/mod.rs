@@ -53,6 +53,7 @@ mod nodes;
 mod orphans;
 mod owners;
 mod place;
+mod reads;
 mod rename;
 mod takeover;
 pub mod union;
@@ -85,6 +86,7 @@ use self::{
     ledger::{Keep, Ledger, Requests},
     nodes::Nodes,
     orphans::Orphans,
+    reads::Reads,
     takeover::Inherited,
     view::View,
 };
@@ -145,6 +147,7 @@ pub struct Fs {
     requests: Requests,
     inherited: Inherited,
     orphans: Orphans,
+    reads: Reads,
     tmp_dir: PathBuf,
     umask: u32,
 }
@@ -180,9 +183,15 @@ impl Fs {
             requests,
             inherited,
             orphans: Orphans::default(),
+            reads: Reads::default(),
             tmp_dir,
             umask: process_umask(),
         }
+    }
+
+    /// What was read.
+    pub fn reads(&self) -> &Reads {
+        &self.reads
     }
 
     /// The unit that `path` is an entry of, if there is one.

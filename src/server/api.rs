@@ -64,6 +64,8 @@ pub trait StoreApi: Send + Sync + 'static {
     fn on_disk(&self) -> Option<&Store> {
         None
     }
+    /// Notes that somebody has read something of these units; durable when it returns. Units that it doesn't know are passed over.
+    fn note_reads(&self, units: &[UnitId]) -> Result<(), StoreFault>;
     /// Tells of each new head.
     fn watch(&self) -> watch::Receiver<Head>;
 }

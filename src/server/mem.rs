@@ -33,6 +33,7 @@ struct Inner {
     waiting: usize,
     full: bool,
     broken: bool,
+    reads: Vec<UnitId>,
 }
 
 impl MemStore {
@@ -65,6 +66,11 @@ impl MemStore {
     /// From now on there is no room for anything new, or there is again.
     pub(crate) fn fill_up(&self, is_full: bool) {
         self.lock().full = is_full;
+    }
+
+    /// What it was told that was read.
+    pub(crate) fn reads(&self) -> Vec<UnitId> {
+        self.lock().reads.clone()
     }
 
     pub(crate) fn objects(&self) -> usize {
@@ -208,6 +214,15 @@ impl StoreApi for MemStore {
 
     fn slots(&self) -> &Slots {
         &self.slots
+    }
+
+    fn note_reads(&self, units: &[UnitId]) -> Result<(), StoreFault> {
+        let mut inner = self.lock();
+        if inner.full {
+            return Err(full());
+        }
+        inner.reads.extend_from_slice(units);
+        Ok(())
     }
 
     fn watch(&self) -> watch::Receiver<Head> {

@@ -100,6 +100,11 @@ impl StoreApi for Store {
         Some(self)
     }
 
+    /// A store that can't note it goes on with all else, and the host tells it again.
+    fn note_reads(&self, units: &[UnitId]) -> Result<(), StoreFault> {
+        Store::note_reads(self, units).map_err(|e| StoreFault::Full(format!("reads can't be noted: {e}")))
+    }
+
     fn watch(&self) -> watch::Receiver<Head> {
         Store::watch(self)
     }

@@ -320,6 +320,14 @@ impl Session {
                 let permit = open(&self.questions, QUESTIONS_OPEN, "questions")?;
                 self.enqueue(Intake::Publish(id, request, permit))
             }
+            ToStore::Read(id, units) => {
+                let permit = open(&self.questions, QUESTIONS_OPEN, "questions")?;
+                self.beside(permit, async move |session| {
+                    let noted = on_store(&session.server.store, move |s| s.note_reads(&units)).await;
+                    session.answer(id, noted.map(|()| FromStore::Noted(id))).await;
+                });
+                Ok(())
+            }
             ToStore::Watch(version, started) => {
                 self.watching.send_replace(Some((version, started)));
                 Ok(())

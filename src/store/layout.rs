@@ -8,6 +8,7 @@
 //! <dir>/packs/*.pack   see pack.rs
 //! <dir>/index.redb     derived, see index.rs
 //! <dir>/snapshots      what still runs, see snapshots.rs; made with the first
+//! <dir>/reads          when what was read last, see reads.rs
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -58,6 +59,11 @@ impl Layout {
     /// What still runs.
     pub fn snapshots(&self) -> PathBuf {
         self.dir.join("snapshots")
+    }
+
+    /// When what was read last.
+    pub fn reads(&self) -> PathBuf {
+        self.dir.join("reads")
     }
 
     /// The catalog.

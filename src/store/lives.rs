@@ -118,7 +118,8 @@ impl Lives {
     }
 }
 
-fn unit_key(unit: &UnitId) -> Key {
+/// A unit's name in 16 bytes.
+pub(super) fn unit_key(unit: &UnitId) -> Key {
     check16(&[&[matches!(unit.scope, Scope::Loose) as u8], unit.root.as_bytes()])
 }
 

@@ -25,6 +25,7 @@ mod lives;
 mod overlay;
 pub mod pack;
 mod prune;
+pub(crate) mod reads;
 mod recover;
 mod retire;
 mod room;
@@ -63,6 +64,7 @@ use self::{
     index::{Index, Location},
     layout::{Header, Layout},
     leases::Leases,
+    reads::Reads,
     recover::Recovery,
     writer::PackWriter,
 };
@@ -162,6 +164,7 @@ pub struct Store {
     heads: watch::Sender<Head>,
     slots: Slots,
     log: Mutex<snapshots::Log>,
+    reads: Mutex<Reads>,
     gate: Gate,
     leases: Leases,
     /// Whoever holds it is the `gc`.
@@ -206,6 +209,7 @@ impl Store {
         };
         let (index, writer) = recovery.run()?;
         let (log, left) = snapshots::Log::open(&*disk, &layout)?;
+        let reads = Reads::open(disk.clone(), &layout, options.clock.now_ms())?;
         let store = Arc::new(Self {
             heads: watch::Sender::new(catalog.head()),
             blocks: Blocks::new(disk.clone(), layout.clone()),
@@ -224,6 +228,7 @@ impl Store {
             catalog,
             slots: Slots::default(),
             log: Mutex::new(log),
+            reads: Mutex::new(reads),
             _lock: lock,
         });
         store.restore_slots(left);

@@ -36,7 +36,7 @@ use crate::{
     catalog::{Head, Record, SnapshotChanges},
     chunk::ObjectKind,
     clock::{Clock, SystemClock},
-    ids::Hash,
+    ids::{Hash, UnitId},
     limits,
     transport::Target,
 };
@@ -258,6 +258,16 @@ impl Link {
         let live = self.shared.live()?;
         match self.ask(&live, Ask::Publish, |id| ToStore::Publish(id, request)).await? {
             Answer::Published => Ok(()),
+            Answer::Rejected(why) => Err(LinkError::Rejected(why)),
+            _ => Err(unfit()),
+        }
+    }
+
+    /// Tells what was read here: noted durably when it returns. [`limits::UNITS_READ`] at most.
+    pub async fn read(&self, units: Vec<UnitId>) -> Result<(), LinkError> {
+        let live = self.shared.live()?;
+        match self.ask(&live, Ask::Read, |id| ToStore::Read(id, units)).await? {
+            Answer::Noted => Ok(()),
             Answer::Rejected(why) => Err(LinkError::Rejected(why)),
             _ => Err(unfit()),
         }

@@ -19,7 +19,7 @@ use frame::Frame;
 use rights::Rights;
 
 /// Version of the protocol that this program speaks.
-pub const PROTOCOL_VERSION: u32 = 4;
+pub const PROTOCOL_VERSION: u32 = 5;
 /// Version of [`Join`], between two processes on the results host.
 pub const JOIN_VERSION: u32 = 3;
 
@@ -96,6 +96,9 @@ pub enum ToStore {
     /// in parts, with the `started` of the part before.
     #[n(13)]
     Watch(#[n(0)] u64, #[n(1)] Option<u64>),
+    /// Somebody has read something of these units on this host.
+    #[n(14)]
+    Read(#[n(0)] RequestId, #[n(1)] Vec<UnitId>),
 }
 
 impl ToStore {
@@ -107,6 +110,9 @@ impl ToStore {
             }
             Self::Retire(_, units) if units.len() > limits::RETIRED_UNITS => {
                 Err(MessageError::TooMany(units.len(), "units to retire"))
+            }
+            Self::Read(_, units) if units.len() > limits::UNITS_READ => {
+                Err(MessageError::TooMany(units.len(), "units that were read"))
             }
             message => Ok(message),
         }
@@ -245,6 +251,9 @@ pub enum FromStore {
     /// To Watch.
     #[n(16)]
     Snapshots(#[n(0)] SnapshotChanges),
+    /// To Read: noted, durably.
+    #[n(17)]
+    Noted(#[n(0)] RequestId),
 }
 
 impl FromStore {

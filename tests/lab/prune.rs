@@ -64,6 +64,37 @@ fn cut_off(lab: &mut Lab) {
     }
 }
 
+fn read_ms(results: &Machine, unit: &str) -> u64 {
+    let rows = results.json(["prune", "--older-than", "0", "--dry-run"]);
+    let row = rows.iter().find(|row| row["unit"] == unit).expect("it would go");
+    row["read_ms"].as_u64().expect("a number")
+}
+
+/// The store hears that somebody has read something of a job, on whichever host and whether its bytes were there already. To look at names isn't to read.
+#[test]
+fn what_is_read_on_any_mount_is_known_to_the_store() {
+    let mut lab = Lab::new(Duration::from_secs(240));
+    let results = lab.machine("results");
+    let (a, b) = (lab.machine("drone1"), lab.machine("drone2"));
+    lab.mount(&a);
+    lab.mount(&b);
+    job(&a, "7-me");
+    job(&a, "8-me");
+    b.catch_up(&a);
+    let began = read_ms(&results, "7-me/host1");
+    let names = std::process::Command::new("find").arg(&b.mount).arg("-ls").output().expect("find runs");
+    assert!(names.status.success() && text(&names.stdout).contains("8-me/host1/status.log"));
+    fs::read(b.mount.join("7-me/host1/status.log")).expect("reads");
+    wait_for("the store to know", Duration::from_secs(30), || read_ms(&results, "7-me/host1") > began);
+    assert_eq!(read_ms(&results, "7-me/."), began);
+    assert_eq!(read_ms(&results, "8-me/host1"), began);
+    fs::read(a.mount.join("8-me/host1/keyval")).expect("reads");
+    wait_for("the store to know", Duration::from_secs(30), || read_ms(&results, "8-me/host1") > began);
+    lab.kill_serve();
+    lab.start_serve();
+    assert!(read_ms(&results, "7-me/host1") > began, "it outlives the store's daemon");
+}
+
 /// A pruned job vanishes from every mount, its drone's disk is free of it, and it isn't sent again. Undeleted, it is as it was, on every mount, and writable.
 /// After its grace it is given up: nothing brings it back, and nobody misses it.
 #[test]

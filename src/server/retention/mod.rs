@@ -104,7 +104,7 @@ fn without_evidence(asked: &PruneRules, rule: &Rule, plan: &Plan) -> Option<Refu
     if asked.yes || rule.is_never() {
         return None;
     }
-    if asked.older_than == Some(OlderThan::Days(0)) && !narrows {
+    if asked.older_than == Some(OlderThan::Days(0)) && asked.unread_for_days.is_none() && !narrows {
         return Some(Refusal::new("`--older-than 0` is every job, and nothing was pruned", hint));
     }
     let going = plan.jobs.iter().filter(|job| job.kept.is_none()).count() as u64;
@@ -269,6 +269,7 @@ impl Pruning<'_> {
             "bytes": candidate.bytes,
             "committed_seq": candidate.last.0,
             "committed_ms": candidate.last_ms,
+            "read_ms": self.store.last_read_ms(&candidate.unit),
             "seq": record.map(|record| record.seq.0),
             "note": note,
         }))

@@ -72,6 +72,8 @@ impl AsRef<UnitId> for Candidate {
 struct Found {
     heads: Vec<Seq>,
     latest_ms: u64,
+    /// When something of it was read last, at the latest.
+    read_ms: u64,
 }
 
 impl Plan {
@@ -168,8 +170,8 @@ impl Plan {
             .collect();
         let mut found: Vec<(RelPath, Found)> = found.into_iter().collect();
         found.sort_by(|(a_job, a), (b_job, b)| (a.latest_ms, a_job).cmp(&(b.latest_ms, b_job)));
-        for (job, Found { heads, latest_ms }) in found {
-            let (outcome, goes) = match rule.verdict(&job, latest_ms) {
+        for (job, Found { heads, latest_ms, read_ms }) in found {
+            let (outcome, goes) = match rule.verdict(&job, latest_ms, read_ms) {
                 Verdict::Stays => continue,
                 Verdict::Goes => (None, true),
                 Verdict::GoesIf(wanted) => {
@@ -224,6 +226,7 @@ fn found(store: &Store, is_wanted: impl Fn(&RelPath) -> bool) -> Result<HashMap<
             let job = found.entry(job).or_default();
             job.heads.push(record.seq);
             job.latest_ms = job.latest_ms.max(record.time_ms);
+            job.read_ms = job.read_ms.max(store.last_read_ms(&commit.unit));
         }
         Ok(())
     })?;

@@ -1,6 +1,6 @@
 //! The rule by which jobs are pruned: how old, of whom, how they ended.
 //!
-//! Ages are counted from the last commit of a job, by the store's clock.
+//! Ages are counted from the last commit of a job, and from when something of it was read last, by the store's clock.
 
 use crate::{
     control::{OlderThan, Outcome, PruneRules},
@@ -17,6 +17,8 @@ pub(super) struct Rule {
     passed_before_ms: Option<u64>,
     /// The same, if it failed.
     failed_before_ms: Option<u64>,
+    /// What was read since then stays.
+    unread_before_ms: Option<u64>,
     owner: Option<String>,
     pattern: Option<String>,
     /// For people.
@@ -36,7 +38,7 @@ impl Rule {
     pub fn of(asked: &PruneRules, now_ms: u64) -> Self {
         let older_than = |days: u32| (now_ms + 1).saturating_sub(u64::from(days) * DAY_MS);
         let kept = |days: u32| (days > 0).then(|| older_than(days));
-        let (passed, failed) = match asked.older_than {
+        let (passed, failed) = match asked.older_than.or(asked.unread_for_days.map(OlderThan::Days)) {
             None => (kept(asked.retention_days), kept(asked.retention_days_failed)),
             Some(OlderThan::Days(days)) => (Some(older_than(days)), Some(older_than(days))),
             Some(OlderThan::Before(ms)) => (Some(ms), Some(ms)),
@@ -45,6 +47,7 @@ impl Rule {
         Self {
             passed_before_ms: passed.filter(|_| is_asked(Outcome::Passed)),
             failed_before_ms: failed.filter(|_| is_asked(Outcome::Failed)),
+            unread_before_ms: asked.unread_for_days.map(older_than),
             owner: asked.owner.clone(),
             pattern: asked.pattern.clone(),
             text: text(asked),
@@ -56,10 +59,10 @@ impl Rule {
         self.passed_before_ms.is_none() && self.failed_before_ms.is_none()
     }
 
-    /// Of a job, or a task's directory, that was committed last at `latest_ms`.
-    pub fn verdict(&self, job: &RelPath, latest_ms: u64) -> Verdict {
+    /// Of a job, or a task's directory, that was committed last at `latest_ms` and read last at `read_ms`.
+    pub fn verdict(&self, job: &RelPath, latest_ms: u64, read_ms: u64) -> Verdict {
         let is_older = |before: Option<u64>| before.is_some_and(|before| latest_ms < before);
-        if !self.means(job) {
+        if !self.means(job) || self.unread_before_ms.is_some_and(|before| read_ms >= before) {
             return Verdict::Stays;
         }
         match (is_older(self.passed_before_ms), is_older(self.failed_before_ms)) {
@@ -91,12 +94,17 @@ fn text(asked: &PruneRules) -> String {
             let time = i64::try_from(ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
             format!("before {}", time.map_or_else(|| ms.to_string(), |time| format!("{time:.0}")))
         }
+        None if asked.unread_for_days.is_some() => String::new(),
         None => {
             let days = |days: u32| if days == 0 { "never".to_owned() } else { format!("{days} days") };
             let (passed, failed) = (days(asked.retention_days), days(asked.retention_days_failed));
             format!("retention_days {passed}, retention_days_failed {failed}")
         }
     };
+    if let Some(days) = asked.unread_for_days {
+        text.push_str(if text.is_empty() { "" } else { ", " });
+        text.push_str(&format!("unread for {days} days"));
+    }
     text.extend(asked.outcome.map(|outcome| format!(", {}", outcome.name())));
     text.extend(asked.owner.as_ref().map(|owner| format!(", owner {owner}")));
     text.extend(asked.pattern.as_ref().map(|pattern| format!(", matching {pattern}")));
@@ -116,7 +124,12 @@ mod tests {
     }
 
     fn verdict(asked: &PruneRules, job: &str, age_days: u64) -> Verdict {
-        Rule::of(asked, NOW).verdict(&job.parse().expect("a path"), NOW - age_days * DAY_MS)
+        verdict_read(asked, job, age_days, age_days)
+    }
+
+    fn verdict_read(asked: &PruneRules, job: &str, age_days: u64, unread_days: u64) -> Verdict {
+        let ago = |days: u64| NOW - days * DAY_MS;
+        Rule::of(asked, NOW).verdict(&job.parse().expect("a path"), ago(age_days), ago(unread_days))
     }
 
     #[test]
@@ -143,6 +156,21 @@ mod tests {
         assert_eq!(verdict(&failed, "7-me", 1), Verdict::GoesIf(Outcome::Failed));
         let zero = PruneRules { older_than: Some(OlderThan::Days(0)), ..rules(0, 0) };
         assert_eq!(verdict(&zero, "7-me", 0), Verdict::Goes);
+    }
+
+    #[test]
+    fn what_was_read_stays() {
+        let asked = PruneRules { unread_for_days: Some(10), ..rules(30, 0) };
+        let verdicts = [(10, 10), (10, 9), (9, 9), (40, 9), (40, 10)];
+        let told = verdicts.map(|(age, unread)| verdict_read(&asked, "7-me", age, unread));
+        let (stays, goes) = (Verdict::Stays, Verdict::Goes);
+        assert_eq!(told, [goes, stays, stays, stays, goes], "it takes the place of what is configured");
+        let asked = PruneRules { older_than: Some(OlderThan::Days(20)), ..asked };
+        assert_eq!((verdict(&asked, "7-me", 15), verdict(&asked, "7-me", 20)), (stays, goes));
+        assert_eq!(text(&asked), "older than 20 days, unread for 10 days");
+        let asked = PruneRules { older_than: None, outcome: Some(Outcome::Failed), ..asked };
+        assert_eq!(text(&asked), "unread for 10 days, failed");
+        assert_eq!(verdict(&asked, "7-me", 15), Verdict::GoesIf(Outcome::Failed));
     }
 
     #[test]

@@ -338,3 +338,26 @@ fn parts_of_the_jobs_are_all_of_them() {
     assert_eq!(units(1).len(), 28);
     assert_eq!(units(7), units(1));
 }
+
+/// A job of which anything was read, by whomever, stays until that was long enough ago; what isn't known counts as read when the record of reads began.
+#[test]
+fn what_was_read_stays() {
+    let lab = Lab::new();
+    lab.job("1-me", 0);
+    lab.job("2-me", 0);
+    let unread = PruneRules { unread_for_days: Some(30), grace_days: 900, yes: true, ..rules(0, 0) };
+    lab.days(29);
+    assert_eq!(lab.prune(&unread), (0, Vec::new()));
+    let read = [UnitId::loose(path("2-me")), UnitId::tree(path("9-nobody/host1"))];
+    lab.store.note_reads(&read).expect("is noted");
+    let known = lab.store.last_read_ms(&read[1]);
+    assert_eq!(known, START, "of what isn't in the catalog nothing is noted");
+    lab.days(1);
+    let (code, done) = lab.prune(&unread);
+    assert_eq!((code, sorted(done)), (0, sorted(both("1-me", "pruned"))));
+    assert!(lab.shows("2-me/host1"));
+    lab.days(29);
+    let (_, rows) = lab.rows(&PruneRules { dry_run: true, ..unread.clone() });
+    assert!(planned(&rows).iter().any(|row| row["read_ms"] == START + 29 * DAY_MS), "{rows:?}");
+    assert_eq!(sorted(lab.prune(&unread).1), sorted(both("2-me", "pruned")));
+}

@@ -25,6 +25,7 @@ async fn hostile_frames_are_refused() {
     let mut damaged = good.clone();
     *damaged.last_mut().expect("not empty") ^= 1;
     let hashes = vec![Hash::of(b"x"); limits::HASHES_PER_ASK + 1];
+    let units = vec![request("1-a/h", Hash::of(b"m")).unit; limits::UNITS_READ + 1];
     for (what, bytes, code) in [
         ("unknown kind", header(10, 77), RefusalCode::Protocol),
         ("endless message", header(u32::MAX, 0), RefusalCode::Protocol),
@@ -37,6 +38,7 @@ async fn hostile_frames_are_refused() {
             message_frame(&ToStore::Missing(1, ObjectKind::Chunk, hashes)).encode(),
             RefusalCode::Protocol,
         ),
+        ("too many units", message_frame(&ToStore::Read(1, units)).encode(), RefusalCode::Protocol),
         ("a damaged block", Frame::Upload(damaged).encode(), RefusalCode::Block),
         (
             "a join",

@@ -67,6 +67,22 @@ async fn a_rejected_commit_leaves_the_session_standing() {
 }
 
 #[tokio::test]
+async fn what_a_host_tells_that_was_read_is_noted() {
+    let lab = Lab::new().await;
+    let host = lab.host("drone1");
+    host.wait_up().await;
+    let units: Vec<_> =
+        (0..limits::UNITS_READ).map(|i| request(&format!("{i}-me/host1"), Hash::of(b"m")).unit).collect();
+    host.link.read(units.clone()).await.expect("is noted");
+    assert_eq!(lab.store.reads(), units);
+    lab.store.fill_up(true);
+    let error = host.link.read(units[..1].to_vec()).await.expect_err("can't be noted");
+    assert!(matches!(error, LinkError::Rejected(_)), "{error}");
+    lab.store.fill_up(false);
+    host.link.read(units[..1].to_vec()).await.expect("the session goes on");
+}
+
+#[tokio::test]
 async fn a_question_of_more_hashes_than_fit_one_message_is_asked_in_parts() {
     let lab = Lab::new().await;
     let host = lab.host("drone1");

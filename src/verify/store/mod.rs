@@ -22,7 +22,7 @@ use super::{Finding, OnProgress, Report, Severity, VerifyOptions};
 use crate::{
     catalog::{RecordBody, UnitLife},
     chunk::ObjectKind,
-    durable::{Disk, LockMode, RealDisk},
+    durable::{self, Disk, LockMode, RealDisk},
     ids::{Hash, Seq, UnitId},
     store::{
         Snapshot, Store, StoreError,
@@ -30,6 +30,7 @@ use crate::{
         catalog::{self, CatalogDamage, PackPoint, Witness},
         index::{Index, Key, Location},
         layout::{Header, Layout},
+        reads,
     },
 };
 
@@ -149,6 +150,7 @@ impl<'a> Check<'a> {
             None => self.check_closed_index(),
         }
         self.check_contents()?;
+        self.check_reads()?;
         Ok(self.report)
     }
 
@@ -240,6 +242,20 @@ impl<'a> Check<'a> {
             }
         }
         Ok(witness)
+    }
+
+    /// A store that an earlier version has written has none.
+    fn check_reads(&mut self) -> Result<(), StoreError> {
+        let file = match self.disk.open_read(&self.layout.reads()) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            file => file?,
+        };
+        if !reads::is_whole(&durable::read_all(&*file)?) {
+            let message = "the record of what was read is damaged".to_owned();
+            let repair = "nothing: it begins anew when the store is opened, and until then as many days have passed `prune --unread-for` takes nothing";
+            self.find("reads-damaged", Severity::Warning, message, repair);
+        }
+        Ok(())
     }
 
     /// An object's place by what was read from the packs.

@@ -22,6 +22,7 @@ pub(super) enum Ask {
     Missing { count: usize },
     Commit(CommitRequest),
     Publish,
+    Read,
     Retire(Vec<RetireUnit>),
     Fetch,
 }
@@ -33,6 +34,7 @@ pub(super) enum Answer {
     Wanted(Vec<u8>),
     Committed(Record),
     Published,
+    Noted,
     Retired(Record),
     Rejected(String),
     NotFound,
@@ -178,6 +180,7 @@ impl Live {
             | (Ask::Missing { .. }, Answer::Rejected(_))
             | (Ask::Commit(_) | Ask::Retire(_), Answer::Rejected(_))
             | (Ask::Publish, Answer::Published | Answer::Rejected(_))
+            | (Ask::Read, Answer::Noted | Answer::Rejected(_))
             | (Ask::Fetch, Answer::NotFound | Answer::Rejected(_) | Answer::Block(_)) => true,
             (Ask::Missing { count }, Answer::Wanted(bits)) => {
                 let spare = bits.len() * 8 - count.min(&(bits.len() * 8));
