@@ -191,12 +191,28 @@ impl Store {
             }
             // Nobody in the batch is answered with a record; what was synced stays, and the index may speak of it.
             Err(full @ StoreError::Full { .. }) => {
-                self.index.finish_flush()?;
+                self.flush_index(batch, Vec::new())?;
                 return Ok(batch.iter().map(|_| Err(full.again())).collect());
             }
             Err(error) => return Err(error),
         }
-        self.index.finish_flush()?;
+        self.flush_index(batch, answers)
+    }
+
+    /// Where there is no room for the index it is written later, and only who asked for that needs to know.
+    fn flush_index(
+        &self,
+        batch: &[(u64, Request)],
+        mut answers: Vec<Answer>,
+    ) -> Result<Vec<Answer>, StoreError> {
+        match self.index.finish_flush() {
+            Err(full @ StoreError::Full { .. }) => {
+                let asked = answers.iter_mut().zip(batch);
+                let asked = asked.filter(|(_, (_, request))| matches!(request, Request::Sync));
+                asked.for_each(|(answer, _)| *answer = Err(full.again()));
+            }
+            flushed => flushed?,
+        }
         Ok(answers)
     }
 

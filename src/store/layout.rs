@@ -6,7 +6,8 @@
 //! <dir>/catalog        append-only, see catalog.rs
 //! <dir>/head           how long the catalog was, see catalog.rs
 //! <dir>/packs/*.pack   see pack.rs
-//! <dir>/index.redb     derived, see index.rs
+//! <dir>/index.redb     derived, see index/mod.rs
+//! <dir>/index/*.run     likewise, see index/run.rs
 //! <dir>/snapshots      what still runs, see snapshots.rs; made with the first
 //! <dir>/reads          when what was read last, see reads.rs
 //! ```
@@ -79,6 +80,11 @@ impl Layout {
     /// The derived index.
     pub fn index(&self) -> PathBuf {
         self.dir.join("index.redb")
+    }
+
+    /// The directory of its runs.
+    pub fn index_runs(&self) -> PathBuf {
+        self.dir.join("index")
     }
 
     /// The directory of the packs.

@@ -55,11 +55,11 @@ impl Recovery<'_> {
         let numbers = self.layout.pack_numbers(&**self.disk)?;
         let lengths = self.lengths(&numbers)?;
         let tails = self.tails(&numbers)?;
-        let (mut index, mut indexed) = Index::open(&**self.disk, self.layout, self.store)?;
+        let (mut index, mut indexed) = Index::open(self.disk, self.layout, self.store)?;
         if !covered(&indexed, &lengths, &tails) {
             tracing::warn!("the index speaks of packs that aren't there (any more) and is made again");
             drop(index);
-            index = Index::create(&**self.disk, self.layout, self.store)?;
+            index = Index::create(self.disk, self.layout, self.store)?;
             indexed.clear();
         }
         self.catch_up(&index, &indexed, &lengths)?;

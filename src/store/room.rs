@@ -3,8 +3,8 @@
 //! Below the reserve nothing that isn't here is taken in. What goes on: reading, following, commits of what is here already (a record, and the index),
 //! and `gc`, which writes copies before it frees anything.
 //!
-//! A write that finds no room nevertheless is cut back, and then nothing has happened ([`cut_back`]). That is so for packs and catalog; the index's
-//! database and a sync that fails end all writing, since nobody knows then what is on the disk.
+//! A write that finds no room nevertheless is cut back, and then nothing has happened ([`cut_back`]). That is so for packs and catalog; the index's runs
+//! are written later. Its database, which is small, and a sync that fails end all writing, since nobody knows then what is on the disk.
 
 use std::{io, path::Path};
 

@@ -1,6 +1,6 @@
-//! Which database the store's index should be: redb, as `src/store/index.rs` uses it, and fjall, with the same keys, batches and cache.
+//! The store's index beside what it could have been: a redb or a fjall of the same keys, in the same batches, with a cache of 32 MiB.
 //!
-//! `bench/index/run [--keys N] [--cache-mib N] [--only redb|fjall] [--dir DIR]`. Each stage is a process of its own, so that memory and opening
+//! `bench/index/run [--keys N] [--cache-mib N] [--only runs|redb|fjall] [--dir DIR]`. Each stage is a process of its own, so that memory and opening
 //! are its own: one fills the database and is gone without closing it; one opens that, looks up and makes small commits; one opens what
 //! the second has closed. Every commit is durable when it returns. Nothing is dropped from the kernel's page cache.
 
@@ -8,6 +8,7 @@ mod fjalldb;
 mod keys;
 mod memory;
 mod redbdb;
+mod runs;
 mod stages;
 
 use std::{collections::HashMap, env, path::PathBuf, process::Command};
@@ -50,11 +51,12 @@ fn main() {
         let plan = stages::Plan { keys, cache_bytes, dir };
         match option("--only").as_deref() {
             Some("fjall") => stages::run::<fjalldb::Fjall>(&stage, &plan),
+            Some("runs") => stages::run::<runs::Runs>(&stage, &plan),
             _ => stages::run::<redbdb::Redb>(&stage, &plan),
         }
         return;
     }
-    let names: Vec<&str> = ["redb", "fjall"]
+    let names: Vec<&str> = ["runs", "redb", "fjall"]
         .into_iter()
         .filter(|name| option("--only").is_none_or(|only| only == *name))
         .collect();

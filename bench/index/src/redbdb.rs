@@ -1,4 +1,4 @@
-//! redb as `src/store/index.rs` uses it.
+//! redb, as the store's index used it.
 
 use std::path::Path;
 

@@ -1,12 +1,12 @@
 //! The index against the packs, both ways.
 
-use std::io;
+use std::{io, sync::Arc};
 
 use super::Check;
 use crate::{
     chunk::ObjectKind,
     durable::Disk,
-    ids::Hash,
+    ids::{Hash, StoreUuid},
     store::{
         StoreError,
         catalog::PackPoint,
@@ -18,31 +18,39 @@ use crate::{
 
 /// What mends an index.
 pub(super) const REBUILD: &str =
-    "delete `index.redb` while the store is closed; it is made again when the store is opened";
+    "delete `index.redb` while the store is closed; the index is made again when the store is opened";
 
 /// Objects looked up at a time.
 const BATCH: usize = 4096;
 
-/// The index of a closed store, without changing it.
-pub(super) fn open_closed(disk: &dyn Disk, layout: &Layout) -> Result<Option<Index>, StoreError> {
+/// The index of a closed store.
+pub(super) enum Closed {
+    Missing,
+    /// Another store's or another version's.
+    Foreign,
+    There(Box<Index>),
+}
+
+/// Opens it without changing it.
+pub(super) fn open_closed(
+    disk: &Arc<dyn Disk>,
+    layout: &Layout,
+    store: StoreUuid,
+) -> Result<Closed, StoreError> {
     let file = match disk.open_read(&layout.index()) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Closed::Missing),
         file => file?,
     };
-    match file.is_empty()? {
-        true => Ok(None),
-        false => Index::open_unchanged(file).map(Some),
+    if file.is_empty()? {
+        return Ok(Closed::Missing);
     }
+    Ok(Index::open_unchanged(file, disk, layout, store)?
+        .map_or(Closed::Foreign, |index| Closed::There(Box::new(index))))
 }
 
 impl Check<'_> {
     /// `open`: up to where an open store's packs were looked at.
     pub(super) fn compare_index(&mut self, index: &Index, open: Option<PackPoint>) -> Result<(), StoreError> {
-        if !index.belongs_to(self.header.uuid)? {
-            let message = "the index is another store's or another version's".to_owned();
-            self.find("index-foreign", Severity::Warning, message, REBUILD);
-            return Ok(());
-        }
         let (dangling, example) = self.dangling(index, open)?;
         if dangling > 0 {
             let message = format!("{dangling} entries of the index lead nowhere, for one {example}");

@@ -18,6 +18,7 @@ use std::{
     sync::Arc,
 };
 
+use self::index::Closed;
 use super::{Finding, OnProgress, Report, Severity, VerifyOptions};
 use crate::{
     catalog::{RecordBody, UnitLife},
@@ -264,9 +265,13 @@ impl<'a> Check<'a> {
     }
 
     fn check_closed_index(&mut self) {
-        match index::open_closed(&**self.disk, self.layout) {
-            Ok(Some(index)) => self.check_index(&index, None),
-            Ok(None) => {
+        match index::open_closed(self.disk, self.layout, self.header.uuid) {
+            Ok(Closed::There(index)) => self.check_index(&index, None),
+            Ok(Closed::Foreign) => {
+                let message = "the index is another store's or another version's".to_owned();
+                self.find("index-foreign", Severity::Warning, message, index::REBUILD);
+            }
+            Ok(Closed::Missing) => {
                 let repair = "nothing: it is made again when the store is opened";
                 self.find("index-missing", Severity::Warning, "the index is missing".to_owned(), repair);
             }
