@@ -7,6 +7,7 @@
 use std::{
     ffi::OsStr,
     fmt,
+    hash::{BuildHasher, Hasher},
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     str::FromStr,
@@ -30,6 +31,31 @@ impl Hash {
     /// The first eight hex digits: for people, never for comparison.
     pub fn short(&self) -> String {
         self.to_string()[..8].to_owned()
+    }
+}
+
+/// For tables whose keys are hashes, or have one in them: that is as good as any hash of it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ByHash(u64);
+
+impl BuildHasher for ByHash {
+    type Hasher = Self;
+
+    fn build_hasher(&self) -> Self {
+        *self
+    }
+}
+
+impl Hasher for ByHash {
+    fn write(&mut self, bytes: &[u8]) {
+        match bytes.first_chunk() {
+            Some(eight) => self.0 ^= u64::from_le_bytes(*eight),
+            None => bytes.iter().for_each(|byte| self.0 = self.0.rotate_left(8) ^ u64::from(*byte)),
+        }
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
     }
 }
 

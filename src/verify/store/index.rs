@@ -1,8 +1,11 @@
 //! The index against the packs, both ways.
 
-use std::{io, sync::Arc};
+use std::{
+    io,
+    sync::{Arc, atomic::Ordering},
+};
 
-use super::Check;
+use super::{Check, Found};
 use crate::{
     chunk::ObjectKind,
     durable::Disk,
@@ -89,7 +92,7 @@ impl Check<'_> {
                 let known = self.recipes.get(&key.1).into_iter().flatten();
                 known.clone().any(|l| l.same_place(place) && l.block_bytes == place.block_bytes)
             }
-            _ if self.objects.get(key) == Some(place) => true,
+            _ if self.mark(key, place) => true,
             // An object may be in two blocks.
             _ => self.blocks.read(place).is_ok_and(|(_, table)| {
                 let line = table.get(place.number as usize);
@@ -98,14 +101,22 @@ impl Check<'_> {
         }
     }
 
+    /// Whether an object is at this place, which the index has said. It isn't looked up again.
+    fn mark(&self, key: &Key, place: &Location) -> bool {
+        let Some(found) = self.objects.get(key).filter(|found| found.place == *place) else { return false };
+        found.is_indexed.store(true, Ordering::Relaxed);
+        true
+    }
+
     /// Objects that the index should know: of a closed store, those in the part of each pack that it says to have.
     fn lacking(&self, index: &Index, open: bool) -> Result<Vec<Key>, StoreError> {
         let reached = index.packs()?;
         let expected = |place: &Location| {
             open || reached.get(&place.pack).is_some_and(|reached| place.offset < *reached)
         };
+        let is_sought = |found: &Found| !found.is_indexed.load(Ordering::Relaxed) && expected(&found.place);
         let keys: Vec<Key> =
-            self.objects.iter().filter(|(_, place)| expected(place)).map(|(k, _)| *k).collect();
+            self.objects.iter().filter(|(_, found)| is_sought(found)).map(|(key, _)| *key).collect();
         let mut lacking = Vec::new();
         for keys in keys.chunks(BATCH) {
             let places = index.get_many(keys)?;

@@ -15,7 +15,7 @@ use std::{
     collections::{BTreeSet, HashMap, HashSet},
     io,
     path::Path,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
 };
 
 use self::index::Closed;
@@ -24,7 +24,7 @@ use crate::{
     catalog::{RecordBody, UnitLife},
     chunk::ObjectKind,
     durable::{self, Disk, LockMode, RealDisk},
-    ids::{Hash, Seq, UnitId},
+    ids::{ByHash, Hash, Seq, UnitId},
     store::{
         Snapshot, Store, StoreError,
         blocks::Blocks,
@@ -95,6 +95,13 @@ fn headless(code: &'static str, message: String) -> Report {
     report
 }
 
+/// An object in a good block.
+struct Found {
+    place: Location,
+    /// The index has it there.
+    is_indexed: AtomicBool,
+}
+
 /// A check under way.
 struct Check<'a> {
     disk: &'a Arc<dyn Disk>,
@@ -105,9 +112,9 @@ struct Check<'a> {
     blocks: Blocks,
     report: Report,
     /// Chunks and manifests in good blocks, one place each.
-    objects: HashMap<Key, Location>,
+    objects: HashMap<Key, Found, ByHash>,
     /// Everything that calls itself a recipe, in good blocks.
-    recipes: HashMap<Hash, Vec<Location>>,
+    recipes: HashMap<Hash, Vec<Location>, ByHash>,
     /// What damaged blocks held, as far as their tables can be read.
     damaged: HashSet<Key>,
     bad_blocks: HashSet<(u32, u64)>,
@@ -133,8 +140,8 @@ impl<'a> Check<'a> {
             progress,
             blocks: Blocks::new(disk.clone(), layout.clone()),
             report: Report::default(),
-            objects: HashMap::new(),
-            recipes: HashMap::new(),
+            objects: HashMap::default(),
+            recipes: HashMap::default(),
             damaged: HashSet::new(),
             bad_blocks: HashSet::new(),
             manifests: HashMap::new(),
@@ -261,7 +268,7 @@ impl<'a> Check<'a> {
 
     /// An object's place by what was read from the packs.
     fn place(&self, kind: ObjectKind, hash: &Hash) -> Option<&Location> {
-        self.objects.get(&(kind, *hash))
+        self.objects.get(&(kind, *hash)).map(|found| &found.place)
     }
 
     fn check_closed_index(&mut self) {

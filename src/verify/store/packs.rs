@@ -1,8 +1,8 @@
 //! The packs' half of a check: what each holds, and with the data, whether it is what it is called.
 
-use std::cmp::Ordering;
+use std::{cmp::Ordering, sync::atomic::AtomicBool};
 
-use super::{Check, RESEND, in_parallel};
+use super::{Check, Found, RESEND, in_parallel};
 use crate::{
     buffers,
     chunk::{
@@ -145,7 +145,10 @@ impl Check<'_> {
             let place: Location = index::location(number, block, line, entry);
             match entry.kind {
                 ObjectKind::Recipe => self.recipes.entry(entry.hash).or_default().push(place),
-                _ => drop(self.objects.entry((entry.kind, entry.hash)).or_insert(place)),
+                _ => {
+                    let found = Found { place, is_indexed: AtomicBool::new(false) };
+                    self.objects.entry((entry.kind, entry.hash)).or_insert(found);
+                }
             }
         }
     }
