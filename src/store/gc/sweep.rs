@@ -144,13 +144,17 @@ impl<'a> Sweep<'a> {
         let mut needed: Vec<(TableEntry, Location)> = Vec::new();
         for (number, (entry, place)) in block.table.iter().zip(places).enumerate() {
             let key = (entry.kind, entry.hash);
-            match place {
-                Some(place) if self.doomed.has(&key, &place) => dead.objects.push((key, place)),
+            let needed_at = place.filter(|place| !self.doomed.has(&key, place));
+            match needed_at {
                 Some(place) => needed.push((*entry, place)),
+                // One whose word was taken back at the beginning is unproven by now, whether or not that is written yet.
                 None if entry.kind == ObjectKind::Recipe => {
                     dead.candidates.push((entry.hash, location(pack, block, number, entry)));
                 }
                 None => {}
+            }
+            if needed_at.is_none() {
+                dead.objects.extend(place.map(|place| (key, place)));
             }
         }
         if needed.is_empty() {
