@@ -48,6 +48,8 @@ struct Inner {
     /// Where the packs ended, and when: ascending. The first is where they ended when the store was opened: who was told anything before
     /// that has to ask again.
     ends: VecDeque<(u64, PackPoint)>,
+    /// When a block was appended last.
+    appended_ms: u64,
     uploads: HashMap<Hash, (u64, PackPoint)>,
 }
 
@@ -101,6 +103,7 @@ impl Leases {
     /// A block is appended at `end`.
     pub fn appended(&self, end: PackPoint, now_ms: u64) {
         let mut inner = self.lock();
+        inner.appended_ms = now_ms;
         let last = inner.ends.back().map_or(0, |(ms, _)| *ms);
         if now_ms.saturating_sub(last) >= self.lease_ms / POINTS {
             inner.ends.push_back((now_ms, end));
@@ -133,7 +136,10 @@ impl Leases {
         inner.turn(now_ms, self.lease_ms);
         inner.uploads.retain(|_, (ms, _)| now_ms.saturating_sub(*ms) < UPLOAD_MS);
         let old = inner.ends.iter().filter(|(ms, _)| now_ms.saturating_sub(*ms) >= self.lease_ms);
-        let appended = if self.lease_ms == 0 { Some(end) } else { old.last().map(|(_, end)| *end) };
+        let appended = match now_ms.saturating_sub(inner.appended_ms) >= self.lease_ms {
+            true => Some(end),
+            false => old.last().map(|(_, end)| *end),
+        };
         let uploads = inner.uploads.values().map(|(_, from)| *from).min();
         let Inner { told, told_before, .. } = &*inner;
         Kept {
@@ -188,7 +194,8 @@ mod tests {
         (0..40).for_each(|n| leases.appended(at(1 + n), 10_000 + u64::from(n) * 100));
         let kept = leases.kept(at(41), 13_900).from;
         assert!(kept <= at(30) && kept >= at(28), "{kept:?}");
-        assert_eq!(leases.kept(at(41), 99_000).from, at(39), "as coarse as its points");
+        assert_eq!(leases.kept(at(41), 14_899).from, at(39), "as coarse as its points");
+        assert_eq!(leases.kept(at(41), 14_900).from, at(41), "nothing came for as long as that");
         let manifest = Hash::of(b"layer");
         leases.offered(manifest, at(7), 99_000);
         leases.offered(manifest, at(41), 99_000 + UPLOAD_MS - 1);
