@@ -2,8 +2,11 @@
 //!
 //! Every call that changes anything or syncs is one operation. The one at which it is told to crash fails and so do all after it. Then
 //! [`SimDisk::after_crash`] gives the disk that a restarted machine would find: what was synced, and of the rest what [`Unsynced`] says.
+//!
+//! A test may have something done before each operation, reads included, of one of its threads ([`before_each`]).
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     ffi::OsString,
     io,
@@ -68,7 +71,27 @@ struct State {
 pub struct SimDisk(Arc<Mutex<State>>);
 
 #[derive(Debug)]
-struct SimFile(SimDisk, usize);
+struct SimFile(SimDisk, usize, PathBuf);
+
+/// What is done before an operation on the file at this path.
+type Hook = Box<dyn Fn(&Path)>;
+
+thread_local! {
+    static HOOK: RefCell<Option<Hook>> = const { RefCell::new(None) };
+}
+
+/// From now on this is done before each operation of this thread on any simulated disk; not before those that it does itself.
+pub fn before_each(hook: impl Fn(&Path) + 'static) {
+    HOOK.with(|own| *own.borrow_mut() = Some(Box::new(hook)));
+}
+
+fn come(path: &Path) {
+    let hook = HOOK.with(|own| own.borrow_mut().take());
+    if let Some(hook) = hook {
+        hook(path);
+        HOOK.with(|own| *own.borrow_mut() = Some(hook));
+    }
+}
 
 impl SimDisk {
     /// An empty one that doesn't crash.
@@ -161,8 +184,8 @@ impl SimDisk {
         Ok(state)
     }
 
-    fn handle(&self, inode: usize) -> Arc<dyn DiskFile> {
-        Arc::new(SimFile(self.clone(), inode))
+    fn handle(&self, inode: usize, path: &Path) -> Arc<dyn DiskFile> {
+        Arc::new(SimFile(self.clone(), inode, path.to_owned()))
     }
 }
 
@@ -253,6 +276,7 @@ impl DiskFile for SimFile {
     }
 
     fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        come(&self.2);
         let state = self.0.state();
         let bytes = state.inodes[self.1].now.get(offset as usize..offset as usize + out.len());
         out.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
@@ -260,6 +284,7 @@ impl DiskFile for SimFile {
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        come(&self.2);
         let mut state = self.0.operate()?;
         let fits = state.fits(self.1, offset, bytes.len());
         state.inodes[self.1].change(Change::Write(offset, bytes[..fits].to_vec()));
@@ -267,11 +292,13 @@ impl DiskFile for SimFile {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
+        come(&self.2);
         self.0.operate()?.inodes[self.1].change(Change::SetLen(len));
         Ok(())
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        come(&self.2);
         let mut state = self.0.operate()?;
         state.syncs += 1;
         let inode = &mut state.inodes[self.1];
@@ -290,8 +317,9 @@ impl Inode {
 
 impl Disk for SimDisk {
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        come(path);
         let inode = self.state().names.get(path).copied();
-        Ok(self.handle(inode.ok_or(io::ErrorKind::NotFound)?))
+        Ok(self.handle(inode.ok_or(io::ErrorKind::NotFound)?, path))
     }
 
     fn open_read(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
@@ -299,6 +327,7 @@ impl Disk for SimDisk {
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        come(path);
         let mut state = self.operate()?;
         if state.names.contains_key(path) {
             return Err(io::ErrorKind::AlreadyExists.into());
@@ -307,7 +336,7 @@ impl Disk for SimDisk {
         state.inodes.push(Inode::default());
         state.name(NameChange::Link(path.to_owned(), inode));
         drop(state);
-        Ok(self.handle(inode))
+        Ok(self.handle(inode, path))
     }
 
     fn create_dir(&self, dir: &Path) -> io::Result<()> {
@@ -326,6 +355,7 @@ impl Disk for SimDisk {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        come(to);
         let mut state = self.operate()?;
         let inode = *state.names.get(from).ok_or(io::ErrorKind::NotFound)?;
         state.name(NameChange::Link(to.to_owned(), inode));
@@ -334,6 +364,7 @@ impl Disk for SimDisk {
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
+        come(path);
         let mut state = self.operate()?;
         if !state.names.contains_key(path) {
             return Err(io::ErrorKind::NotFound.into());
@@ -343,6 +374,7 @@ impl Disk for SimDisk {
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        come(dir);
         let mut state = self.operate()?;
         state.syncs += 1;
         let State { durable_names, unsynced_names, .. } = &mut *state;

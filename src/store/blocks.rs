@@ -131,6 +131,12 @@ impl Blocks {
         self.files.lock().expect("nothing panics while it holds the files' lock").remove(&pack);
     }
 
+    /// Whether nobody is at its files at this moment.
+    #[cfg(test)]
+    pub fn is_free(&self) -> bool {
+        self.files.try_lock().is_ok()
+    }
+
     fn unpacked(&self) -> MutexGuard<'_, Unpacked> {
         self.unpacked.lock().expect("nothing panics while it holds the cache's lock")
     }

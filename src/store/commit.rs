@@ -11,6 +11,7 @@ use super::{
     check::Checked,
     prune::{self, NewPrune, NewPurge, NewUndelete},
     retire::{NewRetirement, retirement},
+    wait::wait,
 };
 use crate::{
     catalog::{Commit, Head, Reclaimed, Record, RecordBody},
@@ -86,7 +87,7 @@ impl Queue {
                 return answer;
             }
             waiting = match waiting.led {
-                true => self.changed.wait(waiting).expect("nothing panics while it holds the queue's lock"),
+                true => wait(&self.waiting, &self.changed, waiting),
                 false => self.lead(waiting, &run),
             };
         }

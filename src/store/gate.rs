@@ -9,9 +9,10 @@
 
 use std::{
     sync::{Condvar, Mutex, MutexGuard},
-    thread,
     time::{Duration, Instant},
 };
+
+use super::wait::{pause, wait_for, wait_while};
 
 /// How long others may have to wait for those inside.
 const HOLD: Duration = Duration::from_secs(1);
@@ -45,9 +46,15 @@ impl Gate {
         self.state.lock().expect(NO_PANIC)
     }
 
+    /// Whether who comes now needn't wait.
+    #[cfg(test)]
+    pub fn is_open(&self) -> bool {
+        !self.lock().closed
+    }
+
     /// Goes in, when it is open.
     pub fn enter(&self) -> Inside<'_> {
-        let mut state = self.changed.wait_while(self.lock(), |state| state.closed).expect(NO_PANIC);
+        let mut state = wait_while(&self.state, &self.changed, self.lock(), |state| state.closed);
         state.inside += 1;
         Inside(self)
     }
@@ -60,8 +67,7 @@ impl Gate {
             assert!(!state.closed, "one closes it at a time");
             state.closed = true;
             let hold = HOLD.min(patience);
-            let (mut state, _) =
-                self.changed.wait_timeout_while(state, hold, |state| state.inside > 0).expect(NO_PANIC);
+            let mut state = wait_for(&self.state, &self.changed, state, hold, |state| state.inside > 0);
             if state.inside == 0 {
                 return Some(Closed(self));
             }
@@ -71,7 +77,7 @@ impl Gate {
             if Instant::now() >= end {
                 return None;
             }
-            thread::sleep(PAUSE.min(patience));
+            pause(PAUSE.min(patience));
         }
     }
 }
@@ -92,7 +98,7 @@ impl Drop for Closed<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
+    use std::{sync::mpsc, thread};
 
     use super::*;
 

@@ -31,6 +31,7 @@ mod retire;
 mod room;
 mod roots;
 mod snapshots;
+mod wait;
 mod writer;
 
 #[cfg(test)]

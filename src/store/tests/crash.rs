@@ -14,10 +14,7 @@ use crate::{
     },
     ids::{Generation, Incarnation, Seq, UnitId},
     store::{NewPrune, NewPurge, NewUndelete, Store, StoreError},
-    verify::{VerifyOptions, store::verify_closed},
 };
-
-const ALL: VerifyOptions = VerifyOptions { read_data: true, unpack: true, sample: None };
 
 /// Layers that between them fill packs, write the index, cut files and come again in a later generation.
 fn workload() -> Vec<Layer> {
@@ -79,11 +76,6 @@ fn retain(store: &Store, acknowledged: &mut Vec<(Layer, Record)>) -> Result<(), 
         .for_each(|(of, _)| *of = kept.clone());
     acknowledged.push((kept, store.purge(NewPurge { by: by(), lives: lives() })?));
     Ok(())
-}
-
-fn verify_clean(disk: &SimDisk, what: &str) {
-    let report = verify_closed(Arc::new(disk.clone()), Path::new(DIR), &ALL, &|_| {}).expect("runs");
-    assert!(report.is_clean(), "{what}: {:?}", report.findings);
 }
 
 fn holds(store: &Store, acknowledged: &[(Layer, Record)], what: &str) {

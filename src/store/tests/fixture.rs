@@ -6,10 +6,11 @@ use crate::{
     catalog::{Record, Snapshot},
     chunk::{ChunkRef, ObjectKind, Recipe, block::BlockBuilder},
     clock::ManualClock,
-    durable::Disk,
+    durable::{Disk, sim::SimDisk},
     ids::{Generation, Hash, HostUuid, Incarnation, RelPath, Seq, UnitId},
     manifest::{Attrs, Body, Entry, Manifest, Timestamp},
     store::{NewCommit, NewRetirement, Store, StoreError, StoreOptions, Tuning},
+    verify::{VerifyOptions, store::verify_closed},
 };
 
 /// Where the tests' stores are on a simulated disk.
@@ -35,6 +36,25 @@ pub fn noise(name: &str, bytes: usize) -> Vec<u8> {
     let mut out = vec![0; bytes];
     blake3::Hasher::new().update(name.as_bytes()).finalize_xof().fill(&mut out);
     out
+}
+
+/// SplitMix64: a seed gives the same numbers again.
+pub struct Random(pub u64);
+
+impl Random {
+    /// A number below `bound`, which isn't 0.
+    pub fn below(&mut self, bound: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % bound as u64) as usize
+    }
+
+    /// One in so many times.
+    pub fn one_in(&mut self, times: usize) -> bool {
+        self.below(times) == 0
+    }
 }
 
 /// A layer: its files and its generation.
@@ -193,4 +213,11 @@ fn content(store: &Store, bytes: &[u8]) -> Vec<u8> {
             recipe.chunks.iter().flat_map(|c| read(ObjectKind::Chunk, &c.hash)).collect()
         }
     }
+}
+
+/// The closed store there is without a finding, every byte of it read.
+pub fn verify_clean(disk: &SimDisk, what: &str) {
+    let all = VerifyOptions { read_data: true, unpack: true, sample: None };
+    let report = verify_closed(Arc::new(disk.clone()), Path::new(DIR), &all, &|_| {}).expect("runs");
+    assert!(report.is_clean(), "{what}: {:?}", report.findings);
 }

@@ -22,12 +22,9 @@ use crate::{
         NewPrune, NewPurge, Store, StoreError, Tuning,
         gc::{GcOptions, Plan, Step, Swept},
     },
-    verify::{VerifyOptions, store::verify_closed},
 };
 
-const ALL: VerifyOptions = VerifyOptions { read_data: true, unpack: true, sample: None };
-
-fn gc_with(store: &Store, dry_run: bool) -> Result<(Plan, Swept), StoreError> {
+pub fn gc_with(store: &Store, dry_run: bool) -> Result<(Plan, Swept), StoreError> {
     let mut plan = Plan::default();
     let swept = store.gc(&GcOptions { level: 1, dry_run }, &mut |step| {
         if let Step::Planned(planned) = step {
@@ -38,17 +35,12 @@ fn gc_with(store: &Store, dry_run: bool) -> Result<(Plan, Swept), StoreError> {
     Ok((plan, swept))
 }
 
-fn gc(store: &Store) -> (Plan, Swept) {
+pub fn gc(store: &Store) -> (Plan, Swept) {
     gc_with(store, false).expect("reclaims")
 }
 
-fn verify_clean(disk: &SimDisk, what: &str) {
-    let report = verify_closed(Arc::new(disk.clone()), Path::new(DIR), &ALL, &|_| {}).expect("runs");
-    assert!(report.is_clean(), "{what}: {:?}", report.findings);
-}
-
 /// A layer of these files, named by a number.
-fn layer(number: usize, generation: u32, files: &[(&str, Vec<u8>)]) -> Layer {
+pub fn layer(number: usize, generation: u32, files: &[(&str, Vec<u8>)]) -> Layer {
     let files = files.iter().map(|(name, bytes)| ((*name).to_owned(), bytes.clone())).collect();
     Layer { generation: Generation(generation), files, ..Layer::small(number) }
 }
@@ -189,19 +181,6 @@ fn a_crash_at_any_operation_of_a_gc_loses_nothing_1() {
 #[test]
 fn a_crash_at_any_operation_of_a_gc_loses_nothing_2() {
     crash_everywhere(1, 2);
-}
-
-/// SplitMix64: a seed gives the same workload again (not the same order of threads).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % bound as u64) as usize
-    }
 }
 
 /// A host that commits and shows layers made of a few contents, which so are garbage at times and needed at others. What is refused since it is
@@ -413,82 +392,37 @@ fn what_is_on_its_way_is_not_taken() {
     assert_eq!(gc(&store).0.uploads, 0);
 }
 
-/// A pack in which something can't be read stays, and what is committed from it isn't touched; a committed layer of which nobody can say what it needs
-/// stops it all before anything is changed.
-#[test]
-fn damage_stays_where_it_is() {
-    let (sim, _) = sample();
-    let disk: Arc<dyn Disk> = Arc::new(sim.clone());
-    let store = open(&disk, SMALL).expect("opens");
-    let (plan, _) = gc_with(&store, true).expect("plans");
-    let pack = plan.packs.iter().find(|pack| pack.live_objects > 0).expect("one is rewritten").pack;
-    drop(store);
-    let path = Path::new(DIR).join(format!("packs/{pack:08x}.pack"));
-    let mut blocks = 0;
-    let damaged = sim.after_crash(Unsynced::Kept);
-    damaged.damage(&path, |bytes| {
-        // Behind every block's table.
-        for at in 0..bytes.len() - 3000 {
-            if bytes[at..].starts_with(b"RFSb") && at < 38_000 {
-                bytes[at + 2000] ^= 1;
-                blocks += 1;
-            }
-        }
-    });
-    assert!(blocks > 0);
-    let handle: Arc<dyn Disk> = Arc::new(damaged.clone());
-    let store = open(&handle, SMALL).expect("opens");
-    match gc_with(&store, false) {
-        Ok((_, swept)) => {
-            assert_eq!(swept.damaged.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [pack]);
-            assert!(swept.packs > 10, "the others went");
-        }
-        Err(error) => assert!(matches!(error, StoreError::NotMarked { .. }), "{error}"),
-    }
-    assert!(damaged.open(&path).is_ok(), "it stays");
-    Layer::large(8).send(&store).expect("the store goes on");
-
-    let (sim, committed) = self::sample();
-    let disk: Arc<dyn Disk> = Arc::new(sim.clone());
-    let store = open(&disk, SMALL).expect("opens");
-    let manifest = committed[0].1.commit().expect("a commit").manifest;
-    let place = store.index.get(ObjectKind::Manifest, &manifest).expect("asks").expect("is there");
-    drop(store);
-    let path = Path::new(DIR).join(format!("packs/{:08x}.pack", place.pack));
-    sim.damage(&path, |bytes| bytes[place.offset as usize + place.block_bytes as usize - 1] ^= 1);
-    let store = open(&disk, SMALL).expect("opens");
-    let before = sim.list(&Path::new(DIR).join("packs")).expect("lists");
-    let refused = gc_with(&store, false).expect_err("nobody knows what it needs");
-    assert!(matches!(refused, StoreError::NotMarked { .. }), "{refused}");
-    assert_eq!(sim.list(&Path::new(DIR).join("packs")).expect("lists"), before);
-}
-
 /// What was pruned stays until it is purged; then what only it needs goes, and the same again is sent as if it had never been here.
 #[test]
 fn what_was_purged_goes() {
     let sim = SimDisk::new();
     let disk: Arc<dyn Disk> = Arc::new(sim.clone());
     let store = open(&disk, SMALL).expect("makes a store");
-    let (old, next) = (Layer::large(1), Layer::large(2));
-    let record = old.send(&store).expect("commits");
-    next.send(&store).expect("commits");
+    let (old, beside, kept) = (Layer::large(1), Layer::large(2), Layer::large(3));
+    let gone = [&old, &beside];
+    let units: Vec<_> =
+        gone.map(|layer| (layer.unit.clone(), layer.send(&store).expect("commits").seq)).into();
+    kept.send(&store).expect("commits");
     let (by, rule) = ("admin".to_owned(), "retention_days 1".to_owned());
-    let units = vec![(old.unit.clone(), record.seq)];
-    store.prune(NewPrune { by: by.clone(), rule, units }).expect("ends its life");
-    assert!(gc(&store).0.packs.is_empty(), "it may be undeleted");
+    store.prune(NewPrune { by: by.clone(), rule, units }).expect("ends their lives");
+    assert!(gc(&store).0.packs.is_empty(), "they may be undeleted");
     old.check(&store);
-    let lives = vec![UnitLife { unit: old.unit.clone(), incarnation: old.incarnation }];
-    store.purge(NewPurge { by, lives }).expect("gives it up");
+    let lives = gone.map(|layer| UnitLife { unit: layer.unit.clone(), incarnation: layer.incarnation });
+    store.purge(NewPurge { by, lives: lives.into() }).expect("gives them up");
     let (_, swept) = gc(&store);
-    assert!(swept.freed_bytes > 250_000, "{swept:?}");
+    assert!(swept.freed_bytes > 550_000, "{swept:?}");
     let core = Hash::of(&old.files[3].1);
     assert_eq!(store.read_object(ObjectKind::Recipe, &core).expect("asks"), None);
-    next.check(&store);
+    kept.check(&store);
     assert!(!store.manifest_known(&old.commit().manifest).expect("asks"));
-    let again = Layer { unit: unit(3), ..old };
-    again.send(&store).expect("is sent again");
-    again.check(&store);
+    let again = Layer { unit: unit(4), ..old };
+    // Each by itself, the recipe too: nothing of it is taken for granted.
+    again.objects().iter().for_each(|object| {
+        store.append_block(&block(std::slice::from_ref(object))).expect("is sent again");
+    });
+    store.commit(again.commit()).expect("is whole");
     drop(store);
+    again.check(&open(&disk, SMALL).expect("opens"));
     verify_clean(&sim, "after");
 }
 
@@ -509,4 +443,22 @@ fn numbers_are_not_given_again() {
     Layer::large(9).send(&store).expect("commits");
     let there = store.layout.pack_numbers(&*store.disk).expect("lists");
     assert!(there.iter().all(|pack| !reclaimed.contains(pack)), "{there:?}");
+}
+
+/// A pack that was lost, the last of all, leaves its number behind: what names it must not be answered with another's bytes.
+#[test]
+fn the_number_of_a_lost_pack_is_not_given_again() {
+    let (sim, _) = sample();
+    let disk: Arc<dyn Disk> = Arc::new(sim.clone());
+    let packs = |store: &Store| store.layout.pack_numbers(&*store.disk).expect("lists");
+    let store = open(&disk, SMALL).expect("opens");
+    let last = *packs(&store).last().expect("it has packs");
+    drop(store);
+    sim.remove(&Path::new(DIR).join(format!("packs/{last:08x}.pack"))).expect("removes");
+    let store = open(&disk, SMALL).expect("opens");
+    assert!(packs(&store).iter().all(|pack| *pack < last));
+    Layer::large(9).send(&store).expect("commits");
+    let there = packs(&store);
+    assert!(!there.contains(&last) && there.iter().any(|pack| *pack > last), "{there:?}");
+    Layer::large(9).check(&store);
 }

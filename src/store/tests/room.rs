@@ -11,16 +11,9 @@ use crate::{
     },
     ids::Hash,
     store::{Store, StoreError, Tuning, gc::GcOptions},
-    verify::{VerifyOptions, store::verify_closed},
 };
 
-const ALL: VerifyOptions = VerifyOptions { read_data: true, unpack: true, sample: None };
 const RESERVE: u64 = 100_000;
-
-fn verify_clean(disk: &SimDisk, what: &str) {
-    let report = verify_closed(Arc::new(disk.clone()), Path::new(DIR), &ALL, &|_| {}).expect("runs");
-    assert!(report.is_clean(), "{what}: {:?}", report.findings);
-}
 
 fn is_full<T: std::fmt::Debug>(done: Result<T, StoreError>) {
     assert!(matches!(done, Err(StoreError::Full { .. })), "{done:?}");
