@@ -76,6 +76,24 @@ pub struct ChunkRef {
     pub bytes: u32,
 }
 
+/// Some of the chunks that a file is cut into, before its recipe is known.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Stretch {
+    /// The whole file's.
+    #[n(0)]
+    pub content: Hash,
+    /// The first one's number in the file.
+    #[n(1)]
+    pub first: u64,
+    #[n(2)]
+    pub chunks: Vec<ChunkRef>,
+}
+
+/// The names of the chunks in these, in order.
+pub fn hashes_in(stretches: &[Stretch]) -> Vec<Hash> {
+    stretches.iter().flat_map(|stretch| &stretch.chunks).map(|chunk| chunk.hash).collect()
+}
+
 impl Recipe {
     /// Its encoding.
     pub fn encode(&self) -> Vec<u8> {

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     cache::Cache,
     catalog::Record,
-    chunk::{ChunkParams, ObjectKind},
+    chunk::{ChunkParams, ObjectKind, Stretch},
     ids::Hash,
     wire::{
         CommitRequest, PublishRequest,
@@ -34,6 +34,10 @@ impl Uplink for Link {
 
     fn missing(&self, kind: ObjectKind, hashes: Vec<Hash>) -> Answer<'_, Vec<bool>> {
         Box::pin(async move { Ok(Link::missing(self, kind, hashes).await?) })
+    }
+
+    fn cut(&self, stretches: Vec<Stretch>) -> Answer<'_, Vec<bool>> {
+        Box::pin(async move { Ok(Link::cut(self, stretches).await?) })
     }
 
     fn send_block(&self, block: Vec<u8>) -> Answer<'_, ()> {

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     catalog::{Commit, Head, Record, RecordBody},
-    chunk::{ObjectKind, Recipe, block::Block},
+    chunk::{ObjectKind, Recipe, Stretch, block::Block, hashes_in},
     ids::{Generation, Hash, HostUuid, RelPath, Seq, StoreUuid, UnitId},
     manifest::Manifest,
     spool,
@@ -258,6 +258,10 @@ impl Uplink for MemoryStore {
         let mut inner = self.lock();
         inner.calls.push("missing");
         answer(Ok(hashes.iter().map(|hash| !inner.objects.contains_key(&(kind, *hash))).collect()))
+    }
+
+    fn cut(&self, stretches: Vec<Stretch>) -> Answer<'_, Vec<bool>> {
+        self.missing(ObjectKind::Chunk, hashes_in(&stretches))
     }
 
     fn send_block(&self, block: Vec<u8>) -> Answer<'_, ()> {

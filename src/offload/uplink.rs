@@ -1,10 +1,10 @@
-//! The store as uploads need it: five questions. The connection answers them in the program, a map in memory in tests.
+//! The store as uploads need it: six questions. The connection answers them in the program, a map in memory in tests.
 
 use std::{future::Future, pin::Pin};
 
 use crate::{
     catalog::Record,
-    chunk::ObjectKind,
+    chunk::{ObjectKind, Stretch},
     ids::Hash,
     wire::{CommitRequest, PublishRequest},
 };
@@ -32,6 +32,8 @@ pub trait Uplink: Send + Sync {
     fn offer(&self, manifest: Hash) -> Answer<'_, bool>;
     /// For each object, whether the store lacks it. At most [`crate::limits::HASHES_PER_ASK`] at once.
     fn missing(&self, kind: ObjectKind, hashes: Vec<Hash>) -> Answer<'_, Vec<bool>>;
+    /// Tells how files are cut; for each chunk, whether the store lacks it. Of as many chunks at once.
+    fn cut(&self, stretches: Vec<Stretch>) -> Answer<'_, Vec<bool>>;
     /// Sends a block; comes back when the next one may be sent.
     fn send_block(&self, block: Vec<u8>) -> Answer<'_, ()>;
     /// Enters a layer in the catalog; comes back when that is durable.

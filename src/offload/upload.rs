@@ -31,12 +31,15 @@ use super::{
 };
 use crate::{
     catalog::Record,
-    chunk::{ChunkParams, ObjectKind, cutter::BadParams},
+    chunk::{ChunkParams, ObjectKind, Stretch, cutter::BadParams, hashes_in},
     ids::{Generation, Hash, Incarnation, RelPath, UnitId},
     limits,
     manifest::{Body, Manifest},
-    wire::{CommitRequest, PublishRequest},
+    wire::{CommitRequest, PublishRequest, chunks_in},
 };
+
+/// Chunks that a question tells of at most. What is left out the store reads once more.
+const UNTOLD_CHUNKS: usize = 4096;
 
 /// A layer that was sealed.
 #[derive(Debug, Clone)]
@@ -269,7 +272,7 @@ impl Uploader {
         batch: &mut Batch<'_>,
     ) -> Result<VecDeque<Wanted>, UploadError> {
         let hashes: Vec<Hash> = contents.iter().map(|wanted| wanted.content).collect();
-        let ours = self.ours(kind, &hashes, batch).await?;
+        let ours = self.ours(kind, &hashes, None, batch).await?;
         let all = contents.len();
         let wanted: VecDeque<_> =
             contents.into_iter().zip(ours).filter_map(|(wanted, ours)| ours.then_some(wanted)).collect();
@@ -282,6 +285,7 @@ impl Uploader {
         &self,
         kind: ObjectKind,
         hashes: &[Hash],
+        told: Option<&mut Vec<Stretch>>,
         batch: &mut Batch<'_>,
     ) -> Result<Vec<bool>, UploadError> {
         let key = |hash: &Hash| (kind, *hash);
@@ -289,7 +293,10 @@ impl Uploader {
         batch.trusted |= known.contains(&true);
         let ask: Vec<Hash> =
             hashes.iter().zip(known).filter_map(|(hash, known)| (!known).then_some(*hash)).collect();
-        let lacking = self.missing(kind, ask.clone()).await?;
+        let lacking = match told {
+            Some(told) if !ask.is_empty() => self.lacking_of(told, &ask).await?,
+            _ => self.missing(kind, ask.clone()).await?,
+        };
         // What the store has it may lose, or have been promised by another host.
         batch.trusted |= lacking.contains(&false);
         let answered = || ask.iter().zip(&lacking);
@@ -306,6 +313,14 @@ impl Uploader {
         });
         let ours: HashSet<Hash> = ours.collect();
         Ok(hashes.iter().map(|hash| ours.contains(hash)).collect())
+    }
+
+    /// Asks for these chunks with all that is to be told of files.
+    async fn lacking_of(&self, told: &mut Vec<Stretch>, ask: &[Hash]) -> Result<Vec<bool>, UploadError> {
+        let stretches = std::mem::take(told);
+        let chunks = hashes_in(&stretches);
+        let lacking: HashMap<Hash, bool> = chunks.into_iter().zip(self.link.cut(stretches).await?).collect();
+        Ok(ask.iter().map(|hash| lacking.get(hash).copied().unwrap_or(true)).collect())
     }
 
     /// Asks in as many questions as it takes.
@@ -349,8 +364,9 @@ impl Uploader {
         self.counters.files_cut.add(queue.len() as u64);
         let reader = WindowReader::new(source.clone(), self.params, queue);
         let (mut reader, mut ready) = self.cut(reader).await?;
+        let mut untold = Vec::new();
         while let Some(window) = ready {
-            let (ours, next) = tokio::try_join!(self.chunks(&window, batch), self.cut(reader))?;
+            let (ours, next) = tokio::try_join!(self.chunks(&window, &mut untold, batch), self.cut(reader))?;
             (reader, ready) = next;
             self.pack_window(&window, ours, packer).await;
         }
@@ -367,15 +383,25 @@ impl Uploader {
         Ok((reader, window))
     }
 
-    /// The window's chunks that this layer sends.
-    async fn chunks(&self, window: &Window, batch: &mut Batch<'_>) -> Result<HashSet<Hash>, UploadError> {
+    /// The window's chunks that this layer sends. What there was no reason to ask for yet is told of with the next question.
+    async fn chunks(
+        &self,
+        window: &Window,
+        untold: &mut Vec<Stretch>,
+        batch: &mut Batch<'_>,
+    ) -> Result<HashSet<Hash>, UploadError> {
+        untold.extend_from_slice(window.stretches());
+        if chunks_in(untold) > UNTOLD_CHUNKS {
+            untold.clear();
+            untold.extend_from_slice(window.stretches());
+        }
         let chunks = window.pieces().filter_map(|piece| match piece {
             Piece::Chunk(hash, _) => Some(hash),
             Piece::Recipe(..) => None,
         });
         let mut distinct = HashSet::new();
         let chunks: Vec<Hash> = chunks.filter(|hash| distinct.insert(*hash)).collect();
-        let ours = self.ours(ObjectKind::Chunk, &chunks, batch).await?;
+        let ours = self.ours(ObjectKind::Chunk, &chunks, Some(untold), batch).await?;
         let ours: HashSet<Hash> =
             chunks.iter().zip(ours).filter_map(|(hash, ours)| ours.then_some(*hash)).collect();
         self.counters.chunks_known.add((chunks.len() - ours.len()) as u64);

@@ -12,7 +12,7 @@ use std::{
 use super::upload::{Source, UploadError, Wanted};
 use crate::{
     buffers,
-    chunk::{ChunkParams, ChunkRef, Recipe, cutter::Cutter},
+    chunk::{ChunkParams, ChunkRef, Recipe, Stretch, cutter::Cutter},
     ids::{Hash, RelPath},
     limits,
     spool::sparse::SparseReader,
@@ -28,6 +28,7 @@ const WINDOW_ROOM_BYTES: usize = WINDOW_BYTES + (256 << 10);
 pub struct Window {
     raw: Vec<u8>,
     parts: Vec<Part>,
+    stretches: Vec<Stretch>,
 }
 
 /// One object of a window. A recipe comes after all its chunks.
@@ -61,6 +62,11 @@ impl Window {
             }
             Part::Recipe { content, encoded } => Piece::Recipe(*content, encoded),
         })
+    }
+
+    /// Which chunks of which files it has.
+    pub fn stretches(&self) -> &[Stretch] {
+        &self.stretches
     }
 
     /// File bytes in it.
@@ -110,7 +116,8 @@ impl WindowReader {
 
     /// The next window; `None` after the last file.
     pub fn next_window(&mut self) -> Result<Option<Window>, UploadError> {
-        let mut window = Window { raw: buffers::take(WINDOW_ROOM_BYTES), parts: Vec::new() };
+        let (parts, stretches) = Default::default();
+        let mut window = Window { raw: buffers::take(WINDOW_ROOM_BYTES), parts, stretches };
         while window.raw.len() < WINDOW_BYTES {
             if self.current.is_none() {
                 let Some(wanted) = self.queue.pop_front() else { break };
@@ -134,7 +141,9 @@ impl WindowReader {
     /// Cuts the current file to its end or until the window is full.
     fn cut_into(&mut self, window: &mut Window) -> Result<(), UploadError> {
         let Some(current) = &mut self.current else { return Ok(()) };
-        while window.raw.len() < WINDOW_BYTES {
+        let first = current.chunks.len();
+        let mut is_whole = false;
+        while window.raw.len() < WINDOW_BYTES && !is_whole {
             let next = current.cutter.next_chunk();
             match next.map_err(|source| UploadError::Io { path: current.path.clone(), source })? {
                 Some((chunk, bytes)) => {
@@ -142,15 +151,19 @@ impl WindowReader {
                     window.parts.push(Part::Chunk(chunk));
                     current.chunks.push(chunk);
                 }
-                None => {
-                    let whole = self.current.take().expect("it was just cut");
-                    if !self.source.is_running() {
-                        whole.drop_pages();
-                    }
-                    window.parts.push(whole.finish()?);
-                    break;
-                }
+                None => is_whole = true,
             }
+        }
+        if let chunks @ [_, ..] = &current.chunks[first..] {
+            let (content, first, chunks) = (current.content, first as u64, chunks.to_vec());
+            window.stretches.push(Stretch { content, first, chunks });
+        }
+        if is_whole {
+            let whole = self.current.take().expect("it was just cut");
+            if !self.source.is_running() {
+                whole.drop_pages();
+            }
+            window.parts.push(whole.finish()?);
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use crate::store::Store;
 
 use crate::{
     catalog::{Head, Record},
-    chunk::{ChunkParams, ObjectKind},
+    chunk::{ChunkParams, ObjectKind, Stretch, hashes_in},
     ids::{Generation, Hash, HostUuid, Seq, StoreUuid, UnitId},
 };
 
@@ -36,6 +36,10 @@ pub trait StoreApi: Send + Sync + 'static {
     fn head(&self) -> Head;
     /// For each hash, whether the object is missing. Objects that were appended count as present, durable or not.
     fn missing(&self, kind: ObjectKind, hashes: &[Hash]) -> Result<Vec<bool>, StoreFault>;
+    /// [`StoreApi::missing`] of the chunks of these stretches, with leave to make use of what they say of the files.
+    fn cut(&self, stretches: &[Stretch]) -> Result<Vec<bool>, StoreFault> {
+        self.missing(ObjectKind::Chunk, &hashes_in(stretches))
+    }
     /// Whether this manifest was committed before: then all that it names is here.
     fn manifest_known(&self, manifest: &Hash) -> Result<bool, StoreFault>;
     /// Whether there is room for anything new.

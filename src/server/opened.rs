@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use super::{NewCommit, NewRetirement, OpenStoreError, Slots, StoreApi, StoreFault};
 use crate::{
     catalog::{Head, Record},
-    chunk::{ChunkParams, ObjectKind},
+    chunk::{ChunkParams, ObjectKind, Stretch},
     ids::{Generation, Hash, HostUuid, Seq, StoreUuid, UnitId},
     store::{Store, StoreError, StoreOptions},
 };
@@ -50,6 +50,10 @@ impl StoreApi for Store {
 
     fn missing(&self, kind: ObjectKind, hashes: &[Hash]) -> Result<Vec<bool>, StoreFault> {
         Store::missing(self, kind, hashes).map_err(fault)
+    }
+
+    fn cut(&self, stretches: &[Stretch]) -> Result<Vec<bool>, StoreFault> {
+        Store::cut(self, stretches).map_err(fault)
     }
 
     fn manifest_known(&self, manifest: &Hash) -> Result<bool, StoreFault> {

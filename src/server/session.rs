@@ -32,8 +32,9 @@ use crate::{
     buffers,
     catalog::{Head, Record},
     chunk::{
-        ObjectKind,
+        ObjectKind, Stretch,
         block::{self, parse_table},
+        hashes_in,
     },
     ids::{Hash, HostUuid, Seq},
     limits::{self, FETCHES_OPEN, FETCHES_READ, FOLLOW_WINDOW, QUESTIONS_OPEN},
@@ -296,6 +297,7 @@ impl Session {
             ToStore::Hello(_) => Err(protocol("a second Hello")),
             ToStore::Offer(id, manifest) => self.offer(id, manifest),
             ToStore::Missing(id, kind, hashes) => self.missing(id, kind, hashes),
+            ToStore::Cut(id, stretches) => self.cut(id, stretches),
             ToStore::Commit(id, request) => {
                 let permit = open(&self.questions, QUESTIONS_OPEN, "questions")?;
                 self.enqueue(Intake::Commit(id, request, permit))
@@ -355,11 +357,35 @@ impl Session {
         kind: ObjectKind,
         hashes: Vec<Hash>,
     ) -> Result<(), SessionEnd> {
+        self.lacking(id, kind, move |store| {
+            let missing = store.missing(kind, &hashes)?;
+            Ok((hashes, missing))
+        })
+    }
+
+    fn cut(self: &Arc<Self>, id: RequestId, stretches: Vec<Stretch>) -> Result<(), SessionEnd> {
+        let may_add = self.rights.add;
+        self.lacking(id, ObjectKind::Chunk, move |store| {
+            let hashes = hashes_in(&stretches);
+            // Who may not send them has nothing to tell of them.
+            let missing =
+                if may_add { store.cut(&stretches) } else { store.missing(ObjectKind::Chunk, &hashes) };
+            Ok((hashes, missing?))
+        })
+    }
+
+    /// Answers which objects the store lacks, and nobody else is about to send.
+    fn lacking(
+        self: &Arc<Self>,
+        id: RequestId,
+        kind: ObjectKind,
+        look: impl FnOnce(&dyn StoreApi) -> Result<(Vec<Hash>, Vec<bool>), StoreFault> + Send + 'static,
+    ) -> Result<(), SessionEnd> {
         let permit = open(&self.questions, QUESTIONS_OPEN, "questions")?;
         self.beside(permit, async move |session| {
             let (server, asker) = (Arc::clone(&session.server), Arc::clone(&session));
             let missing = on_store(&session.server.store, move |store| {
-                let mut missing = store.missing(kind, &hashes)?;
+                let (hashes, mut missing) = look(store)?;
                 if asker.rights.add {
                     let Session { promiser, relied, .. } = &*asker;
                     server.promises.share(*promiser, relied, kind, &hashes, &mut missing);

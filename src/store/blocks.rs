@@ -131,6 +131,12 @@ impl Blocks {
         self.files.lock().expect("nothing panics while it holds the files' lock").remove(&pack);
     }
 
+    /// As if what is unpacked had not been asked for in a long time.
+    #[cfg(test)]
+    pub fn forget_unpacked(&self) {
+        *self.unpacked() = Unpacked::default();
+    }
+
     /// Whether nobody is at its files at this moment.
     #[cfg(test)]
     pub fn is_free(&self) -> bool {

@@ -11,6 +11,7 @@
 //! - One process has the store at a time. The first write or sync that fails ends all writing until it is opened again, because
 //!   after a failed sync nobody knows what is on the disk.
 
+mod ahead;
 pub(crate) mod blocks;
 pub mod catalog;
 mod check;
@@ -58,6 +59,7 @@ pub use snapshots::Slots;
 pub(crate) use check::decode_recipe;
 
 use self::{
+    ahead::Ahead,
     blocks::Blocks,
     catalog::{Catalog, PackPoint},
     commit::Queue,
@@ -167,6 +169,7 @@ pub struct Store {
     log: Mutex<snapshots::Log>,
     reads: Mutex<Reads>,
     gate: Gate,
+    ahead: Ahead,
     leases: Leases,
     /// Whoever holds it is the `gc`.
     collecting: Mutex<()>,
@@ -214,6 +217,7 @@ impl Store {
         let store = Arc::new(Self {
             heads: watch::Sender::new(catalog.head()),
             blocks: Blocks::new(disk.clone(), layout.clone()),
+            ahead: Ahead::default(),
             leases: Leases::new(lease_ms, writer.end()),
             gate: Gate::default(),
             collecting: Mutex::new(()),
@@ -321,7 +325,9 @@ impl Store {
             }
             Ok((appended.pack, appended.block.offset))
         })?;
-        self.blocks.keep(pack, offset, Arc::new(unpacked));
+        let unpacked = Arc::new(unpacked);
+        self.blocks.keep(pack, offset, unpacked.clone());
+        self.arrived(unpacked.table().iter().filter(|e| e.kind == ObjectKind::Chunk).map(|e| &e.hash));
         match self.index.waiting() > self.tuning.flush_objects * FLUSH_SLACK {
             true => self.checkpoint(),
             false => Ok(()),

@@ -31,10 +31,12 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 pub use records::RecordBatch;
 
 use self::live::{Answer, Ask, Live};
-use super::{CommitRequest, Hello, PublishRequest, RefusalCode, RequestId, RetireUnit, ToStore, Welcome};
+use super::{
+    CommitRequest, Hello, PublishRequest, RefusalCode, RequestId, RetireUnit, ToStore, Welcome, chunks_in,
+};
 use crate::{
     catalog::{Head, Record, SnapshotChanges},
-    chunk::ObjectKind,
+    chunk::{ObjectKind, Stretch},
     clock::{Clock, SystemClock},
     ids::{Hash, UnitId},
     limits,
@@ -232,9 +234,20 @@ impl Link {
                 Answer::Rejected(why) => return Err(LinkError::Rejected(why)),
                 _ => return Err(unfit()),
             };
-            missing.extend((0..part.len()).map(|i| bits[i / 8] >> (i % 8) & 1 == 1));
+            missing.extend(flags(&bits, part.len()));
         }
         Ok(missing)
+    }
+
+    /// The same of the chunks of these stretches, at most [`limits::HASHES_PER_ASK`] of them.
+    pub async fn cut(&self, stretches: Vec<Stretch>) -> Result<Vec<bool>, LinkError> {
+        let live = self.shared.live()?;
+        let count = chunks_in(&stretches);
+        match self.ask(&live, Ask::Missing { count }, |id| ToStore::Cut(id, stretches)).await? {
+            Answer::Wanted(bits) => Ok(flags(&bits, count)),
+            Answer::Rejected(why) => Err(LinkError::Rejected(why)),
+            _ => Err(unfit()),
+        }
     }
 
     /// Hands over an encoded block; waits for credit. Returns when it is queued: only a commit that follows says that it arrived.
@@ -402,4 +415,9 @@ impl Shared {
         self.state.send_modify(|s| s.last_error = Some(reason.clone()));
         self.tell(LinkEvent::Down { reason, refused });
     }
+}
+
+/// One for each of `count` bits.
+fn flags(bits: &[u8], count: usize) -> Vec<bool> {
+    (0..count).map(|i| bits[i / 8] >> (i % 8) & 1 == 1).collect()
 }

@@ -11,7 +11,7 @@ use minicbor::{Decode, Encode};
 
 use crate::{
     catalog::{Head, Record, SnapshotChanges},
-    chunk::{ChunkParams, ObjectKind},
+    chunk::{ChunkParams, ObjectKind, Stretch},
     ids::{Generation, Hash, HostUuid, Incarnation, Seq, StoreUuid, UnitId},
     limits,
 };
@@ -19,7 +19,7 @@ use frame::Frame;
 use rights::Rights;
 
 /// Version of the protocol that this program speaks.
-pub const PROTOCOL_VERSION: u32 = 5;
+pub const PROTOCOL_VERSION: u32 = 6;
 /// Version of [`Join`], between two processes on the results host.
 pub const JOIN_VERSION: u32 = 3;
 
@@ -71,6 +71,9 @@ pub enum ToStore {
     /// Which of these objects does the store lack?
     #[n(2)]
     Missing(#[n(0)] RequestId, #[n(1)] ObjectKind, #[n(2)] Vec<Hash>),
+    /// Files are cut like this. Which of these chunks does the store lack? One that is named twice is asked for twice.
+    #[n(15)]
+    Cut(#[n(0)] RequestId, #[n(1)] Vec<Stretch>),
     /// Everything for this layer was sent: make it durable and enter it.
     #[n(3)]
     Commit(#[n(0)] RequestId, #[n(1)] CommitRequest),
@@ -108,6 +111,9 @@ impl ToStore {
             Self::Missing(_, _, hashes) if hashes.len() > limits::HASHES_PER_ASK => {
                 Err(MessageError::TooMany(hashes.len(), "hashes"))
             }
+            Self::Cut(_, stretches) if chunks_in(&stretches) > limits::HASHES_PER_ASK => {
+                Err(MessageError::TooMany(chunks_in(&stretches), "chunks"))
+            }
             Self::Retire(_, units) if units.len() > limits::RETIRED_UNITS => {
                 Err(MessageError::TooMany(units.len(), "units to retire"))
             }
@@ -117,6 +123,11 @@ impl ToStore {
             message => Ok(message),
         }
     }
+}
+
+/// How many chunks there are in these.
+pub fn chunks_in(stretches: &[Stretch]) -> usize {
+    stretches.iter().map(|stretch| stretch.chunks.len()).sum()
 }
 
 /// First on a unix socket, with the descriptors of two streams, when a process speaks for somebody else: who that is and what he may do.
@@ -218,7 +229,7 @@ pub enum FromStore {
     /// To Offer: whether it is known.
     #[n(2)]
     Known(#[n(0)] RequestId, #[n(1)] bool),
-    /// To Missing: one bit an object in the order asked, least significant first; 1 = missing.
+    /// To Missing and Cut: one bit an object in the order asked, least significant first; 1 = missing.
     #[n(3)]
     Wanted(#[n(0)] RequestId, #[cbor(n(1), with = "minicbor::bytes")] Vec<u8>),
     /// To Commit: durable, under this record.

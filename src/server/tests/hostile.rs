@@ -7,7 +7,7 @@ use super::{
     fixture::*,
 };
 use crate::{
-    chunk::ObjectKind,
+    chunk::{ChunkRef, ObjectKind, Stretch},
     ids::Hash,
     limits,
     manifest::Body,
@@ -25,6 +25,8 @@ async fn hostile_frames_are_refused() {
     let mut damaged = good.clone();
     *damaged.last_mut().expect("not empty") ^= 1;
     let hashes = vec![Hash::of(b"x"); limits::HASHES_PER_ASK + 1];
+    let chunks = vec![ChunkRef { hash: Hash::of(b"x"), bytes: 1 }; limits::HASHES_PER_ASK / 2 + 1];
+    let stretch = Stretch { content: Hash::of(b"xx"), first: 0, chunks };
     let units = vec![request("1-a/h", Hash::of(b"m")).unit; limits::UNITS_READ + 1];
     for (what, bytes, code) in [
         ("unknown kind", header(10, 77), RefusalCode::Protocol),
@@ -36,6 +38,11 @@ async fn hostile_frames_are_refused() {
         (
             "too many hashes",
             message_frame(&ToStore::Missing(1, ObjectKind::Chunk, hashes)).encode(),
+            RefusalCode::Protocol,
+        ),
+        (
+            "too many chunks",
+            message_frame(&ToStore::Cut(1, vec![stretch; 2])).encode(),
             RefusalCode::Protocol,
         ),
         ("too many units", message_frame(&ToStore::Read(1, units)).encode(), RefusalCode::Protocol),

@@ -1,5 +1,6 @@
 //! What the store promises, each promise the doc comment of the test that proves it.
 
+mod ahead;
 mod crash;
 mod damaged_packs;
 pub(crate) mod fixture;

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     catalog::UnitLife,
-    chunk::{ObjectKind, block::Block},
+    chunk::{ObjectKind, Recipe, Stretch, block::Block},
     ids::{Generation, Hash, Incarnation},
     store::{NewCommit, NewPrune, NewPurge, NewUndelete, Store, StoreError, gc::GcOptions},
 };
@@ -154,6 +154,13 @@ fn send(
         && store.manifest_known(&manifest)?
     {
         return Ok(());
+    }
+    if random.one_in(2) {
+        let stretch = |(kind, content, bytes): &(ObjectKind, Hash, Vec<u8>)| {
+            let recipe = Recipe::decode(bytes).ok().filter(|_| *kind == ObjectKind::Recipe)?;
+            Some(Stretch { content: *content, first: 0, chunks: recipe.chunks })
+        };
+        store.cut(&objects.iter().filter_map(stretch).collect::<Vec<_>>())?;
     }
     let mut lacking = Vec::new();
     for kind in [ObjectKind::Recipe, ObjectKind::Chunk, ObjectKind::Manifest] {
