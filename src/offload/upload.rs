@@ -450,7 +450,7 @@ struct Batch<'a> {
     trusted: bool,
 }
 
-/// A layer's distinct contents in the order of their first paths: small files, and those that are cut.
+/// A layer's distinct contents: small files, those of similar names together, which compresses better; and those that are cut, in the order of their first paths.
 fn distinct(manifest: &Manifest, params: &ChunkParams) -> (Vec<Wanted>, Vec<Wanted>) {
     let mut places: HashMap<Hash, usize> = HashMap::new();
     let mut all: Vec<Wanted> = Vec::new();
@@ -463,7 +463,17 @@ fn distinct(manifest: &Manifest, params: &ChunkParams) -> (Vec<Wanted>, Vec<Want
             None => all.push(Wanted { content, size, entries: vec![at] }),
         }
     }
-    all.into_iter().partition(|w| params.content_kind(w.size) == ObjectKind::Chunk)
+    let is_small = |wanted: &Wanted| params.content_kind(wanted.size) == ObjectKind::Chunk;
+    let (mut small, large): (Vec<_>, Vec<_>) = all.into_iter().partition(is_small);
+    small.sort_by_cached_key(|wanted| likeness(&manifest.entries()[wanted.entries[0] as usize].path));
+    (small, large)
+}
+
+/// Files that are alike in this are mostly alike in what they hold: what follows a name's last dot, and the name.
+fn likeness(path: &RelPath) -> (Vec<u8>, Vec<u8>) {
+    let name = path.name().unwrap_or_default();
+    let extension = name.iter().rposition(|byte| *byte == b'.').map_or(&[][..], |dot| &name[dot..]);
+    (extension.to_vec(), name.to_vec())
 }
 
 /// Reads small files into `open` until it is full.
@@ -607,6 +617,22 @@ mod tests {
         assert_eq!(bench.store.records().len(), 3);
         let sent = uploader.counters.read().bytes_packed;
         assert!(sent < (5 << 20) + (1 << 20), "{sent}");
+    }
+
+    /// What is alike lies together, whatever directories it is in.
+    #[test]
+    fn small_files_of_similar_names_are_neighbours() {
+        let bench = Bench::new();
+        for path in ["a/x.log", "a/keyval", "b/keyval", "b/y.log", "c/x.log", "c/noext"] {
+            bench.spool.file(&format!("1-me/h/{path}"), path.as_bytes());
+        }
+        bench.spool.file("1-me/h/b/large", &noise("large", 1 << 20));
+        let layer = bench.layer("1-me/h");
+        let (small, large) = distinct(&layer.manifest, &bench.uploader.params);
+        let path = |wanted: &Wanted| layer.manifest.entries()[wanted.entries[0] as usize].path.to_string();
+        let paths: Vec<String> = small.iter().map(path).collect();
+        assert_eq!(paths, ["a/keyval", "b/keyval", "c/noext", "a/x.log", "c/x.log", "b/y.log"]);
+        assert_eq!(large.len(), 1);
     }
 
     /// What one layer has claimed and can't send is sent by the other that waits for it.

@@ -129,7 +129,8 @@ impl Read for Sequential<'_> {
 }
 
 fn sequential(file: &dyn DiskFile, at: u64, end: u64) -> BufReader<Sequential<'_>> {
-    BufReader::with_capacity(1 << 20, Sequential { file, at, end })
+    let capacity = (end - at).min(1 << 20) as usize;
+    BufReader::with_capacity(capacity, Sequential { file, at, end })
 }
 
 fn encode_head(head: Head) -> Vec<u8> {
