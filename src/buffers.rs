@@ -2,7 +2,7 @@
 //!
 //! Whoever moves a gigabyte takes and drops a thousand buffers of a megabyte. The allocator would fetch each from the kernel, which clears every
 //! page of it, or keep them in as many arenas as there are threads. So those that are done with wait here for the next who needs one:
-//! [`take`] and [`give`]. One that isn't given back is dropped like any other. [`restrain_allocator`] does the rest for a process that lives long.
+//! [`take`], [`take_filled`] and [`give`]. One that isn't given back is dropped like any other. [`restrain_allocator`] does the rest for a process that lives long.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -30,6 +30,19 @@ fn pool() -> MutexGuard<'static, Pool> {
 
 /// An empty buffer that holds at least `bytes` without growing.
 pub fn take(bytes: usize) -> Vec<u8> {
+    let mut buffer = take_used(bytes);
+    buffer.clear();
+    buffer
+}
+
+/// A buffer of `bytes` bytes, for who overwrites all of them: what is in it may be what its last user left.
+pub fn take_filled(bytes: usize) -> Vec<u8> {
+    let mut buffer = take_used(bytes);
+    buffer.resize(bytes, 0);
+    buffer
+}
+
+fn take_used(bytes: usize) -> Vec<u8> {
     if (LEAST_BYTES..=MOST_BYTES).contains(&bytes)
         && let Some(buffer) = pool().take(bytes)
     {
@@ -39,9 +52,8 @@ pub fn take(bytes: usize) -> Vec<u8> {
 }
 
 /// Takes back a buffer of whatever size and content.
-pub fn give(mut buffer: Vec<u8>) {
+pub fn give(buffer: Vec<u8>) {
     if (LEAST_BYTES..=MOST_BYTES).contains(&buffer.capacity()) {
-        buffer.clear();
         pool().give(buffer);
     }
 }
@@ -96,6 +108,7 @@ mod tests {
         used.extend_from_slice(b"old");
         give(used);
         assert!(take(70 << 10).is_empty());
+        assert_eq!(take_filled(70 << 10).len(), 70 << 10);
     }
 
     #[test]

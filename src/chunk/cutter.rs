@@ -75,8 +75,7 @@ impl<R: Read> Cutter<R> {
     /// Begins at the place where `source` stands.
     pub fn new(source: R, params: &ChunkParams) -> Result<Self, BadParams> {
         let sizes = Sizes::new(params)?;
-        let mut buffer = buffers::take(sizes.max * BUFFER_CHUNKS);
-        buffer.resize(sizes.max * BUFFER_CHUNKS, 0);
+        let buffer = buffers::take_filled(sizes.max * BUFFER_CHUNKS);
         Ok(Self { source, sizes, buffer, start: 0, end: 0, at_end: false })
     }
 

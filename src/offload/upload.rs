@@ -30,6 +30,7 @@ use super::{
     window::{Piece, Window, WindowReader},
 };
 use crate::{
+    buffers,
     catalog::Record,
     chunk::{ChunkParams, ObjectKind, Stretch, cutter::BadParams, hashes_in},
     ids::{Generation, Hash, Incarnation, RelPath, UnitId},
@@ -148,7 +149,7 @@ impl Source {
     /// A small file's bytes, which are what the manifest says.
     fn read(&self, wanted: &Wanted) -> Result<Vec<u8>, UploadError> {
         let (path, file) = self.open(wanted)?;
-        let mut bytes = Vec::with_capacity(wanted.size as usize + 1);
+        let mut bytes = buffers::take(wanted.size as usize + 1);
         let read = file.take(self.reads_to(wanted.size).min(wanted.size + 1)).read_to_end(&mut bytes);
         read.map_err(|source| UploadError::Io { path: path.clone(), source })?;
         if bytes.len() as u64 != wanted.size || Hash::of(&bytes) != wanted.content {
@@ -485,7 +486,9 @@ fn fill(
 ) -> Result<(VecDeque<Wanted>, OpenBlock), UploadError> {
     while !open.is_full() {
         let Some(wanted) = queue.pop_front() else { break };
-        open.push(ObjectKind::Chunk, wanted.content, &source.read(&wanted)?);
+        let bytes = source.read(&wanted)?;
+        open.push(ObjectKind::Chunk, wanted.content, &bytes);
+        buffers::give(bytes);
         counters.files_sent.one();
         counters.bytes_read.add(wanted.size);
     }

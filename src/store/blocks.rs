@@ -32,35 +32,41 @@ pub struct Blocks {
 
 #[derive(Debug, Default)]
 struct Unpacked {
-    blocks: HashMap<(u32, u64), (Arc<Block>, u64)>,
+    blocks: HashMap<(u32, u64), Kept>,
     bytes: usize,
     uses: u64,
 }
 
+#[derive(Debug)]
+struct Kept {
+    block: Arc<Block>,
+    /// Every chunk and manifest in it matches its hash. One of which nobody knows that is only for who proves what he reads himself.
+    is_proven: bool,
+    used: u64,
+}
+
 impl Unpacked {
-    fn get(&mut self, at: (u32, u64)) -> Option<Arc<Block>> {
+    fn get(&mut self, at: (u32, u64), proven_only: bool) -> Option<Arc<Block>> {
         self.uses += 1;
-        let uses = self.uses;
-        self.blocks.get_mut(&at).map(|(block, used)| {
-            *used = uses;
-            block.clone()
-        })
+        let kept = self.blocks.get_mut(&at).filter(|kept| kept.is_proven || !proven_only)?;
+        kept.used = self.uses;
+        Some(kept.block.clone())
     }
 
-    fn put(&mut self, at: (u32, u64), block: Arc<Block>) {
+    fn put(&mut self, at: (u32, u64), block: Arc<Block>, is_proven: bool) {
         if block.memory_bytes() > CACHE_BYTES / 2 {
             return;
         }
         self.uses += 1;
         self.bytes += block.memory_bytes();
-        if let Some((old, _)) = self.blocks.insert(at, (block, self.uses)) {
-            self.bytes -= old.memory_bytes();
+        if let Some(old) = self.blocks.insert(at, Kept { block, is_proven, used: self.uses }) {
+            self.bytes -= old.block.memory_bytes();
         }
         while self.bytes > CACHE_BYTES || self.blocks.len() > CACHE_BLOCKS {
-            let oldest = self.blocks.iter().min_by_key(|(_, (_, used))| *used).map(|(at, _)| *at);
+            let oldest = self.blocks.iter().min_by_key(|(_, kept)| kept.used).map(|(at, _)| *at);
             let oldest = oldest.expect("what holds bytes isn't empty");
-            let (block, _) = self.blocks.remove(&oldest).expect("was just found");
-            self.bytes -= block.memory_bytes();
+            let oldest = self.blocks.remove(&oldest).expect("was just found");
+            self.bytes -= oldest.block.memory_bytes();
         }
     }
 }
@@ -85,7 +91,7 @@ impl Blocks {
     /// The block at `location`, unpacked, every chunk and manifest in it matching its hash.
     pub fn open(&self, location: &Location) -> Result<Arc<Block>, StoreError> {
         let at = (location.pack, location.offset);
-        if let Some(block) = self.unpacked().get(at) {
+        if let Some(block) = self.unpacked().get(at, true) {
             return Ok(block);
         }
         let bytes = self.bytes(location)?;
@@ -95,21 +101,23 @@ impl Blocks {
         Ok(block)
     }
 
-    /// The block at `location`, unpacked, for who proves what he reads himself. It is kept for nobody else.
+    /// The block at `location`, unpacked, for who proves what he reads himself.
     pub fn open_unproven(&self, location: &Location) -> Result<Arc<Block>, StoreError> {
-        if let Some(block) = self.unpacked().get((location.pack, location.offset)) {
+        let at = (location.pack, location.offset);
+        if let Some(block) = self.unpacked().get(at, false) {
             return Ok(block);
         }
         let bytes = self.bytes(location)?;
         let block = Block::open_unproven(&bytes).map_err(|e| self.damaged(location, &e))?;
         buffers::give(bytes);
-        Ok(Arc::new(block))
+        let block = Arc::new(block);
+        self.unpacked().put(at, block.clone(), false);
+        Ok(block)
     }
 
     fn bytes(&self, location: &Location) -> Result<Vec<u8>, StoreError> {
         let file = self.file(location.pack)?;
-        let mut bytes = buffers::take(location.block_bytes as usize);
-        bytes.resize(location.block_bytes as usize, 0);
+        let mut bytes = buffers::take_filled(location.block_bytes as usize);
         file.read_at(location.offset, &mut bytes).map_err(|e| self.damaged(location, &e))?;
         Ok(bytes)
     }
@@ -123,7 +131,7 @@ impl Blocks {
 
     /// Keeps an unpacked block for a while.
     pub fn keep(&self, pack: u32, offset: u64, block: Arc<Block>) {
-        self.unpacked().put((pack, offset), block);
+        self.unpacked().put((pack, offset), block, true);
     }
 
     /// Lets go of a pack whose file is gone: a file that is open takes room on the disk.

@@ -173,3 +173,21 @@ fn what_has_gone_since_is_missing() {
     store.append_block(&block(&[(ObjectKind::Recipe, content, recipe.encode())])).expect("appends");
     assert!(matches!(store.prove_recipe(&content), Err(StoreError::Missing { kind: ObjectKind::Chunk, .. })));
 }
+
+/// A block that was unpacked without a look at its objects' hashes is good for nobody who relies on them.
+#[test]
+fn what_is_kept_unproven_proves_nothing() {
+    let sim = SimDisk::new();
+    let disk: Arc<dyn Disk> = Arc::new(sim.clone());
+    let store = store(&disk);
+    let bytes = noise("plain", 20_000);
+    let chunk = (ObjectKind::Chunk, Hash::of(&bytes), bytes);
+    store.append_block(&block(std::slice::from_ref(&chunk))).expect("appends");
+    store.blocks.forget_unpacked();
+    let place = store.index.get(chunk.0, &chunk.1).expect("asks").expect("is there");
+    let path = Path::new(DIR).join(format!("packs/{:08x}.pack", place.pack));
+    sim.damage(&path, |bytes| bytes[place.offset as usize + place.block_bytes as usize - 1] ^= 1);
+    store.blocks.open_unproven(&place).expect("unpacks");
+    assert!(matches!(store.blocks.open(&place), Err(StoreError::Damaged { .. })));
+    assert!(matches!(store.read_object(chunk.0, &chunk.1), Err(StoreError::Damaged { .. })));
+}
