@@ -19,7 +19,12 @@
 //! The same bytes go over the wire and into the pack. [`Block::open`] checks every object's hash (a recipe's and a manifest's
 //! content is checked by who knows how).
 
-use std::{cell::RefCell, io, ops::Range, sync::Arc};
+use std::{
+    cell::RefCell,
+    io::{self, Read},
+    ops::Range,
+    sync::Arc,
+};
 
 use super::ObjectKind;
 use crate::{buffers, ids::Hash, limits};
@@ -319,6 +324,38 @@ fn decompress(header: &Header, bytes: &[u8]) -> Result<Vec<u8>, BlockError> {
         Ok(_) => Ok(raw),
         Err(e) => Err(BlockError::Payload(e.to_string())),
     }
+}
+
+/// The objects of a damaged block that are still what they are called, as far as its header and table can be read; and what calls itself a recipe, which
+/// isn't named by its own bytes.
+pub fn readable(bytes: &[u8]) -> Vec<(TableEntry, Vec<u8>)> {
+    let Ok(header) = Header::parse(bytes) else { return Vec::new() };
+    let (Ok(table), Some(stored)) =
+        (parse_table(&header, bytes), bytes.get(header.table_end()..header.block_bytes()))
+    else {
+        return Vec::new();
+    };
+    let raw = match header.codec {
+        CODEC_PLAIN => stored.to_vec(),
+        _ => unpacked_part(stored, header.raw_bytes as usize),
+    };
+    let bytes_of = |entry: &TableEntry| raw.get(entry.offset as usize..)?.get(..entry.bytes as usize);
+    let is_good =
+        |entry: &TableEntry, bytes: &[u8]| entry.kind == ObjectKind::Recipe || Hash::of(bytes) == entry.hash;
+    let good = table.iter().filter_map(|entry| Some((*entry, bytes_of(entry)?)));
+    good.filter(|(entry, bytes)| is_good(entry, bytes))
+        .map(|(entry, bytes)| (entry, bytes.to_vec()))
+        .collect()
+}
+
+/// What can be unpacked in front of the damage.
+fn unpacked_part(stored: &[u8], raw_bytes: usize) -> Vec<u8> {
+    let mut raw = Vec::new();
+    if let Ok(decoder) = zstd::stream::read::Decoder::new(stored) {
+        // The error comes after what is good.
+        let _ = decoder.take(raw_bytes as u64).read_to_end(&mut raw);
+    }
+    raw
 }
 
 thread_local! {

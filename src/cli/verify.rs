@@ -1,6 +1,6 @@
 //! `verify`, also as `fsck.resultsfs`: this host through its daemon (or alone, where none runs), the store by its files.
 
-use std::{ffi::OsStr, os::unix::ffi::OsStrExt, path::Path};
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt, path::Path, sync::Arc};
 
 use serde_json::Value;
 
@@ -12,30 +12,30 @@ use super::{
     say::say,
 };
 use crate::{
+    clock::SystemClock,
     config::Config,
     control::{self, ControlError, Request},
     ids::RelPath,
     journal::Journal,
     server,
     spool::{Spool, activity::Activity},
+    store::StoreOptions,
     verify::{
         self, Report, Sample, VerifyOptions, json,
-        store::{Source, verify_store},
+        store::{RepairWith, Source, repair_store, verify_store},
     },
 };
+
+/// Any of these says that there is, or was, a store.
+const STORE_FILES: [&str; 4] = ["store", "store.copy", "catalog", "catalog.copy"];
 
 /// fsck(8): it could not be checked.
 const COULD_NOT: u8 = 8;
 
 /// `verify`. The exit code is fsck(8)'s: a sum of bits.
 pub fn verify(cli: &Cli, args: &VerifyArgs) -> Outcome {
-    if args.repair {
-        return Err(Failure::new("--repair isn't built yet; nothing was changed")
-            .hint("verify without it names each finding's repair")
-            .exit(16));
-    }
     let config = load_config(cli).map_err(|f| f.exit(COULD_NOT))?;
-    let store_here = config.store_dir.join("catalog").exists();
+    let store_here = STORE_FILES.iter().any(|name| config.store_dir.join(name).exists());
     let local_here = config.state_dir.join("journal.redb").exists();
     let (local, store) = (!args.store && local_here, !args.local && store_here);
     if !local && !store {
@@ -103,6 +103,9 @@ fn tree_path(path: &OsStr) -> Result<RelPath, Failure> {
 /// By whoever has the store open, or else by its files.
 fn check_store(cli: &Cli, args: &VerifyArgs, config: &Config) -> Outcome {
     let sample = sample(args.sample.as_deref())?;
+    if args.repair {
+        return repair_store_here(cli, args, config, sample);
+    }
     let socket = config.store_dir.join(server::CONTROL_SOCKET);
     let request = Request::VerifyStore { read_data: args.read_data, unpack: args.unpack, sample };
     match ask(cli, &socket, &request) {
@@ -123,6 +126,28 @@ fn check_store(cli: &Cli, args: &VerifyArgs, config: &Config) -> Outcome {
     Ok(show_report(cli, &report, "store"))
 }
 
+/// By its files, of which nobody else has any open. What isn't read can't be found damaged, so all is read, or the slice that was asked for.
+fn repair_store_here(cli: &Cli, args: &VerifyArgs, config: &Config, sample: Option<(u32, u32)>) -> Outcome {
+    let sample = sample.and_then(|(part, of)| Sample::new(part, of));
+    let options = VerifyOptions { read_data: true, unpack: args.unpack, sample };
+    let with =
+        RepairWith { store: StoreOptions { clock: Arc::new(SystemClock) }, level: config.compression_level };
+    let bar = Bar::new(cli);
+    let report = repair_store(&config.store_dir, &options, with, &|at| {
+        bar.show_some(at.done, at.total, at.is_bytes(), at.phase);
+    });
+    bar.clear();
+    if let Some(why) = &report.could_not_run {
+        let in_use = why.contains("in use by another process");
+        let failure = Failure::new(format!("nothing was repaired: {why}")).exit(COULD_NOT);
+        return Err(if in_use { failure.hint(STOP_FIRST) } else { failure });
+    }
+    Ok(show_report(cli, &report, "store"))
+}
+
+const STOP_FIRST: &str = "a store is repaired while nobody has it open: `systemctl stop resultsfs-serve.socket resultsfs-serve.service`, repair, and start \
+                          the socket again. Meanwhile jobs run on, and what they finish waits on the drones";
+
 /// `N/M`, slices counted from 1.
 fn sample(text: Option<&str>) -> Result<Option<(u32, u32)>, Failure> {
     let Some(text) = text else { return Ok(None) };
@@ -134,8 +159,7 @@ fn sample(text: Option<&str>) -> Result<Option<(u32, u32)>, Failure> {
 }
 
 fn show_report(cli: &Cli, report: &Report, part: &str) -> u8 {
-    report.findings.iter().for_each(|f| show(cli, &json::finding(f)));
-    show(cli, &json::summary(report, part));
+    json::rows(report, part).for_each(|row| show(cli, &row));
     report.exit_code()
 }
 
@@ -160,6 +184,8 @@ fn show(cli: &Cli, item: &Value) {
         };
         let verdict = if item["clean"] == true {
             "clean".to_owned()
+        } else if number("repaired") > 0 {
+            format!("{} findings, {} repaired", number("findings"), number("repaired"))
         } else {
             format!("{} findings", number("findings"))
         };
@@ -169,12 +195,21 @@ fn show(cli: &Cli, item: &Value) {
         }
         return;
     }
-    say!("{} [{}] {}", text("severity"), text("code"), text("message"));
+    if item["kind"] == "lost" {
+        let number = |key: &str| item[key].as_u64().unwrap_or(0);
+        let (from, bytes) = (number("from"), number("bytes"));
+        say!("lost: {}, {bytes} bytes from {from} on", text("path"));
+        return;
+    }
+    let repaired = if item["repaired"] == true { "repaired: " } else { "" };
+    say!("{repaired}{} [{}] {}", text("severity"), text("code"), text("message"));
     for unit in item["units"].as_array().into_iter().flatten().filter_map(Value::as_str) {
         say!("    unit {unit}");
     }
     for path in item["paths"].as_array().into_iter().flatten().filter_map(Value::as_str) {
         say!("    path {path}");
     }
-    say!("    repair: {}", text("repair"));
+    if repaired.is_empty() {
+        say!("    repair: {}", text("repair"));
+    }
 }

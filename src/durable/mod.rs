@@ -87,6 +87,9 @@ pub trait Disk: Send + Sync + Debug {
     /// Renames over what may be there.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
 
+    /// Gives a file a second name; `AlreadyExists` where that is taken.
+    fn link(&self, path: &Path, name: &Path) -> io::Result<()>;
+
     /// Removes a file.
     fn remove(&self, path: &Path) -> io::Result<()>;
 

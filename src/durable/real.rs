@@ -1,12 +1,22 @@
 //! The machine's own file system as a [`Disk`].
 
-use std::{ffi::OsString, io, os::unix::fs::DirBuilderExt, path::Path, sync::Arc};
+use std::{
+    ffi::OsString,
+    io,
+    os::unix::fs::{DirBuilderExt, MetadataExt},
+    path::Path,
+    sync::Arc,
+};
 
 use fs_err::{
     self as fs,
     os::unix::fs::{FileExt, OpenOptionsExt},
 };
-use rustix::{buffer::spare_capacity, fs::FlockOperation, io::Errno};
+use rustix::{
+    buffer::spare_capacity,
+    fs::{FlockOperation, Gid, Uid},
+    io::Errno,
+};
 
 use super::{Disk, DiskFile, DiskLock, LockMode, Space};
 
@@ -71,12 +81,24 @@ impl Disk for RealDisk {
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         let file = fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
+        if let Some((uid, gid)) = heir(path)? {
+            rustix::fs::fchown(&file, Some(uid), Some(gid)).map_err(|e| at(path, e.into()))?;
+        }
         Ok(Arc::new(RealFile(file)))
     }
 
     fn create_dir(&self, dir: &Path) -> io::Result<()> {
+        if std::fs::symlink_metadata(dir).is_ok_and(|found| found.is_dir()) {
+            return Ok(());
+        }
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
-        made.map_err(|e| at(dir, e))
+        made.map_err(|e| at(dir, e))?;
+        match heir(dir)? {
+            Some((uid, gid)) => {
+                Ok(rustix::fs::chown(dir, Some(uid), Some(gid)).map_err(|e| at(dir, e.into()))?)
+            }
+            None => Ok(()),
+        }
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<OsString>> {
@@ -87,6 +109,10 @@ impl Disk for RealDisk {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         fs::rename(from, to)
+    }
+
+    fn link(&self, path: &Path, name: &Path) -> io::Result<()> {
+        fs::hard_link(path, name)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
@@ -120,6 +146,17 @@ impl Disk for RealDisk {
             Err(e) => Err(at(path, e.into())),
         }
     }
+}
+
+/// Who shall have what root makes at `path`, if that isn't root: whoever has the directory. A command that root gives must not leave files that the daemon,
+/// which runs as another, can't open.
+fn heir(path: &Path) -> io::Result<Option<(Uid, Gid)>> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(None);
+    }
+    let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) else { return Ok(None) };
+    let found = fs::metadata(dir)?;
+    Ok((found.uid() != 0).then(|| (Uid::from_raw(found.uid()), Gid::from_raw(found.gid()))))
 }
 
 /// With the path in it, as fs-err does it.

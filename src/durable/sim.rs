@@ -363,6 +363,17 @@ impl Disk for SimDisk {
         Ok(())
     }
 
+    fn link(&self, path: &Path, name: &Path) -> io::Result<()> {
+        come(name);
+        let mut state = self.operate()?;
+        if state.names.contains_key(name) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let inode = *state.names.get(path).ok_or(io::ErrorKind::NotFound)?;
+        state.name(NameChange::Link(name.to_owned(), inode));
+        Ok(())
+    }
+
     fn remove(&self, path: &Path) -> io::Result<()> {
         come(path);
         let mut state = self.operate()?;

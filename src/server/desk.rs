@@ -113,10 +113,9 @@ fn verify(
     let report = verify_store(Source::Open(store), &options, &|at| {
         ticks.tell(at.done, at.total, at.is_bytes(), at.phase);
     });
-    for finding in &report.findings {
-        item(stream, json::finding(finding))?;
+    for row in json::rows(&report, "store") {
+        item(stream, row)?;
     }
-    item(stream, json::summary(&report, "store"))?;
     reply(stream, &Reply::Done { exit: report.exit_code() })
 }
 

@@ -28,6 +28,7 @@ use std::{
 
 use super::{
     StoreError,
+    copies::{CatalogCopy, is_ahead, open_catalog_copy},
     layout::{Layout, check16},
     lives::{Ended, Life, Lives},
     room::cut_back,
@@ -55,14 +56,14 @@ pub struct PackPoint {
 
 /// A frame that is whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Frame {
+pub(super) struct Frame {
     catalog_bytes: u64,
     packs: PackPoint,
     record: Vec<u8>,
 }
 
 impl Frame {
-    fn encode(&self) -> Vec<u8> {
+    pub(super) fn encode(&self) -> Vec<u8> {
         let mut bytes = MAGIC.to_vec();
         bytes.extend_from_slice(&(self.record.len() as u32).to_le_bytes());
         bytes.extend_from_slice(&self.catalog_bytes.to_le_bytes());
@@ -99,7 +100,7 @@ impl Frame {
         Ok(if fill(input, &mut record)? { Self::parse(&head, record) } else { None })
     }
 
-    fn bytes(&self) -> u64 {
+    pub(super) fn bytes(&self) -> u64 {
         (FRAME_BYTES + self.record.len()) as u64
     }
 }
@@ -243,6 +244,15 @@ pub fn walk(
 }
 
 impl Walk {
+    /// What the copy goes on with was in the catalog, too.
+    pub fn compare(&mut self, copy: Option<&dyn DiskFile>) -> Result<(), StoreError> {
+        if self.damage.is_none() && is_ahead(copy, self)? {
+            let what = format!("it ends with record {}, and its copy goes on", self.head.seq);
+            self.damage = Some(CatalogDamage::Truncated(what));
+        }
+        Ok(())
+    }
+
     fn broken(&mut self, what: String) {
         self.damage = Some(CatalogDamage::Broken(what));
     }
@@ -258,8 +268,32 @@ impl Walk {
     }
 }
 
+/// Whether a file has behind a walk's end a record that follows its last one.
+pub(super) fn goes_on(file: &dyn DiskFile, walk: &Walk) -> Result<bool, StoreError> {
+    Ok(next_record(file, walk.end, walk.head)?.is_some())
+}
+
+/// The frame at `at`, and where its record leaves the chain, if it is whole and follows `head`.
+pub(super) fn next_record(
+    file: &dyn DiskFile,
+    at: u64,
+    head: Head,
+) -> Result<Option<(Frame, Head)>, StoreError> {
+    let bytes = file.len()?;
+    if at >= bytes {
+        return Ok(None);
+    }
+    let mut input = Sequential { file, at, end: bytes };
+    let frame = Frame::read(&mut input)?;
+    let follows = |frame: Frame| {
+        let record: Record = minicbor::decode(&frame.record).ok()?;
+        head.follow(&record).map(|head| (frame, head))
+    };
+    Ok(frame.and_then(follows))
+}
+
 /// Whether a whole frame behind `at` belongs to a batch that began behind `at`, so that what is at `at` was synced before.
-fn vouched_for(file: &dyn DiskFile, at: u64, end: u64) -> Result<bool, StoreError> {
+pub(super) fn vouched_for(file: &dyn DiskFile, at: u64, end: u64) -> Result<bool, StoreError> {
     const STEP: u64 = 1 << 20;
     let mut from = at;
     while from < end {
@@ -325,6 +359,7 @@ pub struct Catalog {
     path: PathBuf,
     /// The store's.
     dir: PathBuf,
+    copy: CatalogCopy,
     known: RwLock<Known>,
 }
 
@@ -343,7 +378,9 @@ impl Catalog {
         let (layers, lives, manifests, reclaimed) = Default::default();
         let mut known =
             Known { offsets: Vec::new(), layers, lives, manifests, reclaimed, head: genesis, end: 0 };
-        let walk = walk(&*file, bytes, store, witness, |offset, record| known.add(offset, &record))?;
+        let mut walk = walk(&*file, bytes, store, witness, |offset, record| known.add(offset, &record))?;
+        let copy = open_catalog_copy(disk, layout)?;
+        walk.compare(copy.as_deref())?;
         if let Some(damage) = walk.damage {
             return Err(StoreError::Damaged { path: layout.catalog(), what: damage.to_string() });
         }
@@ -356,7 +393,8 @@ impl Catalog {
         (known.head, known.end) = (walk.head, walk.end);
         let head_file = open_head(disk, layout)?;
         let (path, dir) = (layout.catalog(), layout.dir().to_owned());
-        let catalog = Self { file, head_file, path, dir, known: RwLock::new(known) };
+        let copy = CatalogCopy::open(disk, layout, &*file, walk.end);
+        let catalog = Self { file, head_file, path, dir, copy, known: RwLock::new(known) };
         catalog.write_head(walk.head)?;
         Ok((catalog, walk.packs))
     }
@@ -412,6 +450,7 @@ impl Catalog {
             return Err(cut_back(error, &*self.file, start, &self.dir));
         }
         self.file.sync_data()?;
+        self.copy.append(&*self.file, start, &bytes);
         let mut known = self.known.write().expect("nothing panics while it holds the catalog's lock");
         offsets.iter().zip(records).for_each(|(offset, record)| known.add(*offset, record));
         (known.head, known.end) = (head, start + bytes.len() as u64);

@@ -145,12 +145,14 @@ impl Store {
         if let Some(record) = self.catalog.latest(commit.host, &commit.unit, commit.incarnation)?
             && let Some(record) = repeated(&record, &commit)?
         {
+            self.restored(&commit.manifest)?;
             return Ok(record);
         }
         let checked = self.check_manifest(&commit.manifest).map_err(|e| self.lacking(e))?;
         let manifest = commit.manifest;
         let record = self.queue.take_part(Request::Commit(commit, checked), |batch| self.run_batch(batch))?;
         self.leases.ended(&manifest);
+        self.restored(&manifest)?;
         Ok(record.expect("a commit is answered with a record"))
     }
 

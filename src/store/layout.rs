@@ -2,14 +2,18 @@
 //!
 //! ```text
 //! <dir>/store          header, written last when a store is made and never again
+//! <dir>/store.copy     the same again, see copies.rs
 //! <dir>/lock           flock(2): exclusive while a daemon has the store, shared while an offline check reads it
 //! <dir>/catalog        append-only, see catalog.rs
+//! <dir>/catalog.copy   the same again, see copies.rs
 //! <dir>/head           how long the catalog was, see catalog.rs
 //! <dir>/packs/*.pack   see pack.rs
 //! <dir>/index.redb     derived, see index/mod.rs
 //! <dir>/index/*.run     likewise, see index/run.rs
 //! <dir>/snapshots      what still runs, see snapshots.rs; made with the first
 //! <dir>/reads          when what was read last, see reads.rs
+//! <dir>/lost           what was lost of what is committed, see losses.rs; only where something is
+//! <dir>/quarantine/*   what a repair has replaced, see repair/mod.rs
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -52,6 +56,11 @@ impl Layout {
         self.dir.join("store")
     }
 
+    /// Its copy.
+    pub fn header_copy(&self) -> PathBuf {
+        self.dir.join("store.copy")
+    }
+
     /// The lock file.
     pub fn lock(&self) -> PathBuf {
         self.dir.join("lock")
@@ -70,6 +79,21 @@ impl Layout {
     /// The catalog.
     pub fn catalog(&self) -> PathBuf {
         self.dir.join("catalog")
+    }
+
+    /// Its copy.
+    pub fn catalog_copy(&self) -> PathBuf {
+        self.dir.join("catalog.copy")
+    }
+
+    /// What was lost of what is committed.
+    pub fn losses(&self) -> PathBuf {
+        self.dir.join("lost")
+    }
+
+    /// Where what was replaced by a repair is kept.
+    pub fn quarantine(&self) -> PathBuf {
+        self.dir.join("quarantine")
     }
 
     /// The catalog's witness.
@@ -171,11 +195,16 @@ impl Header {
 
     /// Reads a store's header; `None` if there is none.
     pub fn read(disk: &dyn Disk, layout: &Layout) -> Result<Option<Self>, StoreError> {
-        let file = match disk.open_read(&layout.header()) {
+        Self::read_at(disk, layout.header())
+    }
+
+    /// Reads the one at `path`, which may be the copy.
+    pub fn read_at(disk: &dyn Disk, path: PathBuf) -> Result<Option<Self>, StoreError> {
+        let file = match disk.open_read(&path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             file => file?,
         };
-        let damaged = |what| StoreError::Damaged { path: layout.header(), what };
+        let damaged = |what| StoreError::Damaged { path: path.clone(), what };
         if file.len()? > BODY_BYTES as u64 {
             return Err(damaged("not a store's header".to_owned()));
         }

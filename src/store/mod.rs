@@ -16,6 +16,7 @@ pub(crate) mod blocks;
 pub mod catalog;
 mod check;
 mod commit;
+pub(crate) mod copies;
 mod error;
 mod gate;
 pub mod gc;
@@ -23,11 +24,13 @@ pub mod index;
 pub mod layout;
 mod leases;
 mod lives;
+pub(crate) mod losses;
 mod overlay;
 pub mod pack;
 mod prune;
 pub(crate) mod reads;
 mod recover;
+pub(crate) mod repair;
 mod retire;
 mod room;
 mod roots;
@@ -40,7 +43,7 @@ pub(crate) mod tests;
 
 use std::{
     io,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering},
@@ -67,6 +70,7 @@ use self::{
     index::{Index, Location},
     layout::{Header, Layout},
     leases::Leases,
+    losses::Losses,
     reads::Reads,
     recover::Recovery,
     writer::PackWriter,
@@ -119,7 +123,7 @@ impl Default for Tuning {
 const TUNING_VARIABLE: &str = "RESULTSFS_TEST_STORE";
 
 impl Tuning {
-    fn of_environment() -> Self {
+    pub(crate) fn of_environment() -> Self {
         let text = std::env::var(TUNING_VARIABLE).unwrap_or_default();
         let number = |name: &str| {
             let settings = text.split(',').filter_map(|setting| setting.split_once('='));
@@ -171,6 +175,7 @@ pub struct Store {
     gate: Gate,
     ahead: Ahead,
     leases: Leases,
+    losses: Losses,
     /// Whoever holds it is the `gc`.
     collecting: Mutex<()>,
     /// Last, so that it is released when all else is closed.
@@ -192,14 +197,26 @@ impl Store {
         let layout = Layout::new(dir);
         disk.create_dir(dir)?;
         refuse_foreign(&*disk, &layout)?;
-        let lock = disk.lock(&layout.lock(), LockMode::Exclusive)?;
-        let lock = lock.ok_or_else(|| StoreError::Locked(dir.to_owned()))?;
-        let header = match Header::read(&*disk, &layout)? {
+        let lock = lock(&*disk, &layout)?;
+        Self::open_locked(disk, dir, options, tuning, lock)
+    }
+
+    /// The same by who has its lock.
+    pub(crate) fn open_locked(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        options: StoreOptions,
+        tuning: Tuning,
+        lock: DiskLock,
+    ) -> Result<Arc<Self>, StoreError> {
+        let layout = Layout::new(dir);
+        let header = match Header::read(&*disk, &layout).map_err(mendable)? {
             Some(header) => header,
             None => create(&*disk, &layout)?,
         };
         header.check_features(dir, true)?;
-        let (catalog, durable) = Catalog::open(&*disk, &layout, header.uuid)?;
+        copies::keep_header(&*disk, &layout, &header);
+        let (catalog, durable) = Catalog::open(&*disk, &layout, header.uuid).map_err(mendable)?;
         let Tuning { pack_bytes, flush_objects, lease_ms, .. } = tuning;
         let (disk_ref, layout_ref) = (&disk, &layout);
         let recovery = Recovery {
@@ -219,6 +236,7 @@ impl Store {
             blocks: Blocks::new(disk.clone(), layout.clone()),
             ahead: Ahead::default(),
             leases: Leases::new(lease_ms, writer.end()),
+            losses: Losses::open(&*disk, &layout)?,
             gate: Gate::default(),
             collecting: Mutex::new(()),
             writer: Mutex::new(writer),
@@ -290,6 +308,9 @@ impl Store {
     }
 
     fn known_manifest(&self, hash: &Hash) -> Result<Option<Record>, StoreError> {
+        if self.losses.has(hash) {
+            return Ok(None);
+        }
         // What isn't a root may have lost what it names.
         let record = self.catalog.with_manifest(hash)?.filter(|record| self.root(record).is_some());
         // A lost pack must not go on being taken for granted.
@@ -505,6 +526,12 @@ impl Store {
     }
 }
 
+/// Nobody else has the store from now on.
+pub(crate) fn lock(disk: &dyn Disk, layout: &Layout) -> Result<DiskLock, StoreError> {
+    let lock = disk.lock(&layout.lock(), LockMode::Exclusive)?;
+    lock.ok_or_else(|| StoreError::Locked(layout.dir().to_owned()))
+}
+
 /// Ends all writing when it is dropped: after an error, and after a panic in the midst of a write.
 struct Unfinished<'a>(&'a AtomicBool);
 
@@ -542,8 +569,20 @@ impl<'a> Snapshot<'a> {
     }
 }
 
+/// What is said of a store that can't be opened.
+const REPAIR: &str = "`resultsfs verify --store --repair` mends what can be mended, and deletes nothing";
+
+/// What can't be opened as it is may be mended.
+fn mendable(error: StoreError) -> StoreError {
+    match error {
+        StoreError::Damaged { path, what } => StoreError::Damaged { path, what: format!("{what}; {REPAIR}") },
+        _ => error,
+    }
+}
+
 /// Names that a store's directory may hold before its header is written; the last is there if it is a file system of its own.
-const UNFINISHED: &[&str] = &["lock", "catalog", "packs", "store.tmp", "lost+found"];
+const UNFINISHED: &[&str] =
+    &["lock", "catalog", "catalog.copy", "packs", "store.tmp", "store.copy", "store.copy.tmp", "lost+found"];
 
 /// A directory without a header is taken only if nothing is in it but the remains of an interrupted start.
 fn refuse_foreign(disk: &dyn Disk, layout: &Layout) -> Result<(), StoreError> {
@@ -557,6 +596,10 @@ fn refuse_foreign(disk: &dyn Disk, layout: &Layout) -> Result<(), StoreError> {
         None if has_data(disk, layout)? => "it holds packs or a catalog and no file `store`".to_owned(),
         None => return Ok(()),
     };
+    let why = match names.iter().any(|name| name == "store.copy") {
+        true => format!("{why}; {REPAIR}"),
+        false => why,
+    };
     Err(StoreError::NotAStore { dir: layout.dir().to_owned(), why })
 }
 
@@ -565,11 +608,11 @@ fn has_data(disk: &dyn Disk, layout: &Layout) -> Result<bool, StoreError> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => false,
         names => !names?.is_empty(),
     };
-    let catalog = match disk.open_read(&layout.catalog()) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => false,
-        file => !file?.is_empty()?,
+    let has_bytes = |path: PathBuf| match disk.open_read(&path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        file => Ok::<_, StoreError>(!file?.is_empty()?),
     };
-    Ok(packs || catalog)
+    Ok(packs || has_bytes(layout.catalog())? || has_bytes(layout.catalog_copy())?)
 }
 
 /// Makes an empty store; its header comes last, so that a store with a header has everything else.

@@ -53,6 +53,11 @@ impl PackedBlock {
         self.offset + u64::from(self.bytes)
     }
 
+    /// Puts back what head and table were.
+    pub fn restore_head(&self, block: &mut [u8]) {
+        block[..self.head.len()].copy_from_slice(&self.head);
+    }
+
     fn from_head(offset: u64, bytes: &[u8]) -> Result<(Self, usize), BlockError> {
         let header = block::Header::parse(bytes)?;
         let head = bytes.get(..header.table_end()).ok_or(BlockError::Short)?.to_vec();

@@ -1,6 +1,10 @@
 //! The one writer of packs: appends blocks, closes full packs, and knows what isn't synced yet.
 
-use std::{collections::BTreeMap, io, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    sync::Arc,
+};
 
 use super::{
     StoreError,
@@ -131,6 +135,14 @@ impl PackWriter {
         self.packs += 1;
         self.total_bytes += pack::HEADER_BYTES;
         Ok(())
+    }
+
+    /// Appends to none of these packs any more.
+    pub fn leave(&mut self, packs: &BTreeSet<u32>) -> Result<(), StoreError> {
+        match self.open.is_some() && packs.contains(&self.last.pack) {
+            true => self.close().map(drop),
+            false => Ok(()),
+        }
     }
 
     fn close(&mut self) -> Result<u64, StoreError> {

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Finding, Report, Severity};
+use super::{Finding, LostRange, Report, Severity};
 
 /// One finding.
 pub fn finding(finding: &Finding) -> Value {
@@ -20,7 +20,26 @@ pub fn finding(finding: &Finding) -> Value {
         "units": texts(&finding.units.iter().map(ToString::to_string).collect::<Vec<_>>()),
         "paths": texts(&finding.paths.iter().map(ToString::to_string).collect::<Vec<_>>()),
         "repair": finding.repair,
+        "repaired": finding.is_repaired,
     })
+}
+
+/// A part of a file that can't be read.
+pub fn lost(lost: &LostRange) -> Value {
+    json!({
+        "v": 1,
+        "kind": "lost",
+        "unit": lost.unit.to_string(),
+        "path": lost.path.to_string(),
+        "from": lost.from,
+        "bytes": lost.bytes,
+    })
+}
+
+/// All that a check of one part has to say, its summary last.
+pub fn rows(report: &Report, part: &str) -> impl Iterator<Item = Value> {
+    let findings = report.findings.iter().map(finding);
+    findings.chain(report.lost.iter().map(lost)).chain([summary(report, part)])
 }
 
 /// What a check of one part looked at and whether it is clean.
@@ -33,6 +52,7 @@ pub fn summary(report: &Report, part: &str) -> Value {
         "clean": report.is_clean(),
         "findings": report.findings.len() as u64 + report.more_findings,
         "repaired": report.repaired,
+        "lost": report.lost.len() as u64 + report.more_lost,
         "could_not_run": report.could_not_run,
         "notes": report.notes,
         "units": counts.units,

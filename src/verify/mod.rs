@@ -41,6 +41,18 @@ pub struct Finding {
     pub paths: Vec<RelPath>,
     /// What to do about it.
     pub repair: String,
+    /// It was, and is no more.
+    pub is_repaired: bool,
+}
+
+/// A part of a file that can't be had any more: reading it is an error, and the rest of the file can be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LostRange {
+    pub unit: UnitId,
+    /// From the top of the tree.
+    pub path: RelPath,
+    pub from: u64,
+    pub bytes: u64,
 }
 
 impl Finding {
@@ -52,7 +64,7 @@ impl Finding {
         repair: impl Into<String>,
     ) -> Self {
         let (message, repair) = (message.into(), repair.into());
-        Self { code, severity, message, units: Vec::new(), paths: Vec::new(), repair }
+        Self { code, severity, message, units: Vec::new(), paths: Vec::new(), repair, is_repaired: false }
     }
 }
 
@@ -121,6 +133,10 @@ pub struct Report {
     pub more_findings: u64,
     /// Findings that were repaired since.
     pub repaired: u64,
+    /// Of files, what can't be read.
+    pub lost: Vec<LostRange>,
+    /// Ranges beyond [`FINDINGS_MAX`].
+    pub more_lost: u64,
     /// What is worth knowing and isn't wrong.
     pub notes: Vec<String>,
     /// Why the check, or a part of it, couldn't run.
@@ -139,6 +155,14 @@ impl Report {
         match self.findings.len() < FINDINGS_MAX {
             true => self.findings.push(finding),
             false => self.more_findings += 1,
+        }
+    }
+
+    /// Adds a part of a file.
+    pub fn lose(&mut self, range: LostRange) {
+        match self.lost.len() < FINDINGS_MAX {
+            true => self.lost.push(range),
+            false => self.more_lost += 1,
         }
     }
 
@@ -162,6 +186,8 @@ impl Report {
     pub fn merge(&mut self, other: Report) {
         other.findings.into_iter().for_each(|finding| self.find(finding));
         self.more_findings += other.more_findings;
+        other.lost.into_iter().for_each(|range| self.lose(range));
+        self.more_lost += other.more_lost;
         self.repaired += other.repaired;
         self.notes.extend(other.notes);
         self.could_not_run = self.could_not_run.take().or(other.could_not_run);

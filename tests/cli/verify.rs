@@ -1,6 +1,11 @@
 //! `verify` finds what is damaged or lost, whoever has the journal and the store open.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use crate::{
     harness::{Lab, Machine, play_task},
@@ -108,4 +113,55 @@ fn other_content_in_the_spool_is_found_by_reading_it() {
     fs::File::options().write(true).open(&path).expect("there").set_times(time).expect("set");
     run(&results, &["verify", "--local"]).shows(0, &[]);
     assert_eq!(finds(&results, &["--local", "--read-data"]), [TASK]);
+}
+
+fn flip(path: &Path, part: usize) {
+    let mut bytes = fs::read(path).expect("there");
+    let at = bytes.len() / part;
+    bytes[at] ^= 0x40;
+    fs::write(path, bytes).expect("written");
+}
+
+/// What was damaged comes back from the copies; what was in the packs alone is named; and whoever has the store open isn't disturbed.
+#[test]
+fn a_store_is_repaired_while_nobody_has_it_open() {
+    let (mut lab, results) = results_host();
+    let repair = ["--json", "verify", "--store", "--repair"];
+    run(&results, &repair).expect(8, &["in use by another process", "hint: ", "systemctl stop"]);
+    lab.kill_serve();
+    run(&results, &repair).shows(0, &[]);
+    let store = lab.store();
+    // Nobody but its owner may be left with files that he can't open.
+    let owner = Some(65_534);
+    let all =
+        || walkdir::WalkDir::new(lab.store()).into_iter().map(|entry| entry.expect("there").into_path());
+    all().for_each(|path| std::os::unix::fs::lchown(path, owner, owner).expect("root may"));
+
+    fs::remove_file(store.join("store")).expect("there");
+    flip(&store.join("catalog"), 2);
+    fs::remove_file(store.join("index.redb")).expect("there");
+    let said = run(&results, &repair).shows(1, &[]);
+    let lines = said.json();
+    let codes: Vec<&str> = lines.iter().filter_map(|l| l["code"].as_str()).collect();
+    assert!(
+        ["header-missing", "catalog-damaged", "index-missing"].iter().all(|code| codes.contains(code)),
+        "{codes:?}"
+    );
+    assert!(lines.iter().filter(|l| l["kind"] == "finding").all(|l| l["repaired"] == true), "{lines:?}");
+    run(&results, &["verify", "--store", "--read-data"]).shows(0, &["clean"]);
+    let others: Vec<PathBuf> =
+        all().filter(|path| fs::symlink_metadata(path).expect("there").uid() != 65_534).collect();
+    assert_eq!(others, Vec::<PathBuf>::new());
+
+    damage_packs(&lab);
+    let lines = run(&results, &repair).shows(4, &[]).json();
+    let left = lines.iter().filter(|l| l["kind"] == "finding" && l["repaired"] == false);
+    let left: Vec<&str> = left.filter_map(|l| l["code"].as_str()).collect();
+    assert!(left.iter().all(|code| code.ends_with("-missing")) && !left.is_empty(), "{left:?}");
+    assert!(lines.iter().any(|l| l["code"] == "block-damaged" && l["repaired"] == true), "{lines:?}");
+    let kept = fs::read_dir(store.join("quarantine")).expect("made").count();
+    assert_eq!(kept, 2, "catalog and pack");
+    let again = run(&results, &repair).shows(4, &[]).json();
+    assert_eq!(again.last().expect("a summary")["repaired"], 0, "{again:?}");
+    lab.start_serve();
 }

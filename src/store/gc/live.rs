@@ -72,10 +72,16 @@ pub(in crate::store) struct Doomed {
 }
 
 impl Doomed {
+    /// All that is in these packs, and every proven recipe before this point but those that are `spared`.
+    pub fn packs(packs: BTreeSet<u32>, before: PackPoint, spared: HashSet<Hash>) -> Self {
+        Self { live: Live::default(), packs, before, spared: Mutex::new(spared) }
+    }
+
     pub fn has(&self, key: &Key, place: &Location) -> bool {
         match key.0 {
             ObjectKind::Recipe => {
-                place.point() < self.before && !self.live.has(key) && !self.spared().contains(&key.1)
+                let is_spared = || self.spared().contains(&key.1) && !self.takes(place.pack);
+                place.point() < self.before && !self.live.has(key) && !is_spared()
             }
             ObjectKind::Chunk | ObjectKind::Manifest => self.takes(place.pack) && !self.live.has(key),
         }

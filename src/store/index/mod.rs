@@ -308,6 +308,30 @@ impl Index {
         pending.fresh.packs_gone.push(pack);
     }
 
+    /// Enters an object at a place where a check has found it.
+    pub(super) fn enter(&self, key: Key, place: Location) {
+        let mut pending = self.pending.write().expect("nothing panics while it holds the index's lock");
+        pending.fresh.objects.insert(key, place);
+    }
+
+    /// The unproven recipes in a pack.
+    pub(super) fn candidates_in(&self, pack: u32) -> Result<Vec<(Hash, Location)>, StoreError> {
+        let table = self.read()?.open_table(CANDIDATES).map_err(index_error)?;
+        let mut found = Vec::new();
+        for row in table.iter().map_err(index_error)? {
+            let (key, block_bytes) = row.map_err(index_error)?;
+            let place = Location::of_candidate(key.value(), block_bytes.value());
+            if place.pack == pack {
+                found.push((Hash(key.value()[..32].try_into().expect("32 of 48 bytes")), place));
+            }
+        }
+        let pending = self.pending.read().expect("nothing panics while it holds the index's lock");
+        for (hash, places) in pending.layers().flat_map(|changes| &changes.candidates) {
+            found.extend(places.iter().filter(|place| place.pack == pack).map(|place| (*hash, *place)));
+        }
+        Ok(found)
+    }
+
     /// Every proven recipe that a `gc` takes away.
     pub(super) fn doomed_recipes(&self, doomed: &Doomed) -> Result<Vec<(Key, Location)>, StoreError> {
         let mut found: HashMap<Key, Location> = HashMap::new();

@@ -248,7 +248,8 @@ fn a_failed_write_stops_all_writing() {
     committed.check(&store);
 }
 
-/// A catalog that lost or changed what was acknowledged is refused and left as it is. Whoever accepts the loss removes the head file.
+/// A catalog that lost or changed what was acknowledged is refused and left as it is. Whoever accepts the loss removes the two that know better: the head
+/// file and the copy.
 #[test]
 fn a_damaged_catalog_is_refused_and_left_alone() {
     let (sim, disk) = sim();
@@ -267,6 +268,8 @@ fn a_damaged_catalog_is_refused_and_left_alone() {
     sim.damage(&catalog, |bytes| bytes.truncate(good.len() - 5));
     assert!(matches!(open(&disk, SMALL), Err(StoreError::Damaged { .. })));
     sim.remove(&Path::new(DIR).join("head")).expect("removes");
+    assert!(matches!(open(&disk, SMALL), Err(StoreError::Damaged { .. })), "the copy knows");
+    sim.remove(&Path::new(DIR).join("catalog.copy")).expect("removes");
     let store = open(&disk, SMALL).expect("opens");
     assert_eq!(store.head().seq, Seq(2));
     assert_eq!(Layer::small(2).send(&store).expect("commits again").seq, Seq(3));

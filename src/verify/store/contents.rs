@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::{Check, RESEND, in_parallel};
+use crate::verify::LostRange;
 use crate::{
     chunk::{ObjectKind, Recipe},
     ids::{Hash, UnitId},
@@ -16,9 +17,17 @@ const PATHS_MAX: usize = 20;
 
 /// What is wrong with a content or a manifest.
 #[derive(Clone, Debug)]
-struct Problem {
+pub(super) struct Problem {
     code: &'static str,
     what: String,
+    /// Of the content, which parts: where each begins, and its bytes. None: all of it.
+    ranges: Vec<(u64, u64)>,
+}
+
+impl Problem {
+    fn new(code: &'static str, what: String) -> Self {
+        Self { code, what, ranges: Vec::new() }
+    }
 }
 
 /// What a manifest names.
@@ -70,15 +79,15 @@ impl Check<'_> {
     fn missing(&self, kind: ObjectKind, hash: &Hash) -> Problem {
         let what = format!("{kind:?} {hash}");
         match self.damaged.contains(&(kind, *hash)) {
-            true => Problem { code: "content-damaged", what: format!("{what} is in a damaged block") },
-            false => Problem { code: "content-missing", what: format!("{what} is missing") },
+            true => Problem::new("content-damaged", format!("{what} is in a damaged block")),
+            false => Problem::new("content-missing", format!("{what} is missing")),
         }
     }
 
     fn read_manifest(&self, hash: &Hash) -> Result<Manifest, Problem> {
-        let problem = |code, what: String| Problem { code, what };
+        let problem = Problem::new;
         let Some(place) = self.place(ObjectKind::Manifest, hash) else {
-            let Problem { code, what } = self.missing(ObjectKind::Manifest, hash);
+            let Problem { code, what, .. } = self.missing(ObjectKind::Manifest, hash);
             let damaged = code == "content-damaged";
             return Err(problem(if damaged { "manifest-damaged" } else { "manifest-missing" }, what));
         };
@@ -90,6 +99,7 @@ impl Check<'_> {
     }
 
     fn manifest_problem(&mut self, hash: &Hash, problem: Problem) {
+        self.lost.insert(*hash, Vec::new());
         let units = self.manifests[hash].clone();
         let message = format!("{}: {}", name(&units), problem.what);
         let finding = Finding::new(problem.code, Severity::Error, message, RESEND);
@@ -116,7 +126,7 @@ impl Check<'_> {
                     Some(actual) if actual == size => continue,
                     Some(actual) => {
                         let what = format!("Chunk {content} has {actual} bytes, not {size}");
-                        Problem { code: "content-damaged", what }
+                        Problem::new("content-damaged", what)
                     }
                     None => self.missing(kind, &content),
                 },
@@ -138,6 +148,12 @@ impl Check<'_> {
             meter.advance(1);
             (problem.map(|problem| ((*hash, *size), problem)), whole)
         });
+        let sound = recipes.iter().map(|((hash, _), _)| *hash);
+        self.sound_recipes.extend(sound);
+        found
+            .iter()
+            .filter_map(|(problem, _)| problem.as_ref())
+            .for_each(|((hash, _), _)| _ = self.sound_recipes.remove(hash));
         self.report.counts.recipes_read = found.iter().filter(|(_, whole)| *whole).count() as u64;
         problems.extend(found.into_iter().filter_map(|(problem, _)| problem));
     }
@@ -150,55 +166,58 @@ impl Check<'_> {
                 Ok(actual) if actual == size => return Ok(()),
                 Ok(actual) => {
                     let what = format!("Recipe {hash} makes {actual} bytes, not {size}");
-                    problem = Problem { code: "recipe-wrong", what };
+                    problem = Problem::new("recipe-wrong", what);
                 }
-                Err((code, what)) => problem = Problem { code, what },
+                Err(other) => problem = other,
             }
         }
         Err(problem)
     }
 
     /// The size that a recipe makes, if its chunks are there; with `whole`, if they make the content.
-    pub(super) fn read_recipe(
-        &self,
-        hash: &Hash,
-        place: &Location,
-        whole: bool,
-    ) -> Result<u64, (&'static str, String)> {
-        let damaged = |e: StoreError| ("content-damaged", e.to_string());
+    pub(super) fn read_recipe(&self, hash: &Hash, place: &Location, whole: bool) -> Result<u64, Problem> {
+        let damaged = |e: StoreError| Problem::new("content-damaged", e.to_string());
         let block = self.blocks.open(place).map_err(damaged)?;
         let entry = block.table().get(place.number as usize).filter(|e| e.hash == *hash);
-        let entry = entry.ok_or_else(|| ("content-damaged", format!("Recipe {hash} isn't where it was")))?;
-        let recipe =
-            decode_recipe(hash, block.bytes_of(entry)).map_err(|e| ("recipe-wrong", e.to_string()))?;
+        let entry = entry
+            .ok_or_else(|| Problem::new("content-damaged", format!("Recipe {hash} isn't where it was")))?;
+        let recipe = decode_recipe(hash, block.bytes_of(entry))
+            .map_err(|e| Problem::new("recipe-wrong", e.to_string()))?;
         drop(block);
         self.read_chunks(hash, &recipe, whole)?;
         Ok(recipe.size())
     }
 
-    fn read_chunks(&self, hash: &Hash, recipe: &Recipe, whole: bool) -> Result<(), (&'static str, String)> {
+    fn read_chunks(&self, hash: &Hash, recipe: &Recipe, whole: bool) -> Result<(), Problem> {
+        let wrong = |what: String| Problem::new("recipe-wrong", what);
         let mut hasher = blake3::Hasher::new();
+        let (mut at, mut lacking): (u64, Option<Problem>) = (0, None);
         for chunk in &recipe.chunks {
+            let (from, bytes) = (at, u64::from(chunk.bytes));
+            at += bytes;
             let Some(place) = self.place(ObjectKind::Chunk, &chunk.hash) else {
-                let Problem { code, what } = self.missing(ObjectKind::Chunk, &chunk.hash);
-                return Err((code, what));
+                let problem = lacking.get_or_insert_with(|| self.missing(ObjectKind::Chunk, &chunk.hash));
+                match problem.ranges.last_mut() {
+                    Some((begin, len)) if *begin + *len == from => *len += bytes,
+                    _ => problem.ranges.push((from, bytes)),
+                }
+                continue;
             };
-            if place.bytes != u64::from(chunk.bytes) {
-                return Err((
-                    "recipe-wrong",
-                    format!("Recipe {hash} gives a chunk another size than it has"),
-                ));
+            if place.bytes != bytes {
+                return Err(wrong(format!("Recipe {hash} gives a chunk another size than it has")));
             }
-            if whole {
-                let block = self.blocks.open(place).map_err(|e| ("content-damaged", e.to_string()))?;
+            if whole && lacking.is_none() {
+                let damaged = |what: String| Problem::new("content-damaged", what);
+                let block = self.blocks.open(place).map_err(|e| damaged(e.to_string()))?;
                 let entry = block.table().get(place.number as usize).filter(|e| e.hash == chunk.hash);
-                let gone = || ("content-damaged", format!("Chunk {} isn't where it was", chunk.hash));
+                let gone = || damaged(format!("Chunk {} isn't where it was", chunk.hash));
                 hasher.update(block.bytes_of(entry.ok_or_else(gone)?));
             }
         }
-        match !whole || Hash::from(hasher.finalize()) == *hash {
-            true => Ok(()),
-            false => Err(("recipe-wrong", format!("the chunks of recipe {hash} don't make that content"))),
+        match lacking {
+            Some(problem) => Err(problem),
+            None if !whole || Hash::from(hasher.finalize()) == *hash => Ok(()),
+            None => Err(wrong(format!("the chunks of recipe {hash} don't make that content"))),
         }
     }
 
@@ -207,6 +226,7 @@ impl Check<'_> {
         let Ok(manifest) = self.read_manifest(hash) else { return };
         let mut found: HashMap<&'static str, (u64, Finding)> = HashMap::new();
         let units = self.manifests[hash].clone();
+        let mut lost: Vec<(Hash, u64)> = Vec::new();
         for entry in manifest.entries() {
             let Body::File { size, content } = entry.body else { continue };
             let Some(problem) = problems.get(&(content, size)) else { continue };
@@ -215,9 +235,20 @@ impl Check<'_> {
                 (0, Finding::new(problem.code, Severity::Error, first, RESEND))
             });
             *count += 1;
+            lost.push((content, size));
+            for path in units.iter().filter_map(|unit| Some((unit, unit.root.append(&entry.path).ok()?))) {
+                let all = [(0, size)];
+                let ranges = if problem.ranges.is_empty() { &all[..] } else { &problem.ranges };
+                for (from, bytes) in ranges.iter().copied() {
+                    self.report.lose(LostRange { unit: path.0.clone(), path: path.1.clone(), from, bytes });
+                }
+            }
             for unit in units.iter().take(PATHS_MAX.saturating_sub(finding.paths.len())) {
                 finding.paths.extend(unit.root.append(&entry.path));
             }
+        }
+        if !lost.is_empty() {
+            self.lost.insert(*hash, lost);
         }
         for (_, (count, mut finding)) in found {
             finding.message = format!("{}: {count} files, the first {}", name(&units), finding.message);

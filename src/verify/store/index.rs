@@ -20,8 +20,7 @@ use crate::{
 };
 
 /// What mends an index.
-pub(super) const REBUILD: &str =
-    "delete `index.redb` while the store is closed; the index is made again when the store is opened";
+pub(super) const REBUILD: &str = "`resultsfs verify --store --repair`, or delete `index.redb` while the store is closed: the index is made again when it is opened";
 
 /// Objects looked up at a time.
 const BATCH: usize = 4096;
@@ -54,16 +53,32 @@ pub(super) fn open_closed(
 impl Check<'_> {
     /// `open`: up to where an open store's packs were looked at.
     pub(super) fn compare_index(&mut self, index: &Index, open: Option<PackPoint>) -> Result<(), StoreError> {
+        self.missing_packs(index, open)?;
         let (dangling, example) = self.dangling(index, open)?;
         if dangling > 0 {
             let message = format!("{dangling} entries of the index lead nowhere, for one {example}");
+            self.index_is_of_use = false;
             self.find("index-dangling", Severity::Error, message, REBUILD);
         }
         let lacking = self.lacking(index, open.is_some())?;
         if let Some((kind, hash)) = lacking.first() {
             let message = format!("the index lacks {} objects, for one {kind:?} {hash}", lacking.len());
+            self.index_is_of_use = false;
             self.find("index-lacks", Severity::Error, message, REBUILD);
         }
+        Ok(())
+    }
+
+    /// Packs that the index speaks of, and that aren't there.
+    fn missing_packs(&mut self, index: &Index, open: Option<PackPoint>) -> Result<(), StoreError> {
+        let is_gone = |pack: &u32| {
+            !self.packs.contains(pack)
+                && !self.reclaimed.contains(pack)
+                && !self.bad_packs.contains(pack)
+                && open.is_none_or(|end| *pack <= end.pack)
+        };
+        let gone: Vec<u32> = index.packs()?.into_keys().filter(is_gone).collect();
+        gone.into_iter().for_each(|pack| self.missing_pack(pack, "which the index speaks of"));
         Ok(())
     }
 
@@ -71,7 +86,9 @@ impl Check<'_> {
         let (mut count, mut example) = (0, String::new());
         index.each(|key, place| {
             let later = open.is_some_and(|end| (place.pack, place.offset) >= (end.pack, end.offset));
-            let known_bad = self.bad_blocks.contains(&(place.pack, place.offset));
+            let known_bad = self.bad_packs.contains(&place.pack)
+                && (self.bad_blocks.contains(&(place.pack, place.offset))
+                    || !self.packs.contains(&place.pack));
             if later || known_bad || key.is_some_and(|key| self.is_at(&key, &place)) {
                 return;
             }

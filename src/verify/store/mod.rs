@@ -7,6 +7,7 @@
 mod contents;
 mod index;
 mod packs;
+mod repair;
 
 #[cfg(test)]
 mod tests;
@@ -19,18 +20,23 @@ use std::{
 };
 
 use self::index::Closed;
+#[cfg(test)]
+pub(crate) use self::repair::repair_closed;
+pub use self::repair::{RepairWith, repair_store};
 use super::{Finding, OnProgress, Report, Severity, VerifyOptions};
 use crate::{
     catalog::{RecordBody, UnitLife},
     chunk::ObjectKind,
-    durable::{self, Disk, LockMode, RealDisk},
+    durable::{self, Disk, DiskFile, LockMode, RealDisk},
     ids::{ByHash, Hash, Seq, UnitId},
     store::{
         Snapshot, Store, StoreError,
         blocks::Blocks,
-        catalog::{self, CatalogDamage, PackPoint, Witness},
+        catalog::{self, CatalogDamage, PackPoint, Walk, Witness},
+        copies,
         index::{Index, Key, Location},
         layout::{Header, Layout},
+        losses::{self, Lost},
         reads,
     },
 };
@@ -47,6 +53,10 @@ pub enum Source<'a> {
 /// Advice for what only another copy can mend.
 const RESEND: &str = "hosts that still have these files send them again (`resultsfs offload` there); otherwise restore the store's packs \
                       from a backup";
+
+const CATALOG_REPAIR: &str = "`resultsfs verify --store --repair` brings it back from its copy. Where that is damaged at the same place, restore both \
+                              from a backup; or, to go on with what is left, remove `head` and `catalog.copy` and cut the catalog before the \
+                              damage: hosts then send again what they still have";
 
 /// Checks a store.
 pub fn verify_store(source: Source<'_>, options: &VerifyOptions, progress: OnProgress<'_>) -> Report {
@@ -77,22 +87,46 @@ pub(crate) fn verify_closed(
     let Some(_lock) = disk.lock(&layout.lock(), LockMode::Shared)? else {
         return Err(StoreError::Locked(dir.to_owned()));
     };
-    let header = match Header::read(&*disk, &layout) {
-        Ok(Some(header)) => header,
-        Ok(None) => return Ok(headless("header-missing", "the store's header is missing".to_owned())),
-        Err(error @ StoreError::Damaged { .. }) => return Ok(headless("header-damaged", error.to_string())),
-        Err(error) => return Err(error),
+    let Headed { header, finding } = match Headed::read(&*disk, &layout)? {
+        Ok(headed) => headed,
+        Err(headless) => return Ok(headless),
     };
     header.check_features(dir, false)?;
-    Check::new(&disk, &layout, &header, options, progress).run(None)
+    let mut check = Check::new(&disk, &layout, &header, options, progress);
+    finding.into_iter().for_each(|finding| check.report.find(finding));
+    check.run(None)
 }
 
-fn headless(code: &'static str, message: String) -> Report {
-    let mut report = Report::default();
-    let repair =
-        "restore the file `store` from a backup; it never changes. Nothing else could be checked without it";
-    report.find(Finding::new(code, Severity::Error, message, repair));
-    report
+/// A store's header, which may be its copy; then what is wrong with the header itself.
+struct Headed {
+    header: Header,
+    finding: Option<Finding>,
+}
+
+impl Headed {
+    /// Where neither can be read, what there is to report.
+    fn read(disk: &dyn Disk, layout: &Layout) -> Result<Result<Self, Report>, StoreError> {
+        let (code, message) = match Header::read(disk, layout) {
+            Ok(Some(header)) => return Ok(Ok(Self { header, finding: None })),
+            Ok(None) => ("header-missing", "the store's header is missing".to_owned()),
+            Err(error @ StoreError::Damaged { .. }) => ("header-damaged", error.to_string()),
+            Err(error) => return Err(error),
+        };
+        match Header::read_at(disk, layout.header_copy()) {
+            Ok(Some(header)) => {
+                let repair = "`resultsfs verify --store --repair` makes it again from its copy";
+                let finding = Some(Finding::new(code, Severity::Error, message, repair));
+                Ok(Ok(Self { header, finding }))
+            }
+            Ok(None) | Err(StoreError::Damaged { .. }) => {
+                let mut report = Report::default();
+                let repair = "restore the file `store` from a backup; it never changes. Nothing else could be checked without it and its copy";
+                report.find(Finding::new(code, Severity::Error, message, repair));
+                Ok(Err(report))
+            }
+            Err(error) => Err(error),
+        }
+    }
 }
 
 /// An object in a good block.
@@ -122,6 +156,16 @@ struct Check<'a> {
     manifests: HashMap<Hash, Vec<UnitId>>,
     /// Packs that are gone by right.
     reclaimed: BTreeSet<u32>,
+    /// Packs that are there.
+    packs: BTreeSet<u32>,
+    /// Packs in which something is damaged, and those that are missing.
+    bad_packs: BTreeSet<u32>,
+    /// Recipes of which all chunks are there.
+    sound_recipes: HashSet<Hash>,
+    /// Committed manifests that name something which can't be had, and what.
+    lost: Lost,
+    /// The index needn't be made again.
+    index_is_of_use: bool,
 }
 
 impl<'a> Check<'a> {
@@ -146,10 +190,21 @@ impl<'a> Check<'a> {
             bad_blocks: HashSet::new(),
             manifests: HashMap::new(),
             reclaimed: BTreeSet::new(),
+            packs: BTreeSet::new(),
+            bad_packs: BTreeSet::new(),
+            sound_recipes: HashSet::new(),
+            lost: Lost::new(),
+            index_is_of_use: true,
         }
     }
 
     fn run(mut self, open: Option<Snapshot<'_>>) -> Result<Report, StoreError> {
+        self.look(open)?;
+        Ok(self.report)
+    }
+
+    fn look(&mut self, open: Option<Snapshot<'_>>) -> Result<(), StoreError> {
+        self.check_header_copy()?;
         let durable = self.check_catalog(open)?;
         let durable = open.map_or(durable, |snapshot| snapshot.packs);
         self.check_packs(durable, open.is_some())?;
@@ -159,7 +214,8 @@ impl<'a> Check<'a> {
         }
         self.check_contents()?;
         self.check_reads()?;
-        Ok(self.report)
+        self.check_losses()?;
+        self.note_quarantine()
     }
 
     fn find(&mut self, code: &'static str, severity: Severity, message: String, repair: &str) {
@@ -171,8 +227,12 @@ impl<'a> Check<'a> {
         let witness = self.check_head(open)?;
         let file = match self.disk.open_read(&self.layout.catalog()) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                let repair = "restore the catalog from a backup";
-                self.find("catalog-missing", Severity::Error, "the catalog is missing".to_owned(), repair);
+                self.find(
+                    "catalog-missing",
+                    Severity::Error,
+                    "the catalog is missing".to_owned(),
+                    CATALOG_REPAIR,
+                );
                 return Ok(PackPoint::default());
             }
             file => file?,
@@ -211,6 +271,8 @@ impl<'a> Check<'a> {
             }
         })?;
         self.report.counts.reclaimed_packs = self.reclaimed.len() as u64;
+        let mut walk = walk;
+        self.check_catalog_copy(&*file, &mut walk, open.is_some())?;
         match walk.damage {
             Some(damage) => self.catalog_damage(&damage),
             None if walk.end < bytes => self.report.notes.push(format!(
@@ -227,9 +289,67 @@ impl<'a> Check<'a> {
             CatalogDamage::Broken(_) => "catalog-damaged",
             CatalogDamage::Truncated(_) => "catalog-truncated",
         };
-        let repair = "restore the catalog from a backup. To go on with what is left instead, remove the file `head` (and cut the catalog \
-                      before the damage): hosts then send again what they still have";
-        self.find(code, Severity::Error, format!("catalog: {damage}"), repair);
+        self.find(code, Severity::Error, format!("catalog: {damage}"), CATALOG_REPAIR);
+    }
+
+    fn check_header_copy(&mut self) -> Result<(), StoreError> {
+        match Header::read_at(&**self.disk, self.layout.header_copy()) {
+            Ok(Some(copy)) if copy == *self.header => {}
+            Ok(None) => self.copy_finding("header-copy-missing", "the header's copy is missing".to_owned()),
+            Ok(Some(_)) | Err(StoreError::Damaged { .. }) => {
+                self.copy_finding(
+                    "header-copy-damaged",
+                    "the header's copy isn't what the header is".to_owned(),
+                );
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// The copy may be behind after a crash, which only opening the store mends.
+    fn check_catalog_copy(
+        &mut self,
+        catalog: &dyn DiskFile,
+        walk: &mut Walk,
+        is_open: bool,
+    ) -> Result<(), StoreError> {
+        let Some(copy) = copies::open_catalog_copy(&**self.disk, self.layout)? else {
+            self.copy_finding("catalog-copy-missing", "the catalog's copy is missing".to_owned());
+            return Ok(());
+        };
+        if !is_open {
+            walk.compare(Some(&*copy))?;
+        }
+        let bytes = copy.len()?;
+        let common = walk.end.min(bytes);
+        if copies::first_difference(&*copy, catalog, common)? < common {
+            let message = "the catalog's copy isn't what the catalog is".to_owned();
+            self.copy_finding("catalog-copy-damaged", message);
+        } else if bytes < walk.end {
+            let message = format!("the catalog's copy lacks the last {} bytes", walk.end - bytes);
+            self.copy_finding("catalog-copy-short", message);
+        } else if bytes > walk.end && walk.damage.is_none() && !is_open {
+            let message =
+                format!("the catalog's copy has {} bytes more that are no records", bytes - walk.end);
+            self.copy_finding("catalog-copy-damaged", message);
+        }
+        Ok(())
+    }
+
+    fn copy_finding(&mut self, code: &'static str, message: String) {
+        let repair = "nothing: it is made equal when the store is opened";
+        self.find(code, Severity::Warning, message, repair);
+    }
+
+    /// What the last repair could not bring back is in the list, and only that.
+    fn check_losses(&mut self) -> Result<(), StoreError> {
+        if losses::read(&**self.disk, self.layout)?.is_none() {
+            let message = "the list of what was lost is damaged".to_owned();
+            let repair = "`resultsfs verify --store --repair` makes it again; until then every commit is checked in full";
+            self.find("lost-damaged", Severity::Warning, message, repair);
+        }
+        Ok(())
     }
 
     fn check_head(&mut self, open: Option<Snapshot<'_>>) -> Result<Witness, StoreError> {
@@ -266,6 +386,23 @@ impl<'a> Check<'a> {
         Ok(())
     }
 
+    /// Whoever looks for room should know of it.
+    fn note_quarantine(&mut self) -> Result<(), StoreError> {
+        let dir = self.layout.quarantine();
+        let names = match self.disk.list(&dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            names => names?,
+        };
+        if !names.is_empty() {
+            self.report.notes.push(format!(
+                "{} files that repairs have replaced are in {}; nothing needs them, and they may be deleted",
+                names.len(),
+                dir.display()
+            ));
+        }
+        Ok(())
+    }
+
     /// An object's place by what was read from the packs.
     fn place(&self, kind: ObjectKind, hash: &Hash) -> Option<&Location> {
         self.objects.get(&(kind, *hash)).map(|found| &found.place)
@@ -276,6 +413,7 @@ impl<'a> Check<'a> {
             Ok(Closed::There(index)) => self.check_index(&index, None),
             Ok(Closed::Foreign) => {
                 let message = "the index is another store's or another version's".to_owned();
+                self.index_is_of_use = false;
                 self.find("index-foreign", Severity::Warning, message, index::REBUILD);
             }
             Ok(Closed::Missing) => {
@@ -299,6 +437,7 @@ impl<'a> Check<'a> {
 
     fn index_unreadable(&mut self, why: &str) {
         let message = format!("the index can't be read: {why}");
+        self.index_is_of_use = false;
         self.find("index-unreadable", Severity::Warning, message, index::REBUILD);
     }
 }

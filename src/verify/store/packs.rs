@@ -44,11 +44,11 @@ impl Check<'_> {
             Err(StoreError::Io(e)) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
             numbers => numbers?,
         };
-        if end.pack > 0 && !numbers.contains(&end.pack) {
-            let message = format!("pack {:08x}, which the catalog speaks of, is missing", end.pack);
-            self.find("pack-missing", Severity::Error, message, RESEND);
-        }
         self.note_reclaimed(&numbers);
+        self.packs.extend(&numbers);
+        if end.pack > 0 && !self.packs.contains(&end.pack) && !self.reclaimed.contains(&end.pack) {
+            self.missing_pack(end.pack, "which the catalog speaks of");
+        }
         let mut parts = Vec::new();
         for number in numbers.into_iter().filter(|number| !self.reclaimed.contains(number)) {
             let bytes = self.disk.open_read(&self.layout.pack(number))?.len()?;
@@ -68,6 +68,12 @@ impl Check<'_> {
         checked.sort_by_key(|checked| checked.number);
         checked.into_iter().for_each(|checked| self.take_in(checked));
         Ok(())
+    }
+
+    pub(super) fn missing_pack(&mut self, number: u32, why: &str) {
+        self.bad_packs.insert(number);
+        let message = format!("pack {number:08x}, {why}, is missing");
+        self.find("pack-missing", Severity::Error, message, RESEND);
     }
 
     /// What is gone by right isn't looked at, although a crash may have left it.
@@ -103,6 +109,9 @@ impl Check<'_> {
     fn take_in(&mut self, checked: Checked) {
         let Checked { number, scan, bad, bytes_read } = checked;
         let name = self.layout.pack(number);
+        if !scan.damage.is_empty() || !bad.is_empty() {
+            self.bad_packs.insert(number);
+        }
         for damage in &scan.damage {
             let message = format!("{} at {}: {}", name.display(), damage.offset, damage.what);
             self.find(damage.code, Severity::Error, message, RESEND);

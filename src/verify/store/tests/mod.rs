@@ -1,5 +1,7 @@
 //! Damage to each file of a store, in each way, is found by a check that reads the data.
 
+mod repair;
+
 use std::{path::Path, sync::Arc};
 
 use crate::{
@@ -153,7 +155,7 @@ fn every_deletion_is_found() {
             "catalog" => "catalog-missing",
             "head" => "head-missing",
             "index.redb" => "index-missing",
-            _ => "index-dangling",
+            _ => "pack-missing",
         };
         let report = check(&bad, &VerifyOptions::default());
         assert!(codes(&report).contains(&expected), "{file}: {report:?}");

@@ -1,0 +1,63 @@
+//! Repair: mends a store that nobody has open from what is left of it, and changes nothing that is good.
+//!
+//! ```text
+//! header, catalog      from their copies, frame by frame                  [`mend_header`], [`mend_catalog`]
+//! index                deleted, made again by the next opening            [`drop_index`]
+//! packs                what can be read of a damaged one is appended anew [`Store::salvage`]
+//! ```
+//! Who knows what is damaged is the check ([`crate::verify::store`]), which also runs it all. The order of its writes and what a crash leaves is in
+//! `docs/format.md`, "Repairing".
+//!
+//! Invariants:
+//! - Nothing is deleted that something could still be read from: what is replaced is first given a second name in `quarantine`.
+//! - A repair that was cut off and is given again ends where it would have.
+//! - What was lost is no longer taken for there: not by the index, not by a proven recipe, not by a manifest that was committed before
+//!   ([`losses`](super::losses)).
+
+mod catalog;
+mod salvage;
+
+use std::{ffi::OsString, io, path::Path};
+
+pub(crate) use catalog::{Mend, mend_catalog, plan_catalog};
+pub(crate) use salvage::Known;
+
+use super::{
+    StoreError,
+    layout::{Header, Layout},
+};
+use crate::durable::{self, Disk};
+
+/// Gives `path` a second, durable name in quarantine, and says which. Nothing if there is no such file.
+fn quarantine(disk: &dyn Disk, layout: &Layout, path: &Path) -> Result<(), StoreError> {
+    let dir = layout.quarantine();
+    disk.create_dir(&dir)?;
+    disk.sync_dir(layout.dir())?;
+    let name = path.file_name().expect("a file of the store has a name");
+    for number in 1u32.. {
+        let mut numbered = OsString::from(name);
+        numbered.push(format!(".{number}"));
+        match disk.link(path, &dir.join(numbered)) {
+            Ok(()) => break,
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(disk.sync_dir(&dir)?)
+}
+
+/// Puts the header's copy in place of a header that is missing or damaged. The copy is good.
+pub(crate) fn mend_header(disk: &dyn Disk, layout: &Layout, header: &Header) -> Result<(), StoreError> {
+    quarantine(disk, layout, &layout.header())?;
+    Ok(durable::write_atomic_on(disk, &layout.header(), &header.encode())?)
+}
+
+/// Removes an index that is of no use; the next opening makes it again.
+pub(crate) fn drop_index(disk: &dyn Disk, layout: &Layout) -> Result<(), StoreError> {
+    match disk.remove(&layout.index()) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e.into()),
+        _ => {}
+    }
+    Ok(disk.sync_dir(layout.dir())?)
+}

@@ -1,0 +1,262 @@
+//! The damage matrix: each file of a store, each kind of damage, at each place. All of it is found; what can be brought back is, and nothing else is said of
+//! what can't; what is read after is right or an error; and whoever still has what was lost brings it back by sending it again.
+
+use std::{collections::BTreeSet, path::PathBuf};
+
+use super::*;
+use crate::{
+    chunk::{ObjectKind, Recipe},
+    durable::{self, sim::Unsynced},
+    ids::Hash,
+    store::{Store, tests::fixture::options},
+    verify::store::{RepairWith, repair_closed},
+};
+
+/// A way to damage a file. Places are in 64ths of it.
+#[derive(Clone, Copy, Debug)]
+enum Damage {
+    Flip(usize),
+    /// A sector of zeros.
+    Zeros(usize),
+    /// What stands elsewhere in the file stands here, too.
+    Twice(usize),
+    Truncated(usize),
+    Grown,
+    Removed,
+    /// By the next file of its kind.
+    Replaced,
+}
+
+fn kinds() -> Vec<Damage> {
+    let places = [0, 1, 13, 32, 50, 63, 64];
+    let at = |kind: fn(usize) -> Damage| places.into_iter().map(kind);
+    let whole = [Damage::Grown, Damage::Removed, Damage::Replaced];
+    at(Damage::Flip)
+        .chain(at(Damage::Zeros))
+        .chain(at(Damage::Twice))
+        .chain(at(Damage::Truncated))
+        .chain(whole)
+        .collect()
+}
+
+fn all_files(disk: &SimDisk) -> Vec<PathBuf> {
+    let dir = Path::new(DIR);
+    let of = |sub: &str| {
+        let names = disk.list(&dir.join(sub)).unwrap_or_default();
+        names.into_iter().map(|name| dir.join(sub).join(name)).collect::<Vec<_>>()
+    };
+    let single = ["store", "store.copy", "catalog", "catalog.copy", "head", "index.redb", "reads"];
+    single.iter().map(|name| dir.join(name)).chain(of("packs")).chain(of("index")).collect()
+}
+
+fn bytes_of(disk: &SimDisk, path: &Path) -> Option<Vec<u8>> {
+    disk.open(path).ok().map(|file| durable::read_all(&*file).expect("reads"))
+}
+
+/// The disk with this damage; `None` if the file is none the worse for it.
+fn damaged(disk: &SimDisk, files: &[PathBuf], path: &Path, damage: Damage) -> Option<SimDisk> {
+    let bad = copy(disk);
+    let good = bytes_of(&bad, path).expect("is there");
+    let at = |place: usize, bytes: usize| (good.len() * place / 64).min(good.len().saturating_sub(bytes));
+    match damage {
+        Damage::Removed => bad.remove(path).expect("removes"),
+        Damage::Flip(place) => bad.damage(path, |bytes| bytes[at(place, 1)] ^= 0x40),
+        Damage::Zeros(place) => {
+            let (from, len) = (at(place, 512), good.len().min(512));
+            bad.damage(path, |bytes| bytes[from..from + len].fill(0));
+        }
+        Damage::Twice(place) => {
+            let (from, len) = (at(place, 700), good.len().min(700));
+            let other = (good.len() / 3).min(good.len() - len);
+            bad.damage(path, |bytes| bytes.copy_within(other..other + len, from));
+        }
+        Damage::Truncated(place) => bad.damage(path, |bytes| bytes.truncate(at(place, 1))),
+        Damage::Grown => {
+            bad.damage(path, |bytes| bytes.extend_from_slice(b"something that isn't of the store"))
+        }
+        Damage::Replaced => {
+            let siblings: Vec<_> = files.iter().filter(|other| other.parent() == path.parent()).collect();
+            let next = siblings.iter().position(|other| *other == path).map(|i| (i + 1) % siblings.len());
+            let other = bytes_of(&bad, siblings[next.expect("is among them")]).expect("is there");
+            bad.damage(path, |bytes| *bytes = other);
+        }
+    }
+    (bytes_of(&bad, path).as_ref() != Some(&good)).then_some(bad)
+}
+
+fn repair(disk: &SimDisk) -> Report {
+    try_repair(disk).expect("runs")
+}
+
+fn try_repair(disk: &SimDisk) -> Result<Report, StoreError> {
+    let arc: Arc<dyn Disk> = Arc::new(disk.clone());
+    let with = RepairWith { store: options(), level: 1 };
+    repair_closed(arc, Path::new(DIR), &ALL, with, SMALL, &|_| {})
+}
+
+/// Paths that can't be read whole. What can is right.
+fn unreadable(store: &Store, layers: &[Layer]) -> BTreeSet<String> {
+    let mut lost = BTreeSet::new();
+    for layer in layers {
+        let manifest = layer.commit().manifest;
+        let has_manifest = matches!(store.read_object(ObjectKind::Manifest, &manifest), Ok(Some(_)));
+        for (path, bytes) in &layer.files {
+            match read(store, bytes).filter(|_| has_manifest) {
+                Some(read) => assert_eq!(&read, bytes, "{}/{path} is right or an error", layer.unit),
+                None => _ = lost.insert(format!("{}/{path}", layer.unit.root)),
+            }
+        }
+    }
+    lost
+}
+
+fn read(store: &Store, bytes: &[u8]) -> Option<Vec<u8>> {
+    let object = |kind, hash: &Hash| store.read_object(kind, hash).ok().flatten();
+    match store.params().content_kind(bytes.len() as u64) {
+        _ if bytes.is_empty() => Some(Vec::new()),
+        ObjectKind::Chunk => object(ObjectKind::Chunk, &Hash::of(bytes)),
+        kind => {
+            let recipe = Recipe::decode(&object(kind, &Hash::of(bytes))?).expect("is one");
+            let chunks = recipe.chunks.iter().map(|chunk| object(ObjectKind::Chunk, &chunk.hash));
+            Some(chunks.collect::<Option<Vec<_>>>()?.concat())
+        }
+    }
+}
+
+/// What the report says is lost, by path; of a lost manifest all its files.
+fn told_lost(report: &Report, layers: &[Layer]) -> BTreeSet<String> {
+    let mut lost: BTreeSet<String> = report.lost.iter().map(|range| range.path.to_string()).collect();
+    for finding in report.findings.iter().filter(|f| f.code.starts_with("manifest-") && !f.is_repaired) {
+        for layer in layers.iter().filter(|layer| finding.units.contains(&layer.unit)) {
+            lost.extend(layer.files.iter().map(|(path, _)| format!("{}/{path}", layer.unit.root)));
+        }
+    }
+    lost
+}
+
+fn opened(disk: &SimDisk) -> Arc<Store> {
+    let arc: Arc<dyn Disk> = Arc::new(disk.clone());
+    open(&arc, SMALL).expect("opens")
+}
+
+/// What must hold of a repaired store, and what is lost of it.
+fn check_repaired(disk: &SimDisk, report: &Report, what: &str) -> BTreeSet<String> {
+    let layers = layers();
+    let again = check(disk, &ALL);
+    let left: BTreeSet<&str> = again.findings.iter().map(|f| f.code).collect();
+    assert!(
+        left.iter().all(|code| ["content-missing", "manifest-missing"].contains(code)),
+        "{what}: {:?}",
+        again.findings
+    );
+    let store = opened(disk);
+    let lost = unreadable(&store, &layers);
+    assert_eq!(told_lost(report, &layers), lost, "{what}: {report:?}");
+    assert_eq!(report.exit_code(), if lost.is_empty() { 1 } else { 4 }, "{what}: {report:?}");
+    let records = store.records_after(Seq(0), 10).expect("reads");
+    assert_eq!(records.iter().filter(|record| record.commit().is_some()).count(), 3, "{what}");
+    lost
+}
+
+/// Whoever has it sends it again, in the generation that was committed or for another unit.
+fn check_resent(disk: &SimDisk, what: &str) {
+    let store = opened(disk);
+    let mut other = Layer::small(1);
+    other.unit = unit(77);
+    other.send(&store).expect("nothing of it is taken for granted");
+    other.check(&store);
+    layers().iter().for_each(|layer| drop(layer.send(&store).expect("asks for what is gone, and gets it")));
+    assert_eq!(unreadable(&store, &layers()), BTreeSet::new(), "{what}");
+    drop(store);
+    let report = check(disk, &ALL);
+    assert!(report.is_clean(), "{what}: {:?}", report.findings);
+    assert!(bytes_of(disk, &Path::new(DIR).join("lost")).is_none(), "{what}: nothing is lost any more");
+}
+
+/// Everything that is damaged is found, and mended as far as it can be.
+#[test]
+fn the_damage_matrix() {
+    let disk = sample();
+    let files = all_files(&disk);
+    assert!(files.len() > 14, "{files:?}");
+    let (mut cases, mut losing) = (0, 0);
+    for path in &files {
+        let name = path.strip_prefix(DIR).expect("is below").display().to_string();
+        for damage in kinds() {
+            let Some(bad) = damaged(&disk, &files, path, damage) else { continue };
+            let what = format!("{name} {damage:?}");
+            cases += 1;
+            let before = check(&bad, &ALL);
+            // Of what may be deleted, an end that was never answered is no finding.
+            let is_derived = name.starts_with("index") || name == "reads";
+            assert!(
+                !before.is_clean() || !before.notes.is_empty() || is_derived,
+                "{what} isn't found: {before:?}"
+            );
+            let report = repair(&bad);
+            if report.is_clean() {
+                // Of what nothing depends on, or a tail that was never acknowledged: opening cuts it.
+                assert!(before.is_clean(), "{what}");
+                assert_eq!(unreadable(&opened(&bad), &layers()), BTreeSet::new(), "{what}");
+                continue;
+            }
+            let lost = check_repaired(&bad, &report, &what);
+            assert!(lost.is_empty() || name.starts_with("packs/"), "{what}: {lost:?}");
+            losing += usize::from(!lost.is_empty());
+            let twice = repair(&bad);
+            assert_eq!(twice.repaired, 0, "{what}: {twice:?}");
+            assert_eq!(codes(&twice).len(), check(&bad, &ALL).findings.len(), "{what}");
+            check_resent(&bad, &what);
+        }
+    }
+    assert!(cases > 400 && losing > 50, "{cases} cases, {losing} with losses");
+}
+
+/// Cut off at any of its writes, and given again after a crash that dropped, kept or tore what wasn't synced, a repair ends where it would have.
+#[test]
+fn a_repair_can_be_cut_off_anywhere() {
+    let disk = sample();
+    let dir = Path::new(DIR);
+    let pack = |number: u32| dir.join(format!("packs/{number:08x}.pack"));
+    let flip = |bad: &SimDisk, path: &Path| {
+        bad.damage(path, |bytes| {
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+        });
+    };
+    let all = |bad: &SimDisk| {
+        bad.remove(&dir.join("store")).expect("removes");
+        flip(bad, &dir.join("catalog"));
+        [2, 3, 5].into_iter().for_each(|number| flip(bad, &pack(number)));
+        bad.remove(&pack(4)).expect("removes");
+    };
+    let one = |bad: &SimDisk| flip(bad, &pack(2));
+    let damages: [&dyn Fn(&SimDisk); 2] = [&all, &one];
+    for damage in damages {
+        let bad = copy(&disk);
+        damage(&bad);
+        let bad = copy(&bad);
+        let whole = copy(&bad);
+        let began = whole.operations();
+        let report = repair(&whole);
+        let operations = whole.operations() - began;
+        let lost = check_repaired(&whole, &report, "not cut off");
+        assert!(operations > 20 && !lost.is_empty(), "{operations} {lost:?}");
+        for at in 0..operations {
+            let all = [Unsynced::Dropped, Unsynced::Torn(at), Unsynced::Kept, Unsynced::Reordered(at)];
+            for unsynced in all.into_iter().skip(at as usize % 2).step_by(2) {
+                let what = format!("cut off at {at} of {operations}, {unsynced:?}");
+                let cut = copy(&bad);
+                cut.crash_after(at);
+                let _ = try_repair(&cut);
+                let after = cut.after_crash(unsynced);
+                let report = repair(&after);
+                assert_eq!(told_lost(&report, &layers()), lost, "{what}: {report:?}");
+                assert_eq!(unreadable(&opened(&after), &layers()), lost, "{what}");
+                if at % 5 == 0 {
+                    check_resent(&after, &what);
+                }
+            }
+        }
+    }
+}
