@@ -158,6 +158,16 @@ fn check_repaired(disk: &SimDisk, report: &Report, what: &str) -> BTreeSet<Strin
     lost
 }
 
+/// Nothing is deleted that could be looked at.
+fn is_kept(disk: &SimDisk, bytes: Option<&[u8]>) -> bool {
+    let dir = Path::new(DIR).join("quarantine");
+    let names = disk.list(&dir).unwrap_or_default();
+    bytes.is_none_or(|bytes| {
+        bytes.is_empty()
+            || names.iter().any(|name| bytes_of(disk, &dir.join(name)).is_some_and(|kept| kept == bytes))
+    })
+}
+
 /// Whoever has it sends it again, in the generation that was committed or for another unit.
 fn check_resent(disk: &SimDisk, what: &str) {
     let store = opened(disk);
@@ -186,6 +196,7 @@ fn the_damage_matrix() {
             let Some(bad) = damaged(&disk, &files, path, damage) else { continue };
             let what = format!("{name} {damage:?}");
             cases += 1;
+            let damaged_bytes = bytes_of(&bad, path);
             let before = check(&bad, &ALL);
             // Of what may be deleted, an end that was never answered is no finding.
             let is_derived = name.starts_with("index") || name == "reads";
@@ -201,6 +212,9 @@ fn the_damage_matrix() {
                 continue;
             }
             let lost = check_repaired(&bad, &report, &what);
+            if !is_derived && !name.contains("copy") && name != "head" {
+                assert!(is_kept(&bad, damaged_bytes.as_deref()), "{what}: is in quarantine");
+            }
             assert!(lost.is_empty() || name.starts_with("packs/"), "{what}: {lost:?}");
             losing += usize::from(!lost.is_empty());
             let twice = repair(&bad);
