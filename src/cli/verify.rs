@@ -1,6 +1,13 @@
 //! `verify`, also as `fsck.resultsfs`: this host through its daemon (or alone, where none runs), the store by its files.
 
-use std::{ffi::OsStr, os::unix::ffi::OsStrExt, path::Path, sync::Arc};
+use std::{
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
+    path::Path,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
 
 use serde_json::Value;
 
@@ -133,17 +140,41 @@ fn repair_store_here(cli: &Cli, args: &VerifyArgs, config: &Config, sample: Opti
     let with =
         RepairWith { store: StoreOptions { clock: Arc::new(SystemClock) }, level: config.compression_level };
     let bar = Bar::new(cli);
-    let report = repair_store(&config.store_dir, &options, with, &|at| {
-        bar.show_some(at.done, at.total, at.is_bytes(), at.phase);
-    });
+    let repair = || {
+        repair_store(&config.store_dir, &options, &with, &|at| {
+            bar.show_some(at.done, at.total, at.is_bytes(), at.phase);
+        })
+    };
+    let began = Instant::now();
+    let mut report = repair();
+    while is_in_use(&report) && began.elapsed() < LEAVE_WAIT && leaves(config) {
+        thread::sleep(LEAVE_PAUSE);
+        report = repair();
+    }
     bar.clear();
     if let Some(why) = &report.could_not_run {
-        let in_use = why.contains("in use by another process");
         let failure = Failure::new(format!("nothing was repaired: {why}")).exit(COULD_NOT);
-        return Err(if in_use { failure.hint(STOP_FIRST) } else { failure });
+        return Err(if is_in_use(&report) { failure.hint(STOP_FIRST) } else { failure });
     }
     Ok(show_report(cli, &report, "store"))
 }
+
+fn is_in_use(report: &Report) -> bool {
+    report.could_not_run.as_ref().is_some_and(|why| why.contains("in use by another process"))
+}
+
+/// Asks the `serve --stdio` that has the store open, if it is one, to end its sessions. Their hosts come again, and wait.
+fn leaves(config: &Config) -> bool {
+    let socket = config.store_dir.join(server::CONTROL_SOCKET);
+    match control::ask(&socket, &Request::Leave, |_| {}) {
+        Ok(_) | Err(ControlError::NotRunning { .. }) => true,
+        Err(_) => false,
+    }
+}
+
+/// How long to try to have the store alone.
+const LEAVE_WAIT: Duration = Duration::from_secs(30);
+const LEAVE_PAUSE: Duration = Duration::from_millis(20);
 
 const STOP_FIRST: &str = "a store is repaired while nobody has it open: `systemctl stop resultsfs-serve.socket resultsfs-serve.service`, repair, and start \
                           the socket again. Meanwhile jobs run on, and what they finish waits on the drones";

@@ -184,7 +184,7 @@ impl Follower {
             LinkEvent::Down { reason, refused: Some(RefusalCode::Identity | RefusalCode::Version) } => {
                 self.told.send_modify(|state| state.refused = Some(reason));
             }
-            LinkEvent::Snapshots(_) | LinkEvent::Down { .. } => {}
+            LinkEvent::Snapshots(_) | LinkEvent::Lost(_) | LinkEvent::Down { .. } => {}
         }
         Ok(())
     }

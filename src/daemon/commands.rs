@@ -137,7 +137,8 @@ impl Commands {
             Request::Retire { paths, before_ms, dry_run } => {
                 self.retire(&paths, before_ms, dry_run, output).await
             }
-            Request::VerifyStore { .. }
+            Request::Leave
+            | Request::VerifyStore { .. }
             | Request::Adopt { .. }
             | Request::Prune { .. }
             | Request::Undelete { .. }

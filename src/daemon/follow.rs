@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, path::Path, sync::Arc};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use super::{Host, live::LiveFollower, shown::Telling};
+use super::{Host, giving::give_back, live::LiveFollower, shown::Telling};
 use crate::{
     catalog::{Head, Record},
     fs::Invalidation,
@@ -41,6 +41,7 @@ impl Follower {
             LinkEvent::Records(records) => self.records(&records),
             LinkEvent::Resync(head) => self.resync(head),
             LinkEvent::Snapshots(part) => self.live.take(part),
+            LinkEvent::Lost(lost) => give_back(&self.host, lost),
             LinkEvent::Down { reason, .. } => {
                 info!("no connection to the store: {reason}");
                 self.host.engine.link_down();

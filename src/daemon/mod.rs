@@ -13,6 +13,7 @@ mod answer;
 mod commands;
 mod export;
 mod follow;
+mod giving;
 mod holder;
 mod live;
 mod lives;

@@ -10,6 +10,7 @@ use crate::{
     catalog::{Head, Record},
     chunk::{ChunkParams, ObjectKind, Stretch, hashes_in},
     ids::{Generation, Hash, HostUuid, Seq, StoreUuid, UnitId},
+    wire::Lost,
 };
 
 /// Why a store says no.
@@ -70,6 +71,18 @@ pub trait StoreApi: Send + Sync + 'static {
     }
     /// Notes that somebody has read something of these units; durable when it returns. Units that it doesn't know are passed over.
     fn note_reads(&self, units: &[UnitId]) -> Result<(), StoreFault>;
+    /// What of what is committed was lost, at most as much as fits in one message.
+    fn lost(&self) -> Result<Lost, StoreFault> {
+        Ok(Lost::default())
+    }
+    /// Tells when more may be known of it.
+    fn watch_losses(&self) -> watch::Receiver<u64> {
+        watch::channel(0).1
+    }
+    /// Looks which of it has come back, and makes that durable.
+    fn returned(&self) -> Result<(), StoreFault> {
+        Ok(())
+    }
     /// Tells of each new head.
     fn watch(&self) -> watch::Receiver<Head>;
 }

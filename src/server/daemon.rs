@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::{
-    Identity, Server, SessionEnd, StoreApi,
+    Identity, Lasting, Server, SessionEnd, StoreApi,
     socket::{self, Listener},
     streams::{self, First, Streams},
 };
@@ -110,7 +110,7 @@ pub(super) async fn serve_until(
 ) -> Result<(), ServeError> {
     let store = open_alone(open, &options.socket).await?;
     let listener = Listener::open(&options.socket).await?;
-    let server = Server::new(store, options.settings);
+    let server = Server::new(store, options.settings, Lasting::Always);
     if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
         tracing::warn!("can't tell systemd that the daemon is ready: {error}");
     }

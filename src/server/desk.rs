@@ -18,7 +18,7 @@ use rustix::net::sockopt::socket_peercred;
 use serde_json::{Value, json};
 
 use super::{
-    CONTROL_SOCKET, Server, adopt,
+    CONTROL_SOCKET, Lasting, Server, adopt,
     adopt::Adopted,
     collect,
     retention::{self, Refusal},
@@ -78,6 +78,15 @@ fn one(server: &Server, stream: &UnixStream) -> io::Result<()> {
         (Ok(Request::Gc { dry_run, level }), Some(store)) => {
             reclaim(store, &GcOptions { level, dry_run }, stream)
         }
+        (Ok(Request::Leave), _) if server.lasts == Lasting::Sessions => {
+            tracing::info!("somebody needs the store for himself");
+            server.stop();
+            reply(stream, &Reply::Done { exit: 0 })
+        }
+        (Ok(Request::Leave), _) => {
+            let message = "the store's daemon has it open".to_owned();
+            reply(stream, &Reply::Failed { message, hint: None })
+        }
         (Ok(Request::Adopt { host, dry_run }), _) => adopt_host(server, &host, dry_run, stream),
         (Ok(Request::Prune { rules }), Some(store)) => {
             let ended = retention::prune(store, &rules, &asker(stream), &mut |row| item(stream, row))?;
@@ -113,6 +122,10 @@ fn verify(
     let report = verify_store(Source::Open(store), &options, &|at| {
         ticks.tell(at.done, at.total, at.is_bytes(), at.phase);
     });
+    // What was lost may have come back by itself, with a later commit that names it.
+    if let Err(error) = store.returned() {
+        tracing::error!(%error, "what has come back can't be noted");
+    }
     for row in json::rows(&report, "store") {
         item(stream, row)?;
     }

@@ -74,15 +74,25 @@ pub struct Server {
     /// Bytes of blocks that may wait to be taken in, all sessions together.
     room: Arc<Semaphore>,
     stop: CancellationToken,
+    lasts: Lasting,
+}
+
+/// How long a process serves a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lasting {
+    /// Until it is stopped.
+    Always,
+    /// As long as it has any session; who needs the store for himself may ask it to end them.
+    Sessions,
 }
 
 impl Server {
     /// Serves `store`; `settings` are those that must agree, as `name=value`.
-    pub fn new(store: Arc<dyn StoreApi>, settings: Vec<String>) -> Arc<Self> {
+    pub fn new(store: Arc<dyn StoreApi>, settings: Vec<String>, lasts: Lasting) -> Arc<Self> {
         let (live, history, turns, promises) = Default::default();
         let room = Arc::new(Semaphore::new(limits::UPLOADS_WAITING_BYTES));
         let stop = CancellationToken::new();
-        let server = Arc::new(Self { store, settings, live, history, turns, promises, room, stop });
+        let server = Arc::new(Self { store, settings, live, history, turns, promises, room, stop, lasts });
         desk::open(&server);
         server
     }

@@ -9,7 +9,9 @@ use crate::{
     catalog::{Head, Record},
     chunk::{ChunkParams, ObjectKind, Stretch},
     ids::{Generation, Hash, HostUuid, Seq, StoreUuid, UnitId},
+    limits,
     store::{Store, StoreError, StoreOptions},
+    wire::Lost,
 };
 
 /// Where whoever has the store open is asked, in the store's directory.
@@ -107,6 +109,19 @@ impl StoreApi for Store {
     /// A store that can't note it goes on with all else, and the host tells it again.
     fn note_reads(&self, units: &[UnitId]) -> Result<(), StoreFault> {
         Store::note_reads(self, units).map_err(|e| StoreFault::Full(format!("reads can't be noted: {e}")))
+    }
+
+    fn lost(&self) -> Result<Lost, StoreFault> {
+        let (manifests, objects) = Store::lost(self, limits::HASHES_PER_ASK).map_err(fault)?;
+        Ok(Lost { manifests, objects })
+    }
+
+    fn watch_losses(&self) -> watch::Receiver<u64> {
+        Store::watch_losses(self)
+    }
+
+    fn returned(&self) -> Result<(), StoreFault> {
+        Store::returned(self).map_err(fault)
     }
 
     fn watch(&self) -> watch::Receiver<Head> {

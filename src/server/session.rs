@@ -39,7 +39,7 @@ use crate::{
     ids::{Hash, HostUuid, Seq},
     limits::{self, FETCHES_OPEN, FETCHES_READ, FOLLOW_WINDOW, QUESTIONS_OPEN},
     wire::{
-        CommitRequest, FromStore, PublishRequest, RefusalCode, RequestId, RetireUnit, ToStore, charge,
+        CommitRequest, FromStore, Lost, PublishRequest, RefusalCode, RequestId, RetireUnit, ToStore, charge,
         frame::{Bounds, Frame, FrameReader, FrameWriter, StreamError},
         rights::Rights,
     },
@@ -47,6 +47,9 @@ use crate::{
 
 /// How long a refused host may take to hear why.
 const FAREWELL: Duration = Duration::from_secs(5);
+
+/// What was lost is told not more often than this.
+const LOSSES_PAUSE: Duration = Duration::from_secs(1);
 
 /// How a session ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -167,6 +170,7 @@ enum Intake {
     Block(Vec<u8>, OwnedSemaphorePermit),
     Commit(RequestId, CommitRequest, OwnedSemaphorePermit),
     Publish(RequestId, PublishRequest, OwnedSemaphorePermit),
+    Returned(RequestId, OwnedSemaphorePermit),
 }
 
 /// What a host asked to follow.
@@ -238,6 +242,7 @@ impl Session {
             end = self.take_in(&mut queues.intake) => end,
             end = self.follow(&mut queues.following) => end,
             end = self.tell_snapshots(&mut queues.watching) => end,
+            () = self.tell_losses() => unreachable!("it doesn't end"),
             Some(end) = queues.failed.recv() => end,
             () = self.server.stop.cancelled() => SessionEnd::Stopped,
         };
@@ -329,6 +334,13 @@ impl Session {
                     session.answer(id, noted.map(|()| FromStore::Noted(id))).await;
                 });
                 Ok(())
+            }
+            ToStore::Returned(_) if !self.rights.add => {
+                Err(protocol("something given back by a host that may not add"))
+            }
+            ToStore::Returned(id) => {
+                let permit = open(&self.questions, QUESTIONS_OPEN, "questions")?;
+                self.enqueue(Intake::Returned(id, permit))
             }
             ToStore::Watch(version, started) => {
                 self.watching.send_replace(Some((version, started)));
@@ -451,6 +463,12 @@ impl Session {
                 }
                 Intake::Publish(id, request, permit) => {
                     self.beside(permit, async move |session| session.publish(id, request).await);
+                }
+                Intake::Returned(id, permit) => {
+                    self.beside(permit, async move |session| {
+                        let returned = on_store(&session.server.store, |store| store.returned()).await;
+                        session.answer(id, returned.map(|()| FromStore::Noted(id))).await;
+                    });
                 }
             }
         }
@@ -602,6 +620,31 @@ impl Session {
                 },
             }
         }
+    }
+
+    /// Asks the host for what was lost; again when another has given something back, by which more may be known of what is lacking.
+    async fn tell_losses(&self) {
+        let mut changes = self.server.store.watch_losses();
+        let mut told = Lost::default();
+        if !self.rights.add {
+            return std::future::pending().await;
+        }
+        loop {
+            changes.mark_unchanged();
+            match on_store(&self.server.store, |store| store.lost()).await {
+                Ok(lost) if lost == told => {}
+                Ok(lost) => {
+                    self.outbox.message(FromStore::Lost(lost.clone())).await;
+                    told = lost;
+                }
+                Err(fault) => tracing::error!("what was lost can't be told: {fault}"),
+            }
+            tokio::time::sleep(LOSSES_PAUSE).await;
+            if changes.changed().await.is_err() {
+                break;
+            }
+        }
+        std::future::pending().await
     }
 
     async fn follow(&self, wanted: &mut watch::Receiver<Following>) -> SessionEnd {

@@ -14,7 +14,7 @@ use std::{
 use tokio::{io::AsyncReadExt, net::UnixStream, time::timeout};
 
 use super::{
-    Identity, OpenStore, OpenStoreError, ServeError, ServeOptions, Server, StoreApi,
+    Identity, Lasting, OpenStore, OpenStoreError, ServeError, ServeOptions, Server, StoreApi,
     daemon::{Sessions, StopSignals},
     socket::{self, Listener},
     streams::Streams,
@@ -110,7 +110,7 @@ async fn host_store(
     let (reader, writer) = streams.open().map_err(ServeError::Stdio)?;
     let mut signals = StopSignals::listen()?;
     let listener = Listener::bind(&options.socket).await?;
-    let server = Server::new(store, options.settings);
+    let server = Server::new(store, options.settings, Lasting::Sessions);
     let mut sessions = Sessions::new(&server, options.local_rights);
     let own = server.run_session(reader, writer, identity);
     tokio::select! {

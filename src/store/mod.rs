@@ -456,6 +456,12 @@ impl Store {
         })
     }
 
+    /// Where the index says that an object is.
+    #[cfg(test)]
+    pub fn index_place(&self, kind: ObjectKind, hash: &Hash) -> Option<Location> {
+        self.index.get(kind, hash).expect("asks")
+    }
+
     /// Up to `max` records behind `seq`, in order.
     pub fn records_after(&self, seq: Seq, max: usize) -> Result<Vec<Record>, StoreError> {
         self.catalog.records_after(seq, max)

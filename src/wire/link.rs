@@ -32,7 +32,8 @@ pub use records::RecordBatch;
 
 use self::live::{Answer, Ask, Live};
 use super::{
-    CommitRequest, Hello, PublishRequest, RefusalCode, RequestId, RetireUnit, ToStore, Welcome, chunks_in,
+    CommitRequest, Hello, Lost, PublishRequest, RefusalCode, RequestId, RetireUnit, ToStore, Welcome,
+    chunks_in,
 };
 use crate::{
     catalog::{Head, Record, SnapshotChanges},
@@ -57,6 +58,8 @@ pub enum LinkEvent {
     Resync(Head),
     /// What became of the snapshots: the answer to [`Link::watch`]. Ask again from the version that it names.
     Snapshots(SnapshotChanges),
+    /// The store has lost something of what was committed: who has it sends it, and says when he has ([`Link::returned`]).
+    Lost(Lost),
     /// A session ended, or an attempt at one failed.
     Down {
         /// Why, for people.
@@ -280,6 +283,16 @@ impl Link {
     pub async fn read(&self, units: Vec<UnitId>) -> Result<(), LinkError> {
         let live = self.shared.live()?;
         match self.ask(&live, Ask::Read, |id| ToStore::Read(id, units)).await? {
+            Answer::Noted => Ok(()),
+            Answer::Rejected(why) => Err(LinkError::Rejected(why)),
+            _ => Err(unfit()),
+        }
+    }
+
+    /// All that this host has of what the store named as lost was sent before: what has come back by it is durable when this returns.
+    pub async fn returned(&self) -> Result<(), LinkError> {
+        let live = self.shared.live()?;
+        match self.ask(&live, Ask::Returned, ToStore::Returned).await? {
             Answer::Noted => Ok(()),
             Answer::Rejected(why) => Err(LinkError::Rejected(why)),
             _ => Err(unfit()),

@@ -19,7 +19,7 @@ use frame::Frame;
 use rights::Rights;
 
 /// Version of the protocol that this program speaks.
-pub const PROTOCOL_VERSION: u32 = 6;
+pub const PROTOCOL_VERSION: u32 = 7;
 /// Version of [`Join`], between two processes on the results host.
 pub const JOIN_VERSION: u32 = 3;
 
@@ -102,6 +102,9 @@ pub enum ToStore {
     /// Somebody has read something of these units on this host.
     #[n(14)]
     Read(#[n(0)] RequestId, #[n(1)] Vec<UnitId>),
+    /// Of what was named as lost, all that this host has was sent before this.
+    #[n(16)]
+    Returned(#[n(0)] RequestId),
 }
 
 impl ToStore {
@@ -262,9 +265,12 @@ pub enum FromStore {
     /// To Watch.
     #[n(16)]
     Snapshots(#[n(0)] SnapshotChanges),
-    /// To Read: noted, durably.
+    /// To Read and Returned: noted, durably.
     #[n(17)]
     Noted(#[n(0)] RequestId),
+    /// Something of what was committed was lost. Whoever committed one of these manifests sends it again, and whoever has one of these objects sends that.
+    #[n(18)]
+    Lost(#[n(0)] Lost),
 }
 
 impl FromStore {
@@ -274,12 +280,26 @@ impl FromStore {
             Self::Records(records) if records.len() > limits::RECORDS_PER_PUSH => {
                 Err(MessageError::TooMany(records.len(), "records"))
             }
+            Self::Lost(lost) if lost.manifests.len() + lost.objects.len() > limits::HASHES_PER_ASK => {
+                Err(MessageError::TooMany(lost.manifests.len() + lost.objects.len(), "lost objects"))
+            }
             Self::Snapshots(told) if told.changes.len() > limits::SNAPSHOTS_PER_PUSH => {
                 Err(MessageError::TooMany(told.changes.len(), "snapshots"))
             }
             message => Ok(message),
         }
     }
+}
+
+/// What a store has lost of what was committed; [`limits::HASHES_PER_ASK`] together at most.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Lost {
+    /// Committed manifests that name something lost, or are lost themselves.
+    #[n(0)]
+    pub manifests: Vec<Hash>,
+    #[n(1)]
+    pub objects: Vec<(ObjectKind, Hash)>,
 }
 
 /// The store introduces itself.

@@ -20,6 +20,7 @@ mod overlay;
 mod promises;
 mod prune;
 mod recovery;
+mod repair;
 mod retire;
 mod takeover;
 mod union;

@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use super::super::{
-    Identity, Server, SessionEnd, StoreApi, daemon::Sessions, mem::MemStore, socket::Listener,
+    Identity, Lasting, Server, SessionEnd, StoreApi, daemon::Sessions, mem::MemStore, socket::Listener,
 };
 use crate::{
     catalog::{Head, Record},
@@ -42,7 +42,8 @@ pub struct Lab {
 impl Lab {
     pub async fn new() -> Self {
         let store = MemStore::new();
-        let server = Server::new(Arc::clone(&store) as _, vec!["complete_on=archiver".to_owned()]);
+        let server =
+            Server::new(Arc::clone(&store) as _, vec!["complete_on=archiver".to_owned()], Lasting::Always);
         let dir = tempfile::tempdir().expect("a directory");
         let mut lab = Self { dir, store, server, daemon: None };
         lab.start(Rights::default()).await;
@@ -198,7 +199,7 @@ pub struct Raw {
 
 impl Raw {
     pub fn new(store: &Arc<MemStore>, identity: Identity) -> Self {
-        let server = Server::new(Arc::clone(store) as _, vec![]);
+        let server = Server::new(Arc::clone(store) as _, vec![], Lasting::Always);
         let (near, far) = UnixStream::pair().expect("a pair");
         let session = tokio::spawn(async move {
             let (reader, writer) = far.into_split();

@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use super::{
-    super::{Server, greeting, mem::MemStore},
+    super::{Lasting, Server, greeting, mem::MemStore},
     fixture::*,
 };
 use crate::{
@@ -36,7 +36,7 @@ async fn lying_store(dir: &Path, frames: Vec<Vec<u8>>) -> PathBuf {
     tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.expect("accepts");
         let store = MemStore::new();
-        let server = Server::new(store, vec![]);
+        let server = Server::new(store, vec![], Lasting::Always);
         let welcome = greeting::welcome(&server, &hello("x"), Rights::default());
         stream.write_all(&message_frame(&FromStore::Welcome(welcome)).encode()).await.expect("writes");
         for frame in frames {

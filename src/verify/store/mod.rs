@@ -51,8 +51,8 @@ pub enum Source<'a> {
 }
 
 /// Advice for what only another copy can mend.
-const RESEND: &str = "hosts that still have these files send them again (`resultsfs offload` there); otherwise restore the store's packs \
-                      from a backup";
+const RESEND: &str = "`resultsfs verify --store --repair` keeps what can be read; what can't, hosts send again as they connect after it, if their spools or \
+                      caches have it. Otherwise restore the store's packs from a backup";
 
 const CATALOG_REPAIR: &str = "`resultsfs verify --store --repair` brings it back from its copy. Where that is damaged at the same place, restore both \
                               from a backup; or, to go on with what is left, remove `head` and `catalog.copy` and cut the catalog before the \

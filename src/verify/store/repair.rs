@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// How to open the store, and with which of zstd's levels to write.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct RepairWith {
     pub store: StoreOptions,
     pub level: i32,
@@ -34,7 +34,7 @@ pub struct RepairWith {
 pub fn repair_store(
     dir: &Path,
     options: &VerifyOptions,
-    with: RepairWith,
+    with: &RepairWith,
     progress: OnProgress<'_>,
 ) -> Report {
     let repaired = repair_closed(Arc::new(RealDisk), dir, options, with, Tuning::of_environment(), progress);
@@ -45,7 +45,7 @@ pub(crate) fn repair_closed(
     disk: Arc<dyn Disk>,
     dir: &Path,
     options: &VerifyOptions,
-    with: RepairWith,
+    with: &RepairWith,
     tuning: Tuning,
     progress: OnProgress<'_>,
 ) -> Result<Report, StoreError> {
@@ -86,7 +86,7 @@ pub(crate) fn repair_closed(
         drop_index(&*disk, &layout)?;
     }
     let known = known(&mut check);
-    let store = Store::open_locked(disk.clone(), dir, with.store, tuning, lock)?;
+    let store = Store::open_locked(disk.clone(), dir, with.store.clone(), tuning, lock)?;
     if !known.bad_packs.is_empty() {
         store.salvage(known, with.level)?;
     }

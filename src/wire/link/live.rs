@@ -23,6 +23,7 @@ pub(super) enum Ask {
     Commit(CommitRequest),
     Publish,
     Read,
+    Returned,
     Retire(Vec<RetireUnit>),
     Fetch,
 }
@@ -120,8 +121,12 @@ impl Live {
         let slots = if matches!(ask, Ask::Fetch) { &self.fetches } else { &self.questions };
         let slot = Arc::clone(slots).acquire_owned().await.map_err(|_| self.down())?;
         let (tell, answer) = oneshot::channel();
-        // A commit must not overtake the blocks that it needs, nor a snapshot; everything else may.
-        let queue = if matches!(ask, Ask::Commit(_) | Ask::Publish) { &self.bulk } else { &self.urgent };
+        // A commit must not overtake the blocks that it needs, nor a snapshot, nor what is given back; everything else may.
+        let queue = if matches!(ask, Ask::Commit(_) | Ask::Publish | Ask::Returned) {
+            &self.bulk
+        } else {
+            &self.urgent
+        };
         let id = self.register(Waiting { ask, tell, _slot: slot })?;
         queue.send(question(id)).map_err(|_| self.down())?;
         answer.await.unwrap_or_else(|_| Err(self.down()))
@@ -180,7 +185,7 @@ impl Live {
             | (Ask::Missing { .. }, Answer::Rejected(_))
             | (Ask::Commit(_) | Ask::Retire(_), Answer::Rejected(_))
             | (Ask::Publish, Answer::Published | Answer::Rejected(_))
-            | (Ask::Read, Answer::Noted | Answer::Rejected(_))
+            | (Ask::Read | Ask::Returned, Answer::Noted | Answer::Rejected(_))
             | (Ask::Fetch, Answer::NotFound | Answer::Rejected(_) | Answer::Block(_)) => true,
             (Ask::Missing { count }, Answer::Wanted(bits)) => {
                 let spare = bits.len() * 8 - count.min(&(bits.len() * 8));

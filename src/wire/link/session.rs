@@ -304,6 +304,10 @@ fn take(shared: &Shared, live: &Arc<Live>, bytes: &[u8]) -> Result<(), End> {
         FromStore::Retired(id, record) => answer(id, Answer::Retired(record)),
         FromStore::Published(id) => answer(id, Answer::Published),
         FromStore::Noted(id) => answer(id, Answer::Noted),
+        FromStore::Lost(lost) => {
+            shared.tell(LinkEvent::Lost(lost));
+            Ok(())
+        }
         FromStore::Snapshots(changes) => live.watched().map(|()| shared.tell(LinkEvent::Snapshots(changes))),
     };
     fits.map_err(End::Broken)

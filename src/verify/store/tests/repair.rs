@@ -8,7 +8,7 @@ use crate::{
     chunk::{ObjectKind, Recipe},
     durable::{self, sim::Unsynced},
     ids::Hash,
-    store::{Store, tests::fixture::options},
+    store::{NewCommit, Store, Tuning, index::Location, tests::fixture::options},
     verify::store::{RepairWith, repair_closed},
 };
 
@@ -91,7 +91,7 @@ fn repair(disk: &SimDisk) -> Report {
 fn try_repair(disk: &SimDisk) -> Result<Report, StoreError> {
     let arc: Arc<dyn Disk> = Arc::new(disk.clone());
     let with = RepairWith { store: options(), level: 1 };
-    repair_closed(arc, Path::new(DIR), &ALL, with, SMALL, &|_| {})
+    repair_closed(arc, Path::new(DIR), &ALL, &with, SMALL, &|_| {})
 }
 
 /// Paths that can't be read whole. What can is right.
@@ -169,8 +169,29 @@ fn is_kept(disk: &SimDisk, bytes: Option<&[u8]>) -> bool {
 }
 
 /// Whoever has it sends it again, in the generation that was committed or for another unit.
-fn check_resent(disk: &SimDisk, what: &str) {
+fn check_resent(disk: &SimDisk, lost: &BTreeSet<String>, what: &str) {
     let store = opened(disk);
+    for (number, layer) in layers().into_iter().enumerate() {
+        let is_hurt = lost.iter().any(|path| path.starts_with(layer.unit.root.to_string().as_str()));
+        let is_known = store.manifest_known(&layer.commit().manifest).expect("asks");
+        assert!(!is_known || !is_hurt, "{what}: {} isn't taken for granted", layer.unit);
+        let again = [layer.commit(), NewCommit { unit: unit(780 + number), ..layer.commit() }]
+            .map(|c| store.commit(c));
+        assert_eq!(again.map(|committed| committed.is_ok()), [!is_hurt; 2], "{what}: {}", layer.unit);
+    }
+    // What is proven of a file doesn't outlive its chunks.
+    let mut mixed = Layer::large(2);
+    mixed.unit = unit(79);
+    mixed.files.push(("extra".to_owned(), b"is sent".to_vec()));
+    let is_there = mixed.files[..4].iter().all(|(_, bytes)| read(&store, bytes).is_some());
+    let objects = mixed.objects();
+    let sent: Vec<_> = objects
+        .into_iter()
+        .filter(|(kind, _, bytes)| *kind == ObjectKind::Manifest || bytes == b"is sent")
+        .collect();
+    store.append_block(&block(&sent)).expect("appends");
+    assert_eq!(store.commit(mixed.commit()).is_ok(), is_there, "{what}");
+    drop(mixed.send(&store));
     let mut other = Layer::small(1);
     other.unit = unit(77);
     other.send(&store).expect("nothing of it is taken for granted");
@@ -220,7 +241,7 @@ fn the_damage_matrix() {
             let twice = repair(&bad);
             assert_eq!(twice.repaired, 0, "{what}: {twice:?}");
             assert_eq!(codes(&twice).len(), check(&bad, &ALL).findings.len(), "{what}");
-            check_resent(&bad, &what);
+            check_resent(&bad, &lost, &what);
         }
     }
     assert!(cases > 400 && losing > 50, "{cases} cases, {losing} with losses");
@@ -241,6 +262,7 @@ fn a_repair_can_be_cut_off_anywhere() {
     let all = |bad: &SimDisk| {
         bad.remove(&dir.join("store")).expect("removes");
         flip(bad, &dir.join("catalog"));
+        bad.damage(&dir.join("catalog.copy"), |bytes| bytes[20] ^= 1);
         [2, 3, 5].into_iter().for_each(|number| flip(bad, &pack(number)));
         bad.remove(&pack(4)).expect("removes");
     };
@@ -268,9 +290,107 @@ fn a_repair_can_be_cut_off_anywhere() {
                 assert_eq!(told_lost(&report, &layers()), lost, "{what}: {report:?}");
                 assert_eq!(unreadable(&opened(&after), &layers()), lost, "{what}");
                 if at % 5 == 0 {
-                    check_resent(&after, &what);
+                    check_resent(&after, &lost, &what);
                 }
             }
         }
+    }
+}
+
+/// A store of these blocks, in one closed pack, that a layer of these files needs.
+fn packed(files: &[(&str, usize)], blocks: &[&[usize]]) -> (SimDisk, Layer) {
+    let sim = SimDisk::new();
+    let arc: Arc<dyn Disk> = Arc::new(sim.clone());
+    let store = open(&arc, Tuning { pack_bytes: 100_000, ..SMALL }).expect("makes a store");
+    let files = files.iter().map(|(name, bytes)| ((*name).to_owned(), noise(name, *bytes))).collect();
+    let layer = Layer { files, ..Layer::small(1) };
+    let objects = layer.objects();
+    for numbers in blocks {
+        let picked: Vec<_> = numbers.iter().map(|number| objects[*number].clone()).collect();
+        store.append_block(&block(&picked)).expect("appends");
+    }
+    layer.send(&store).expect("commits");
+    let fill: Vec<_> = (0..8).map(|n| (ObjectKind::Chunk, noise(&format!("fill {n}"), 14_000))).collect();
+    for (kind, bytes) in fill {
+        store.append_block(&block(&[(kind, Hash::of(&bytes), bytes)])).expect("appends");
+    }
+    store.checkpoint().expect("writes the index");
+    drop(store);
+    (sim, layer)
+}
+
+fn place_of(disk: &SimDisk, bytes: &[u8]) -> Location {
+    let found = opened(disk).index_place(ObjectKind::Chunk, &Hash::of(bytes));
+    found.expect("is there")
+}
+
+fn flip_at(disk: &SimDisk, pack: u32, at: u64) {
+    let path = Path::new(DIR).join(format!("packs/{pack:08x}.pack"));
+    disk.damage(&path, |bytes| bytes[at as usize] ^= 1);
+}
+
+/// What a pack's trailer says of a block's head and table is as good as they are.
+#[test]
+fn a_damaged_head_loses_nothing() {
+    let (disk, layer) = packed(&[("one", 9_000), ("two", 9_000)], &[&[0, 1]]);
+    let place = place_of(&disk, &layer.files[0].1);
+    for at in [place.offset + 5, place.offset + 30, place.offset + 60] {
+        flip_at(&disk, place.pack, at);
+    }
+    let report = repair(&disk);
+    assert!(report.exit_code() == 1 && codes(&report).contains(&"block-damaged"), "{report:?}");
+    layer.check(&opened(&disk));
+}
+
+/// Of a block that is damaged in one place, what the damage isn't in comes back; and what is whole in another pack does.
+#[test]
+fn objects_of_a_damaged_block_come_back_one_by_one() {
+    let (disk, layer) = packed(&[("one", 9_000), ("two", 9_000)], &[&[0, 1]]);
+    let place = place_of(&disk, &layer.files[1].1);
+    flip_at(&disk, place.pack, place.offset + u64::from(place.block_bytes) - 10);
+    let with_copy = copy(&disk);
+    let report = repair(&disk);
+    let lost = BTreeSet::from(["1-me/host1/two".to_owned()]);
+    assert_eq!(told_lost(&report, &[]), lost, "{report:?}");
+    assert_eq!(unreadable(&opened(&disk), std::slice::from_ref(&layer)), lost);
+    let ranges: Vec<_> = report.lost.iter().map(|range| (range.from, range.bytes)).collect();
+    assert_eq!(ranges, [(0, 9_000)]);
+
+    // A block that somebody appended while the index knew no better.
+    with_copy.remove(&Path::new(DIR).join("index.redb")).expect("removes");
+    let second = block(&[layer.objects()[1].clone()]);
+    let first_pack = Path::new(DIR).join(format!("packs/{:08x}.pack", place.pack));
+    let original = bytes_of(&with_copy, &first_pack).expect("is there");
+    with_copy.damage(&first_pack, |bytes| bytes.truncate(100));
+    opened(&with_copy).append_block(&second).expect("appends what isn't there");
+    opened(&with_copy).checkpoint().expect("syncs");
+    with_copy.damage(&first_pack, |bytes| *bytes = original);
+    with_copy.remove(&Path::new(DIR).join("index.redb")).expect("removes");
+    let report = repair(&with_copy);
+    assert_eq!((report.exit_code(), report.lost.len()), (1, 0), "{report:?}");
+    layer.check(&opened(&with_copy));
+}
+
+/// Where a part of the catalog is in neither of the two, nothing is changed, and what comes after isn't thrown away.
+#[test]
+fn a_catalog_that_is_lost_in_part_stays_as_it_is() {
+    let disk = sample();
+    let dir = Path::new(DIR);
+    let names = ["catalog", "catalog.copy", "head"];
+    for is_cut in [false, true] {
+        let bad = copy(&disk);
+        for name in ["catalog", "catalog.copy"] {
+            bad.damage(&dir.join(name), |bytes| match is_cut {
+                true => bytes.truncate(bytes.len() - 1),
+                false => bytes[100] ^= 1,
+            });
+        }
+        let before = names.map(|name| bytes_of(&bad, &dir.join(name)));
+        let report = repair(&bad);
+        assert_eq!((report.exit_code(), report.repaired), (4, 0), "{report:?}");
+        assert!(codes(&report).iter().any(|code| code.starts_with("catalog-")), "{report:?}");
+        assert_eq!(names.map(|name| bytes_of(&bad, &dir.join(name))), before);
+        let arc: Arc<dyn Disk> = Arc::new(bad.clone());
+        assert!(open(&arc, SMALL).is_err(), "it isn't opened as if nothing were");
     }
 }

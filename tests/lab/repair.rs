@@ -1,0 +1,123 @@
+//! A store that has lost its packs: what hosts still have comes back by itself, what nobody has is an error to read, and all of it is told.
+
+use std::{collections::BTreeSet, fs, time::Duration};
+
+use serde_json::Value;
+
+use crate::harness::{Lab, Machine, text, wait_for};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Bytes that don't compress and differ by name.
+fn noise(name: &str, bytes: usize) -> Vec<u8> {
+    let mut out = vec![0; bytes];
+    blake3::Hasher::new().update(name.as_bytes()).finalize_xof().fill(&mut out);
+    out
+}
+
+const FILES: [(&str, usize); 2] = [("own", 9_000), ("core", 3_000_000)];
+
+fn content(number: u32, name: &str, bytes: usize) -> Vec<u8> {
+    noise(&format!("{name} of {number}"), bytes)
+}
+
+fn job(machine: &Machine, number: u32) {
+    let dir = machine.mount.join(format!("{number}-me/host1"));
+    fs::create_dir_all(&dir).expect("a directory");
+    for (name, bytes) in FILES {
+        fs::write(dir.join(name), content(number, name, bytes)).expect("written");
+    }
+    for label in ["autoserv", "parser", "archiver"] {
+        fs::write(dir.join(format!(".{label}_execute")), format!("{number}\n0\n0\n")).expect("written");
+    }
+}
+
+/// Whether the job can be read; what is read is right, or the error is EIO.
+fn is_whole(machine: &Machine, number: u32) -> bool {
+    FILES.iter().all(|(name, bytes)| {
+        match fs::read(machine.mount.join(format!("{number}-me/host1/{name}"))) {
+            Ok(found) => {
+                assert!(found == content(number, name, *bytes), "{name} of job {number} on {}", machine.name);
+                true
+            }
+            Err(e) => {
+                assert_eq!(e.raw_os_error(), Some(libc::EIO), "{name} of job {number}: {e}");
+                false
+            }
+        }
+    })
+}
+
+fn rows(machine: &Machine, args: &[&str], code: i32) -> Vec<Value> {
+    let out = machine.run(["--json"].iter().chain(args));
+    assert_eq!(out.status.code(), Some(code), "{args:?}: {}{}", text(&out.stdout), text(&out.stderr));
+    text(&out.stdout).lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
+}
+
+/// The jobs of which something is lost.
+fn lost_jobs(rows: &[Value]) -> BTreeSet<String> {
+    let of = |path: &Value| path.as_str().expect("a path").split('/').next().expect("a name").to_owned();
+    let lost = rows.iter().filter(|row| row["kind"] == "lost").map(|row| of(&row["path"]));
+    let manifests = rows.iter().filter(|row| row["code"] == "manifest-missing" && row["repaired"] == false);
+    let units = manifests.flat_map(|row| row["units"].as_array().cloned().unwrap_or_default());
+    lost.chain(units.map(|unit| of(&unit))).collect()
+}
+
+#[test]
+fn what_hosts_have_comes_back_after_the_packs_were_lost() {
+    let mut lab = Lab::with_store(Duration::from_secs(120), "pack_bytes=4000000");
+    let (a, b) = (lab.machine("drone1"), lab.machine("drone2"));
+    let results = lab.machine("results");
+    lab.mount(&a);
+    lab.mount(&b);
+    (1..=4).for_each(|number| job(&a, number));
+    a.offload();
+    b.catch_up(&a);
+    // The first two stay on their drone, the third is in the other's cache, the fourth nowhere but in the store.
+    for number in [3, 4] {
+        let out = a.run(["evict", &format!("{number}-me")]);
+        assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+    }
+    assert!(is_whole(&b, 3));
+    assert_eq!(rows(&results, &["verify", "--store", "--read-data"], 0).len(), 1);
+
+    // Hosts come back meanwhile and open the store for themselves.
+    lab.kill_serve();
+    for pack in fs::read_dir(lab.store().join("packs")).expect("packs").flatten() {
+        fs::write(pack.path(), b"").expect("emptied");
+    }
+    let repaired = rows(&results, &["verify", "--store", "--repair"], 4);
+    let all: BTreeSet<String> = (1..=4).map(|number| format!("{number}-me")).collect();
+    assert_eq!(lost_jobs(&repaired), all, "{repaired:?}");
+
+    lab.start_serve();
+    let left = || {
+        let out = results.run(["--json", "verify", "--store"]);
+        let rows: Vec<Value> =
+            text(&out.stdout).lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        lost_jobs(&rows)
+    };
+    let fourth = BTreeSet::from(["4-me".to_owned()]);
+    wait_for("all but one to come back", PATIENCE, || left() == fourth);
+    assert!((1..=3).all(|number| is_whole(&b, number)), "read from the store");
+    assert!(!is_whole(&b, 4) && !is_whole(&a, 4), "reading it is an error");
+    assert_eq!(fs::read_dir(b.mount.join("4-me/host1")).expect("lists").count(), 5);
+    let verified = rows(&results, &["verify", "--store", "--read-data", "--unpack"], 4);
+    assert_eq!(lost_jobs(&verified), fourth, "{verified:?}");
+    let refused = results.run(["gc"]);
+    assert_eq!(refused.status.code(), Some(1), "nobody knows what the lost recipe needs");
+    assert!(text(&refused.stderr).contains("verify --store"), "{}", text(&refused.stderr));
+
+    // Somebody has a copy of the fourth and puts it where it was.
+    let dir = a.mount.join("4-me/host1");
+    for entry in fs::read_dir(&dir).expect("lists").flatten() {
+        fs::remove_file(entry.path()).expect("its own");
+    }
+    job(&a, 4);
+    a.offload();
+    wait_for("the store to be whole", PATIENCE, || left().is_empty());
+    assert_eq!(rows(&results, &["verify", "--store", "--read-data", "--unpack"], 0).len(), 1);
+    b.catch_up(&a);
+    assert!(is_whole(&b, 4));
+    assert!(!lab.store().join("lost").exists(), "nothing is lost any more");
+}
