@@ -28,7 +28,8 @@ pub fn serve(cli: &Cli, args: &ServeArgs) -> Outcome {
         local_rights: rights,
     };
     let store_dir = config.store_dir.clone();
-    let open = move || server::open_store(&store_dir, StoreOptions { clock: Arc::new(SystemClock) });
+    let opener = if args.stdio { server::open_store_there } else { server::open_store };
+    let open = move || opener(&store_dir, StoreOptions { clock: Arc::new(SystemClock) });
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

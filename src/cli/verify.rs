@@ -23,7 +23,7 @@ use crate::{
     config::Config,
     control::{self, ControlError, Request},
     ids::RelPath,
-    journal::Journal,
+    journal::{self, Journal},
     server,
     spool::{Spool, activity::Activity},
     store::StoreOptions,
@@ -86,6 +86,17 @@ fn ask(cli: &Cli, socket: &Path, request: &Request) -> Result<u8, ControlError> 
 /// Without a daemon the journal is ours for the time.
 fn check_alone(cli: &Cli, args: &VerifyArgs, config: &Config) -> Outcome {
     let could_not = |e: &dyn std::fmt::Display| Failure::new(e).exit(COULD_NOT);
+    let mut found = Report::default();
+    for damage in journal::damage(&config.state_dir).map_err(|e| could_not(&e))? {
+        let kept = args.repair.then(|| journal::put_aside(&config.state_dir, &damage));
+        let kept = kept.transpose().map_err(|e| could_not(&e))?;
+        found.repaired += u64::from(kept.is_some());
+        found.find(verify::local::damaged(&damage, kept.as_deref()));
+    }
+    if found.findings.iter().any(|finding| !finding.is_repaired) {
+        // What can't be relied on says nothing of the spool.
+        return Ok(show_report(cli, &found, "local"));
+    }
     let journal = Journal::open(&config.state_dir, std::sync::Arc::new(crate::clock::SystemClock))
         .map_err(|e| could_not(&e))?;
     let spool = Spool::open(&config.spool_dir).map_err(|e| could_not(&e))?;
@@ -94,6 +105,8 @@ fn check_alone(cli: &Cli, args: &VerifyArgs, config: &Config) -> Outcome {
     let bar = Bar::new(cli);
     let progress = |at: verify::Progress| bar.show_some(at.done, at.total, at.is_bytes(), at.phase);
     let report = verify::local::check(&journal, &spool, &activity, &paths, args.read_data, &progress);
+    found.merge(report);
+    let report = found;
     bar.clear();
     Ok(show_report(cli, &report, "local"))
 }

@@ -4,7 +4,9 @@
 
 use std::path::{Path, PathBuf};
 
-use redb::{Database, Durability, ReadTransaction, ReadableDatabase, TableDefinition, WriteTransaction};
+use redb::{
+    Database, Durability, ReadTransaction, ReadableDatabase, TableDefinition, TableHandle, WriteTransaction,
+};
 
 use super::error::JournalError;
 use crate::ids::{RelPath, Scope, UnitId};
@@ -134,6 +136,40 @@ fn open_redb(path: &Path, cache_bytes: usize) -> Result<Database, JournalError> 
         Ok(Err(e)) => Err(damaged(e.to_string())),
         Err(_) => Err(damaged("its pages contradict one another".into())),
     }
+}
+
+/// Every page that is in use matches its checksum. The file may be changed by it.
+pub(super) fn check_integrity(path: &Path, cache_bytes: usize) -> Result<(), JournalError> {
+    let damaged = |why: String| JournalError::Damaged { path: path.to_owned(), why };
+    let mut db = open_redb(path, cache_bytes)?;
+    // It asserts some of what it finds, and tidies up when it is dropped.
+    let check = std::panic::AssertUnwindSafe(move || -> Result<bool, redb::Error> {
+        let before = digest(&db)?;
+        // No, too, where it has only counted its free pages anew. Where it has gone back to an earlier state, something else is in it now.
+        Ok(db.check_integrity()? || digest(&db)? == before)
+    });
+    match std::panic::catch_unwind(check) {
+        Ok(Ok(true)) => Ok(()),
+        Ok(Ok(false)) => Err(damaged("a page doesn't match its checksum".into())),
+        Ok(Err(e)) => Err(damaged(e.to_string())),
+        Err(_) => Err(damaged("its pages contradict one another".into())),
+    }
+}
+
+/// The hash over all that is in it.
+fn digest(db: &Database) -> Result<blake3::Hash, redb::Error> {
+    let (txn, mut hasher) = (db.begin_read()?, blake3::Hasher::new());
+    for table in txn.list_tables()? {
+        let table = TableDefinition::<&[u8], &[u8]>::new(table.name());
+        for row in txn.open_table(table)?.range::<&[u8]>(..)? {
+            let (key, value) = row?;
+            for bytes in [key.value(), value.value()] {
+                hasher.update(&(bytes.len() as u64).to_le_bytes());
+                hasher.update(bytes);
+            }
+        }
+    }
+    Ok(hasher.finalize())
 }
 
 /// Whether a database has no tables yet: it was created just now, or before a crash that came before its first transaction.

@@ -16,7 +16,7 @@ pub enum JournalError {
     Locked { dir: PathBuf },
     /// The file isn't a journal, or isn't one any more.
     #[error(
-        "{}: the journal is damaged ({why}). Move the file away and start again: the host keeps its identity, what is committed comes \
+        "{}: the journal is damaged ({why}). `resultsfs verify --local --repair` puts it aside: the host keeps its identity, what is committed comes \
          back from the store's catalog, and what is not is found again in the spool",
         path.display()
     )]

@@ -19,6 +19,7 @@
 //! It knows nothing of files: whoever says "complete" has synced the spool before, and keeps writers out of the unit meanwhile.
 
 mod comparison;
+mod damage;
 mod db;
 mod error;
 mod identity;
@@ -58,6 +59,7 @@ use memory::Memory;
 use replica::Replica;
 
 pub use comparison::Comparison;
+pub use damage::{Damage, damage, put_aside};
 pub use error::{JournalError, ReplicaError};
 pub use memory::Counts;
 pub use note::Note;

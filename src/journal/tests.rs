@@ -501,7 +501,7 @@ fn a_damaged_journal_is_named_with_its_mend() {
         let error = Journal::open(dir.path(), Arc::new(ManualClock::at(0))).expect_err("damaged");
         assert!(matches!(error, JournalError::Damaged { .. }), "{error:?}");
         let text = error.to_string();
-        assert!(text.contains("journal.redb") && text.contains("Move the file away"), "{text}");
+        assert!(text.contains("journal.redb") && text.contains("verify --local --repair"), "{text}");
     }
     fs::write(&file, good).expect("written");
     assert_eq!(state(&open(dir.path()), &exec()), (State::Committed, 1));

@@ -26,6 +26,19 @@ pub fn open_store(dir: &Path, options: StoreOptions) -> Result<Arc<dyn StoreApi>
     }
 }
 
+/// The same of a store that is there. One that comes and goes with its sessions makes none: what is configured may be wrong, or its disk not
+/// mounted, and hosts would follow an empty one.
+pub fn open_store_there(dir: &Path, options: StoreOptions) -> Result<Arc<dyn StoreApi>, OpenStoreError> {
+    let is_there = ["store", "store.copy", "catalog", "packs"].iter().any(|name| dir.join(name).exists());
+    match is_there {
+        true => open_store(dir, options),
+        false => Err(OpenStoreError::Failed(format!(
+            "there is no store in {}; the daemon (`resultsfs serve`) makes it when it is started for the first time",
+            dir.display()
+        ))),
+    }
+}
+
 fn fault(error: StoreError) -> StoreFault {
     if let StoreError::Full { .. } = error {
         StoreFault::Full(error.to_string())

@@ -16,7 +16,7 @@ use super::{Finding, Meter, OnProgress, Report, Severity};
 use crate::{
     fs::{conflict::conflicts_in, union::Layer},
     ids::{Hash, RelPath, Scope, UnitId},
-    journal::{Journal, LayerHead, State, UnitRecord},
+    journal::{Damage, Journal, LayerHead, State, UnitRecord},
     manifest::{Body, Entry, Manifest},
     spool::{Spool, activity::Activity},
 };
@@ -40,6 +40,26 @@ pub fn check(
         meter.advance(1);
     }
     check.report
+}
+
+/// A database of the state directory that can't be relied on; `kept` says where it was put, if it was.
+pub fn damaged(damage: &Damage, kept: Option<&Path>) -> Finding {
+    let (code, severity, comes_back) = match damage.is_journal() {
+        true => (
+            "journal-damaged",
+            Severity::Error,
+            "the host keeps its identity, what is committed comes back from the store's catalog, and what is not is found again in the spool",
+        ),
+        false => ("replica-damaged", Severity::Warning, "it comes back from the store"),
+    };
+    let message = format!("{}: {}", damage.path.display(), damage.why);
+    let repair = match kept {
+        Some(kept) => format!("it is in {}; {comes_back}", kept.display()),
+        None => format!(
+            "`resultsfs verify --local --repair`, without a mount, puts it in quarantine; {comes_back}"
+        ),
+    };
+    Finding { is_repaired: kept.is_some(), ..Finding::new(code, severity, message, repair) }
 }
 
 fn is_named(unit: &UnitId, paths: &[RelPath]) -> bool {

@@ -55,7 +55,8 @@ fn a_signal_ends_the_daemon_in_order() {
     run(&results, &["verify", "--store"]).shows(0, &["clean"]);
 }
 
-/// Two drones whose sessions find no daemon: one opens the store, the other joins it.
+/// Two drones whose sessions find no daemon: one opens the store, the other joins it. Where there is no store they make none, since its disk may not be
+/// mounted.
 #[test]
 fn sessions_without_a_daemon_share_the_store() {
     let mut lab = Lab::bare(BOUND);
@@ -66,6 +67,14 @@ fn sessions_without_a_daemon_share_the_store() {
     let drones =
         ["drone1", "drone2"].map(|name| lab.machine_with(name, &format!("ssh_command: {}", ssh.display())));
     drones.iter().for_each(|drone| lab.mount(drone));
+    let results = lab.machine("results");
+    let none = ["--config", results.config.to_str().expect("text"), "serve", "--stdio"];
+    let refused: Said =
+        Command::new(EXE).args(none).stdin(Stdio::piped()).output().expect("it starts").into();
+    refused.expect(1, &["there is no store in", "resultsfs serve"]);
+    assert!(!lab.store().join("store").exists());
+    lab.start_serve();
+    lab.kill_serve();
     for (id, drone) in (1..).zip(&drones) {
         play_task(&drone.mount, id);
         run(drone, &["offload", "--wait", "--timeout", "60"]).expect(0, &[]);

@@ -394,3 +394,41 @@ fn a_catalog_that_is_lost_in_part_stays_as_it_is() {
         assert!(open(&arc, SMALL).is_err(), "it isn't opened as if nothing were");
     }
 }
+
+/// What comes back in parts is taken for whole only when it is, and what is lacking is known by what has come.
+#[test]
+fn what_comes_back_in_parts_is_whole_when_all_of_it_is_here() {
+    let disk = sample();
+    let dir = Path::new(DIR).join("packs");
+    disk.list(&dir).expect("lists").iter().for_each(|name| disk.remove(&dir.join(name)).expect("removes"));
+    assert_eq!(repair(&disk).exit_code(), 4);
+    let store = opened(&disk);
+    let layer = Layer::large(2);
+    let hash = layer.commit().manifest;
+    let lacks = |kind: ObjectKind, hash: Hash| {
+        let (manifests, objects) = store.lost(1000).expect("asks");
+        (manifests.contains(&layer.commit().manifest), objects.contains(&(kind, hash)))
+    };
+    let (mut objects, core) = (layer.objects(), Hash::of(&layer.files[3].1));
+    let manifest = objects.pop().expect("it comes last");
+    let recipe = objects.pop().expect("of the large file");
+    assert_eq!(lacks(ObjectKind::Manifest, hash), (true, true));
+    for (sent, lacking) in
+        [(&manifest, (ObjectKind::Recipe, core)), (&recipe, (ObjectKind::Chunk, objects[3].1))]
+    {
+        store.append_block(&block(std::slice::from_ref(sent))).expect("appends");
+        store.returned().expect("looks");
+        assert_eq!(lacks(lacking.0, lacking.1), (true, true));
+        assert!(!store.manifest_known(&hash).expect("asks"));
+    }
+    for (number, object) in objects.iter().enumerate() {
+        assert!(lacks(ObjectKind::Chunk, Hash::of(b"")).0, "{number} of {}", objects.len());
+        store.append_block(&block(std::slice::from_ref(object))).expect("appends");
+        store.returned().expect("looks");
+    }
+    assert_eq!(lacks(ObjectKind::Manifest, hash), (false, false));
+    assert!(store.manifest_known(&hash).expect("asks"));
+    drop(store);
+    let store = opened(&disk.after_crash(Unsynced::Dropped));
+    layer.check(&store);
+}
