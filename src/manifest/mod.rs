@@ -56,6 +56,21 @@ pub struct Entry {
     pub base: Seq,
 }
 
+/// Of a [`Manifest`] what its contents are in.
+#[derive(Decode)]
+#[cbor(map)]
+struct Files {
+    #[n(1)]
+    entries: Vec<FileBody>,
+}
+
+/// Likewise of an [`Entry`].
+#[derive(Decode)]
+struct FileBody {
+    #[n(2)]
+    body: Body,
+}
+
 /// Mode, owner and time of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Attrs {
@@ -203,6 +218,16 @@ impl Manifest {
             return Err(ManifestError::NotCanonical);
         }
         Ok(manifest)
+    }
+
+    /// [`Manifest::contents`] of an encoding that was checked when it was taken in: nothing else of it is looked at.
+    pub fn contents_of(bytes: &[u8]) -> Result<Vec<(Hash, u64)>, ManifestError> {
+        let files: Files = minicbor::decode(bytes).map_err(|e| ManifestError::Encoding(e.to_string()))?;
+        let content = |file: FileBody| match file.body {
+            Body::File { size, content } => Some((content, size)),
+            _ => None,
+        };
+        Ok(files.entries.into_iter().filter_map(content).collect())
     }
 
     /// All entries, in ascending order of path.

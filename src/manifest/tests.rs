@@ -100,6 +100,8 @@ proptest! {
         entries.sort_by(|a, b| a.path.cmp(&b.path));
         entries.dedup_by(|a, b| a.path == b.path);
         let manifest = Manifest::new(entries, vec![], vec![], vec![]).expect("obeys the rules");
+        let contents = Manifest::contents_of(&manifest.encode());
+        prop_assert_eq!(contents, Ok(manifest.contents().collect::<Vec<_>>()));
         prop_assert_eq!(Manifest::decode(&manifest.encode()), Ok(manifest));
     }
 

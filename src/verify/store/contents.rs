@@ -7,7 +7,7 @@ use crate::verify::LostRange;
 use crate::{
     chunk::{ObjectKind, Recipe},
     ids::{Hash, UnitId},
-    manifest::{Body, Manifest},
+    manifest::{Body, Manifest, ManifestError},
     store::{StoreError, decode_recipe, index::Location},
     verify::{Finding, Meter, Severity},
 };
@@ -52,7 +52,7 @@ impl Check<'_> {
         let meter = Meter::new(self.progress, "manifests", manifests.len() as u64);
         let numbered: Vec<(usize, Hash)> = manifests.iter().map(|(hash, _)| *hash).enumerate().collect();
         let mut looked = in_parallel(&numbered, |(number, hash)| {
-            let found = self.read_manifest(hash).map(|manifest| self.look_up(&manifest));
+            let found = self.read_contents(hash).map(|contents| self.look_up(&contents));
             meter.advance(1);
             (*number, found)
         });
@@ -85,6 +85,14 @@ impl Check<'_> {
     }
 
     fn read_manifest(&self, hash: &Hash) -> Result<Manifest, Problem> {
+        self.with_manifest(hash, Manifest::decode)
+    }
+
+    fn with_manifest<T>(
+        &self,
+        hash: &Hash,
+        decode: impl FnOnce(&[u8]) -> Result<T, ManifestError>,
+    ) -> Result<T, Problem> {
         let problem = Problem::new;
         let Some(place) = self.place(ObjectKind::Manifest, hash) else {
             let Problem { code, what, .. } = self.missing(ObjectKind::Manifest, hash);
@@ -95,7 +103,7 @@ impl Check<'_> {
         let block = self.blocks.open(place).map_err(|e| damaged(e.to_string()))?;
         let bytes =
             block.get(ObjectKind::Manifest, hash).ok_or_else(|| damaged("isn't where it was".into()))?;
-        Manifest::decode(bytes).map_err(|e| damaged(e.to_string()))
+        decode(bytes).map_err(|e| damaged(e.to_string()))
     }
 
     fn manifest_problem(&mut self, hash: &Hash, problem: Problem) {
@@ -106,10 +114,18 @@ impl Check<'_> {
         self.report.find(Finding { units, ..finding });
     }
 
+    /// What a manifest names. Only who reads everything looks again at what was checked when it was taken in.
+    fn read_contents(&self, hash: &Hash) -> Result<Vec<(Hash, u64)>, Problem> {
+        if self.options.read_data {
+            return self.read_manifest(hash).map(|manifest| manifest.contents().collect());
+        }
+        self.with_manifest(hash, Manifest::contents_of)
+    }
+
     /// Looks up each content of a manifest.
-    fn look_up(&self, manifest: &Manifest) -> Contents {
+    fn look_up(&self, contents: &[(Hash, u64)]) -> Contents {
         let mut found = Contents::default();
-        for (content, size) in manifest.contents() {
+        for (content, size) in contents.iter().copied() {
             found.files += 1;
             let kind = self.header.params.content_kind(size);
             let empty = size == 0 && content == Hash::of(b"");
