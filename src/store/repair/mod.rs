@@ -20,7 +20,7 @@ mod salvage;
 use std::{ffi::OsString, io, path::Path};
 
 pub(crate) use catalog::{Mend, mend_catalog, plan_catalog};
-pub(crate) use salvage::Known;
+pub(crate) use salvage::{Known, Salvaged};
 
 use super::{
     StoreError,

@@ -44,8 +44,6 @@ pub(crate) struct Salvaged {
     pub packs: u64,
     /// Objects that were appended anew.
     pub objects: u64,
-    /// Objects of the packs that can't be read, and are nowhere else.
-    pub lost_objects: u64,
 }
 
 impl Store {
@@ -137,7 +135,7 @@ impl Salvage<'_> {
     }
 
     /// The index forgets what it says is in these packs. What was appended anew has its new place already.
-    fn forget(&mut self, packs: &[u32]) -> Result<(), StoreError> {
+    fn forget(&self, packs: &[u32]) -> Result<(), StoreError> {
         let index = &self.store.index;
         let mut gone: Vec<(Key, Location)> = Vec::new();
         index.each(|key, place| {
@@ -145,15 +143,6 @@ impl Salvage<'_> {
                 gone.extend(key.map(|key| (key, place)));
             }
         })?;
-        let keys: Vec<Key> = gone.iter().map(|(key, _)| *key).collect();
-        for keys in keys.chunks(4096) {
-            let is_lost = |(key, place): (&Key, Option<Location>)| {
-                place.is_none()
-                    && (key.0 != ObjectKind::Recipe || index.candidates(&key.1).is_ok_and(|c| c.is_empty()))
-            };
-            self.done.lost_objects +=
-                keys.iter().zip(index.get_many(keys)?).filter(|k| is_lost((k.0, k.1))).count() as u64;
-        }
         index.forget(gone);
         for pack in packs {
             let candidates = index.candidates_in(*pack)?;

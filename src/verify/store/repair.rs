@@ -18,7 +18,7 @@ use crate::{
         catalog::Witness,
         layout::{Header, Layout},
         losses,
-        repair::{Known, Mend, drop_index, mend_catalog, mend_header, plan_catalog},
+        repair::{Known, Mend, Salvaged, drop_index, mend_catalog, mend_header, plan_catalog},
     },
     verify::{Finding, OnProgress, Report, Severity, VerifyOptions},
 };
@@ -87,8 +87,10 @@ pub(crate) fn repair_closed(
     }
     let known = known(&mut check);
     let store = Store::open_locked(disk.clone(), dir, with.store.clone(), tuning, lock)?;
+    let mut report = report;
     if !known.bad_packs.is_empty() {
-        store.salvage(known, with.level)?;
+        let Salvaged { packs, objects } = store.salvage(known, with.level)?;
+        report.notes.push(format!("{objects} objects of {packs} packs were appended anew"));
     }
     let quick = VerifyOptions::default();
     let mut again = Check::new(&disk, &layout, &header, &quick, progress);
