@@ -29,9 +29,12 @@ main() {
     boot || { check "the container boots" inside systemctl list-jobs; exit 1; }
     check "the container boots" true
     check "the units are well-formed" inside systemd-analyze verify "${units[@]}"
+    check "the store's daemon is sandboxed: its exposure is 2.0 at most" inside systemd-analyze security --threshold=20 resultsfs-serve.service
     check_mount
     check_offload
+    check_timers
     check_stop
+    check_elsewhere
     check_service_alone
     check_takeover
     check_killed
@@ -43,7 +46,8 @@ main() {
     [ "$failed" = 0 ]
 }
 
-units=(resultsfs.service resultsfs-serve.socket resultsfs-serve.service $mount_unit)
+units=(resultsfs.service resultsfs-serve.socket resultsfs-serve.service $mount_unit
+    resultsfs-verify.service resultsfs-verify.timer resultsfs-gc.service resultsfs-gc.timer)
 
 check_needs() {
     [ "$(id -u)" = 0 ] || skip "root is needed"
@@ -181,6 +185,34 @@ gone() {
 
 inactive() {
     [ "$(inside systemctl is-active "$1")" = inactive ]
+}
+
+check_timers() {
+    check "the timers start" inside systemctl enable --now resultsfs-verify.timer resultsfs-gc.timer
+    check "the daily check finds nothing" inside systemctl start resultsfs-verify.service
+    check "it has read a part of the store" inside sh -c 'journalctl -u resultsfs-verify.service | grep -q "store: .*clean"'
+    check "retention and reclaiming run" inside systemctl start resultsfs-gc.service
+    check "the store's daemon has gone on" inside systemctl is-active resultsfs-serve.service
+}
+
+# In a place that the unit doesn't name, the store's daemon may not write, and says what to do.
+check_elsewhere() {
+    local drop_in=$work/t/root/etc/systemd/system/resultsfs-serve.service.d
+    check "mount and store stop" inside systemctl stop $mount_unit resultsfs.service resultsfs-serve.service
+    inside sed -i 's|^settle_seconds|store_dir: /srv/store\nsettle_seconds|' /etc/autotest/global_config.ini
+    check "a store elsewhere is refused" refused resultsfs-serve.service
+    check "its status names the setting" within 5 status_names resultsfs-serve.service "ReadWritePaths="
+    mkdir -p "$drop_in" "$work/t/root/srv/store"
+    printf '[Service]\nReadWritePaths=/srv/store\n' > "$drop_in/place.conf"
+    inside systemctl daemon-reload
+    check "with the drop-in it starts" inside systemctl restart resultsfs-serve.service
+    check "and makes a store there" test -f "$work/t/root/srv/store/store"
+    rm -r "$drop_in"
+    inside sed -i '/^store_dir/d' /etc/autotest/global_config.ini
+    inside systemctl daemon-reload
+    check "the first store is served again" inside systemctl restart resultsfs-serve.service
+    check "the mount starts after that" inside systemctl start $mount_unit
+    check "the same files are there beside it" same_files
 }
 
 check_stop() {

@@ -308,7 +308,7 @@ pub struct VerifyArgs {
     /// Of the store, unpack every byte, too, and hash every object and every large file as a whole.
     #[arg(long, requires = "read_data")]
     pub unpack: bool,
-    /// Read only slice N of M.
+    /// Read only slice N of M; `day/M` is another one each day.
     #[arg(long, value_name = "N/M", requires = "read_data")]
     pub sample: Option<String>,
     /// Mend what can be mended.

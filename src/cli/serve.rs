@@ -55,9 +55,14 @@ fn from_serve(error: ServeError) -> Failure {
             failure.hint(OTHER_USER)
         }
         ServeError::Store(why) if why.contains("Permission denied") => failure.hint(OTHER_USER),
+        ServeError::Store(why) if why.contains("Read-only file system") => failure.hint(OTHER_PLACE),
         _ => failure,
     }
 }
+
+/// The unit lets it write to the store's usual place only.
+const OTHER_PLACE: &str = "under systemd the daemon may write below /var/lib/resultsfs/store only: another store_dir is named in a drop-in, too \
+                           (`systemctl edit resultsfs-serve.service`: [Service] ReadWritePaths=DIR), and must be there";
 
 /// The store belongs to one user, and its socket lets in only that one and root.
 const OTHER_USER: &str = "the store and its daemon belong to another user: run the daemon as the user that drones log in as (HOST_username), \

@@ -19,7 +19,7 @@ use super::{
     say::say,
 };
 use crate::{
-    clock::SystemClock,
+    clock::{Clock as _, SystemClock},
     config::Config,
     control::{self, ControlError, Request},
     ids::RelPath,
@@ -192,13 +192,21 @@ const LEAVE_PAUSE: Duration = Duration::from_millis(20);
 const STOP_FIRST: &str = "a store is repaired while nobody has it open: `systemctl stop resultsfs-serve.socket resultsfs-serve.service`, repair, and start \
                           the socket again. Meanwhile jobs run on, and what they finish waits on the drones";
 
-/// `N/M`, slices counted from 1.
+/// `N/M`, slices counted from 1; or `day/M`: each day the next one.
 fn sample(text: Option<&str>) -> Result<Option<(u32, u32)>, Failure> {
     let Some(text) = text else { return Ok(None) };
-    let parts = text.split_once('/').and_then(|(n, m)| Some((n.parse().ok()?, m.parse().ok()?)));
+    let day = SystemClock.now_ms() / (24 * 60 * 60 * 1000);
+    let part = |part: &str, of: u32| match part {
+        "day" => Some((day.checked_rem(of.into())? + 1) as u32),
+        number => number.parse().ok(),
+    };
+    let parts = text.split_once('/').and_then(|(n, of)| {
+        let of = of.parse().ok()?;
+        Some((part(n, of)?, of))
+    });
     match parts {
         Some((n, m)) if (1..=m).contains(&n) => Ok(Some((n, m))),
-        _ => Err(Failure::usage(format!("--sample {text}: want N/M with 1 ≤ N ≤ M")).exit(16)),
+        _ => Err(Failure::usage(format!("--sample {text}: want N/M with 1 ≤ N ≤ M, or day/M")).exit(16)),
     }
 }
 
