@@ -19,9 +19,10 @@ use crate::{
     catalog::Head,
     chunk::ObjectKind,
     ids::{Hash, Seq},
+    limits,
     transport::Target,
     wire::{
-        FromStore,
+        FromStore, Lost,
         frame::Frame,
         link::{LinkError, Timing},
         message_frame,
@@ -59,6 +60,11 @@ async fn what_a_lying_store_says_ends_the_session() {
         message_frame(&FromStore::Credit(u64::MAX)).encode(),
         message_frame(&FromStore::Records(vec![])).encode(),
         message_frame(&FromStore::Resync(Head { seq: Seq(1), chain: Hash::of(b"") })).encode(),
+        message_frame(&FromStore::Lost(Lost {
+            manifests: vec![Hash::of(b"m"); limits::HASHES_PER_ASK + 1],
+            objects: Vec::new(),
+        }))
+        .encode(),
         [&u32::MAX.to_le_bytes()[..], &[2]].concat(),
         Frame::Message(b"what?".to_vec()).encode(),
     ] {

@@ -335,6 +335,10 @@ async fn rights_are_checked_at_the_commit() {
     assert!(error.to_string().contains("`add`"), "{error}");
     reader.link.send_block(block(ObjectKind::Chunk, b"x")).await.expect("is queued");
     assert_eq!(reader.down().await.1, Some(RefusalCode::Protocol));
+    let mut reader = lab.host("drone4");
+    reader.up().await;
+    reader.link.returned().await.expect_err("has nothing to give");
+    assert_eq!(reader.down().await.1, Some(RefusalCode::Protocol));
 
     lab.kill().await;
     lab.start("add,overlay,delete".parse().expect("rights")).await;
