@@ -38,7 +38,6 @@ fn wrong_usage_has_its_own_code() {
         "--json verify --frobnicate",
         "--config /nowhere --quiet verify --sample 1/2",
         "verify --store --local",
-        "verify --repair",
     ] {
         resultsfs(bad.split(' ')).expect(16, &[]);
     }

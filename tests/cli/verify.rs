@@ -10,7 +10,7 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
-    harness::{Lab, Machine, play_task},
+    harness::{Lab, Machine, play_task, wait_for},
     said::Said,
 };
 
@@ -230,8 +230,10 @@ fn the_databases_of_a_killed_daemon_are_sound() {
         play_task(&results.mount, id);
         run(&results, &["offload", "--wait", "--timeout", "60"]).expect(0, &[]);
         play_task(&results.mount, 10 + id);
-        let daemon = Pid::from_raw(results.pid().cast_signed()).expect("a pid");
+        let pid = results.pid();
+        let daemon = Pid::from_raw(pid.cast_signed()).expect("a pid");
         kill_process(daemon, Signal::KILL).expect("our own");
+        wait_for("its end", Duration::from_secs(20), || !Path::new(&format!("/proc/{pid}")).exists());
         lab.umount(&results);
         for _ in 0..2 {
             run(&results, &["verify", "--local"]).shows(0, &["clean"]);
