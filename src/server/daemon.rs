@@ -4,7 +4,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -33,6 +33,10 @@ use crate::{
 const STOP_WAIT: Duration = Duration::from_secs(10);
 /// Pause after accept(2) failed, which mostly means that descriptors have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long somebody else may take to close the store.
+const LOCK_WAIT: Duration = Duration::from_secs(3);
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
 /// What a joining process is told when its streams were taken.
 const TAKEN: u8 = 1;
@@ -127,18 +131,24 @@ pub(super) async fn serve_until(
 }
 
 /// Opens the store; where somebody has it, says who that is if he answers. A socket that systemd passed is this process's own: nobody else
-/// answers there.
+/// answers there. What a command has just opened for itself is waited for.
 async fn open_alone(open: OpenStore<'_>, socket: &Path) -> Result<Arc<dyn StoreApi>, ServeError> {
-    match open() {
-        Ok(store) => Ok(store),
-        Err(OpenStoreError::Failed(why)) => Err(ServeError::Store(why)),
-        Err(OpenStoreError::Locked) if socket::passed_by_systemd().is_some() => {
-            Err(ServeError::Locked { path: socket.to_owned(), waited_s: 0 })
+    let began = Instant::now();
+    loop {
+        match open() {
+            Ok(store) => return Ok(store),
+            Err(OpenStoreError::Failed(why)) => return Err(ServeError::Store(why)),
+            Err(OpenStoreError::Locked) => {}
         }
-        Err(OpenStoreError::Locked) if socket::connect(socket).await.is_ok() => {
-            Err(ServeError::Served { path: socket.to_owned() })
+        if began.elapsed() >= LOCK_WAIT {
+            let answers = socket::passed_by_systemd().is_none() && socket::connect(socket).await.is_ok();
+            let path = socket.to_owned();
+            return Err(match answers {
+                true => ServeError::Served { path },
+                false => ServeError::Locked { path, waited_s: LOCK_WAIT.as_secs() },
+            });
         }
-        Err(OpenStoreError::Locked) => Err(ServeError::Locked { path: socket.to_owned(), waited_s: 0 }),
+        tokio::time::sleep(LOCK_PAUSE).await;
     }
 }
 
