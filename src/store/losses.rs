@@ -171,12 +171,16 @@ impl Store {
         self.settle_losses()
     }
 
-    /// Takes off what lacks nothing any more, once that is durable. The caller is inside the gate.
+    /// Takes off what lacks nothing any more, once that is durable, and what nobody needs any more. The caller is inside the gate.
     fn settle_losses(&self) -> Result<(), StoreError> {
         let Some(lost) = self.losses.known().clone() else { return self.checkpoint() };
         let params = self.params();
         let mut left = Lost::new();
         for (manifest, contents) in &lost {
+            // All its commits may have been given up since.
+            if self.catalog.with_manifest(manifest)?.is_none() {
+                continue;
+            }
             let keys = keys(&params, manifest, contents);
             // Recipes are proven by the full check, which isn't begun in vain.
             let chunks: Vec<Key> = keys.into_iter().filter(|key| key.0 != ObjectKind::Recipe).collect();

@@ -8,7 +8,7 @@ use crate::{
     chunk::{ObjectKind, Recipe},
     durable::{self, sim::Unsynced},
     ids::Hash,
-    store::{NewCommit, Store, Tuning, index::Location, tests::fixture::options},
+    store::{NewCommit, Store, Tuning, gc::GcOptions, index::Location, tests::fixture::options},
     verify::store::{RepairWith, repair_closed},
 };
 
@@ -435,4 +435,31 @@ fn what_comes_back_in_parts_is_whole_when_all_of_it_is_here() {
     drop(store);
     let store = opened(&disk.after_crash(Unsynced::Dropped));
     layer.check(&store);
+}
+
+/// What is given up isn't missed any more.
+#[test]
+fn what_was_purged_is_no_loss() {
+    let disk = sample();
+    let dir = Path::new(DIR).join("packs");
+    disk.list(&dir).expect("lists").iter().for_each(|name| disk.remove(&dir.join(name)).expect("removes"));
+    repair(&disk);
+    let store = opened(&disk);
+    assert!(
+        store.gc(&GcOptions { level: 1, dry_run: false }, &mut |_| true).is_err(),
+        "nobody knows what it needs"
+    );
+    let (by, rule) = ("root".to_owned(), "by hand".to_owned());
+    for (number, seq) in [(1, 1), (2, 2), (3, 3)] {
+        let units = vec![(unit(number), Seq(seq))];
+        store.prune(NewPrune { by: by.clone(), rule: rule.clone(), units }).expect("prunes");
+        let lives = vec![UnitLife { unit: unit(number), incarnation: Incarnation::FIRST }];
+        store.purge(NewPurge { by: by.clone(), lives }).expect("purges");
+        store.returned().expect("looks");
+        assert_eq!(store.lost(100).expect("asks").0.len(), 3 - number);
+    }
+    store.gc(&GcOptions { level: 1, dry_run: false }, &mut |_| true).expect("goes on");
+    drop(store);
+    let report = check(&disk, &ALL);
+    assert!(report.is_clean(), "{:?}", report.findings);
 }
