@@ -91,6 +91,8 @@ pub enum Request {
         dry_run: bool,
         level: i32,
     },
+    /// Of whoever has the store open: its sizes, and whether it can go on.
+    StoreStatus,
     /// Of whoever has the store open for sessions: end them, and close the store. Its daemon doesn't.
     Leave,
     /// Unmount and end.

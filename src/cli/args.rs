@@ -35,6 +35,10 @@ pub enum Command {
     Serve(ServeArgs),
     /// Units by state, queue, rates, connection, spool and cache.
     Status(StatusArgs),
+    /// Whether a person is needed: a line, and the exit code of a monitoring plugin.
+    Health,
+    /// What the daemons of this machine count, in Prometheus' text format.
+    Metrics(MetricsArgs),
     /// List units.
     Jobs(JobsArgs),
     /// Say everything that is known of a path: where its bytes are and what happens next.
@@ -156,6 +160,14 @@ pub struct StatusArgs {
     /// Again every second.
     #[arg(long)]
     pub watch: bool,
+}
+
+/// `metrics`.
+#[derive(Debug, Args)]
+pub struct MetricsArgs {
+    /// Into this file, as a whole, instead of stdout.
+    #[arg(long, value_name = "FILE")]
+    pub to: Option<PathBuf>,
 }
 
 /// `jobs`.

@@ -5,9 +5,12 @@
 mod args;
 mod bar;
 mod export;
+mod facts;
 mod failure;
 mod gc;
+mod health;
 mod import;
+mod metrics;
 mod mount;
 mod places;
 mod print;
@@ -63,6 +66,8 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Umount(args) => mount::umount(&cli, args),
         Command::Serve(args) => serve::serve(&cli, args),
         Command::Status(args) => remote::status(&cli, args.watch),
+        Command::Health => health::health(&cli),
+        Command::Metrics(args) => metrics::metrics(&cli, args),
         Command::Jobs(args) => remote::jobs(&cli, args.pattern.clone()),
         Command::Explain(args) => remote::explain(&cli, args),
         Command::Offload(args) => remote::offload(&cli, args),

@@ -138,6 +138,7 @@ impl Commands {
                 self.retire(&paths, before_ms, dry_run, output).await
             }
             Request::Leave
+            | Request::StoreStatus
             | Request::VerifyStore { .. }
             | Request::Adopt { .. }
             | Request::Prune { .. }

@@ -78,6 +78,10 @@ fn one(server: &Server, stream: &UnixStream) -> io::Result<()> {
         (Ok(Request::Gc { dry_run, level }), Some(store)) => {
             reclaim(store, &GcOptions { level, dry_run }, stream)
         }
+        (Ok(Request::StoreStatus), Some(store)) => {
+            item(stream, store_status(store))?;
+            reply(stream, &Reply::Done { exit: 0 })
+        }
         (Ok(Request::Leave), _) if server.lasts == Lasting::Sessions => {
             tracing::info!("somebody needs the store for himself");
             server.stop();
@@ -165,6 +169,27 @@ fn adopt_host(server: &Server, host: &str, dry_run: bool, stream: &UnixStream) -
         item(stream, adoption(snapshot, result, seq, note))?;
     }
     reply(stream, &Reply::Done { exit })
+}
+
+fn store_status(store: &Store) -> Value {
+    let stats = store.stats();
+    let condition = store.condition();
+    json!({
+        "v": 1,
+        "kind": "store-status",
+        "store": store.uuid().to_string(),
+        "seq": store.head().seq.0,
+        "packs": stats.packs,
+        "pack_bytes": stats.pack_bytes,
+        "catalog_bytes": stats.catalog_bytes,
+        "objects": stats.objects,
+        "records": stats.records,
+        "layers": stats.layers,
+        "free_bytes": condition.free_bytes,
+        "can_write": condition.can_write,
+        "has_room": condition.has_room,
+        "lost_manifests": condition.lost_manifests,
+    })
 }
 
 fn end(stream: &UnixStream, ended: Result<u8, Refusal>) -> io::Result<()> {

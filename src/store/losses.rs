@@ -61,6 +61,11 @@ impl Losses {
         self.known.lock().expect("nothing panics while it holds the losses' lock")
     }
 
+    /// How many manifests are listed.
+    pub fn count(&self) -> Option<usize> {
+        self.known().as_ref().map(Lost::len)
+    }
+
     /// Whether what this manifest names may be missing.
     pub fn has(&self, manifest: &Hash) -> bool {
         self.known().as_ref().is_none_or(|lost| lost.contains_key(manifest))

@@ -182,6 +182,19 @@ pub struct Store {
     _lock: DiskLock,
 }
 
+/// Whether a store can go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Condition {
+    /// No write has failed since it was opened.
+    pub can_write: bool,
+    /// There is room for something new.
+    pub has_room: bool,
+    /// On its disk, if that can be told.
+    pub free_bytes: Option<u64>,
+    /// Committed manifests that name something which was lost; `None`: that can't be told.
+    pub lost_manifests: Option<usize>,
+}
+
 impl Store {
     /// Opens the store in `dir`, or makes one if the directory is missing or empty.
     pub fn open(dir: &Path, options: StoreOptions) -> Result<Arc<Self>, StoreError> {
@@ -498,6 +511,16 @@ impl Store {
             objects: objects.unwrap_or_default(),
             records: self.catalog.head().seq.0,
             layers: self.catalog.layers() as u64,
+        }
+    }
+
+    /// Whether it can go on.
+    pub fn condition(&self) -> Condition {
+        Condition {
+            can_write: self.healthy().is_ok(),
+            has_room: self.room().is_ok(),
+            free_bytes: self.disk.space(self.layout.dir()).ok().map(|space| space.free),
+            lost_manifests: self.losses.count(),
         }
     }
 

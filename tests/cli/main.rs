@@ -12,3 +12,4 @@ mod units;
 mod uploads;
 mod usage;
 mod verify;
+mod watched;
