@@ -463,3 +463,34 @@ fn what_was_purged_is_no_loss() {
     let report = check(&disk, &ALL);
     assert!(report.is_clean(), "{:?}", report.findings);
 }
+
+/// A recipe that is lost is taken again like one that never was here.
+#[test]
+fn a_lost_recipe_is_taken_again() {
+    let sim = SimDisk::new();
+    let arc: Arc<dyn Disk> = Arc::new(sim.clone());
+    let store = open(&arc, Tuning { pack_bytes: 200_000, ..SMALL }).expect("makes a store");
+    let layer = Layer::large(1);
+    for object in layer.objects() {
+        store.append_block(&block(&[object])).expect("appends");
+    }
+    layer.send(&store).expect("commits");
+    let core = Hash::of(&layer.files[3].1);
+    let place = store.index_place(ObjectKind::Recipe, &core).expect("is proven");
+    let filler = noise("fill", 200_000);
+    store.append_block(&block(&[(ObjectKind::Chunk, Hash::of(&filler), filler)])).expect("appends");
+    store.checkpoint().expect("writes the index");
+    drop(store);
+    flip_at(&sim, place.pack, place.offset + u64::from(place.block_bytes) - 3);
+    let report = repair(&sim);
+    let lost: Vec<_> =
+        report.lost.iter().map(|range| (range.path.to_string(), range.from, range.bytes)).collect();
+    assert_eq!(lost, [("1-me/host1/core".to_owned(), 0, 300_000)], "{report:?}");
+    let store = opened(&sim);
+    assert_eq!(store.index_place(ObjectKind::Recipe, &core), None);
+    layer.send(&store).expect("asks for what is gone, and gets it");
+    layer.check(&store);
+    drop(store);
+    let report = check(&sim, &ALL);
+    assert!(report.is_clean(), "{:?}", report.findings);
+}
