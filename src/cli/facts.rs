@@ -34,8 +34,7 @@ impl Facts {
             let part = ask(config.control_socket(), Request::Status);
             if matches!(part, Part::Idle) { Part::Silent("no daemon runs".to_owned()) } else { part }
         });
-        let has_store = config.store_dir.join("store").exists() || config.store_dir.join("catalog").exists();
-        let store = has_store.then(|| {
+        let store = server::has_store(&config.store_dir).then(|| {
             let part = ask(config.store_dir.join(server::CONTROL_SOCKET), Request::StoreStatus);
             let lock = RealDisk.lock(&config.store_dir.join("lock"), LockMode::Shared);
             match part {

@@ -33,16 +33,13 @@ use crate::{
     },
 };
 
-/// Any of these says that there is, or was, a store.
-const STORE_FILES: [&str; 4] = ["store", "store.copy", "catalog", "catalog.copy"];
-
 /// fsck(8): it could not be checked.
 const COULD_NOT: u8 = 8;
 
 /// `verify`. The exit code is fsck(8)'s: a sum of bits.
 pub fn verify(cli: &Cli, args: &VerifyArgs) -> Outcome {
     let config = load_config(cli).map_err(|f| f.exit(COULD_NOT))?;
-    let store_here = STORE_FILES.iter().any(|name| config.store_dir.join(name).exists());
+    let store_here = server::has_store(&config.store_dir);
     let local_here = config.state_dir.join("journal.redb").exists();
     let (local, store) = (!args.store && local_here, !args.local && store_here);
     if !local && !store {
@@ -105,10 +102,9 @@ fn check_alone(cli: &Cli, args: &VerifyArgs, config: &Config) -> Outcome {
     let bar = Bar::new(cli);
     let progress = |at: verify::Progress| bar.show_some(at.done, at.total, at.is_bytes(), at.phase);
     let report = verify::local::check(&journal, &spool, &activity, &paths, args.read_data, &progress);
-    found.merge(report);
-    let report = found;
     bar.clear();
-    Ok(show_report(cli, &report, "local"))
+    found.merge(report);
+    Ok(show_report(cli, &found, "local"))
 }
 
 /// Nothing is mounted, so a path can only be one from the top of the results tree.

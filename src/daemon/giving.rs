@@ -85,11 +85,11 @@ async fn send(host: &Arc<Host>, link: &Link, objects: Vec<(ObjectKind, Hash)>) -
 fn next_block(host: &Host, objects: &mut impl Iterator<Item = (ObjectKind, Hash)>) -> (Option<Vec<u8>>, u64) {
     let (mut builder, mut count) = (BlockBuilder::default(), 0);
     for (kind, hash) in objects {
-        let manifest = || host.journal.manifest(&hash).ok().flatten().map(|manifest| manifest.encode());
-        let cached = host.cache.get_local(kind, &hash);
         let bytes = match kind {
-            ObjectKind::Manifest => manifest(),
-            ObjectKind::Chunk | ObjectKind::Recipe => cached.map(|object| object.to_vec()),
+            ObjectKind::Manifest => host.journal.manifest(&hash).ok().flatten().map(|m| m.encode()),
+            ObjectKind::Chunk | ObjectKind::Recipe => {
+                host.cache.get_local(kind, &hash).map(|object| object.to_vec())
+            }
         };
         let Some(bytes) = bytes.filter(|bytes| bytes.len() <= OBJECT_BYTES) else { continue };
         builder.push(kind, hash, &bytes);

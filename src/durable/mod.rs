@@ -116,15 +116,20 @@ pub fn write_atomic_on(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".tmp");
     let temporary = Path::new(&temporary);
-    match disk.remove(temporary) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => {}
-    }
+    there(disk.remove(temporary))?;
     let file = disk.create(temporary)?;
     file.write_at(0, bytes)?;
     file.sync_data()?;
     disk.rename(temporary, path)?;
     disk.sync_dir(dir)
+}
+
+/// What was asked of a file, where it is an answer, and no error, that there is none.
+pub fn there<T>(asked: io::Result<T>) -> io::Result<Option<T>> {
+    match asked {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        asked => asked.map(Some),
+    }
 }
 
 /// Makes creations, renames and removals in `dir` durable.

@@ -50,7 +50,7 @@ pub use api::{NewCommit, NewRetirement, Slots, StoreApi, StoreFault};
 pub use authorized::{AuthorizedKeyError, print_authorized_key};
 pub use collect::collect;
 pub use daemon::{OpenStore, OpenStoreError, ServeError, ServeOptions, serve};
-pub use opened::{CONTROL_SOCKET, open_store, open_store_there};
+pub use opened::{CONTROL_SOCKET, has_store, open_store, open_store_there};
 pub use session::SessionEnd;
 pub use stdio::serve_stdio;
 

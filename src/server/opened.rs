@@ -17,6 +17,9 @@ use crate::{
 /// Where whoever has the store open is asked, in the store's directory.
 pub const CONTROL_SOCKET: &str = "control.sock";
 
+/// Any of these says that there is a store, whole or damaged.
+const STORE_FILES: [&str; 5] = ["store", "store.copy", "catalog", "catalog.copy", "packs"];
+
 /// Opens the store in `dir` under its lock; makes it where there is none.
 pub fn open_store(dir: &Path, options: StoreOptions) -> Result<Arc<dyn StoreApi>, OpenStoreError> {
     match Store::open(dir, options) {
@@ -26,11 +29,15 @@ pub fn open_store(dir: &Path, options: StoreOptions) -> Result<Arc<dyn StoreApi>
     }
 }
 
+/// Whether there is, or was, a store in `dir`.
+pub fn has_store(dir: &Path) -> bool {
+    STORE_FILES.iter().any(|name| dir.join(name).exists())
+}
+
 /// The same of a store that is there. One that comes and goes with its sessions makes none: what is configured may be wrong, or its disk not
 /// mounted, and hosts would follow an empty one.
 pub fn open_store_there(dir: &Path, options: StoreOptions) -> Result<Arc<dyn StoreApi>, OpenStoreError> {
-    let is_there = ["store", "store.copy", "catalog", "packs"].iter().any(|name| dir.join(name).exists());
-    match is_there {
+    match has_store(dir) {
         true => open_store(dir, options),
         false => Err(OpenStoreError::Failed(format!(
             "there is no store in {}; the daemon (`resultsfs serve`) makes it when it is started for the first time",

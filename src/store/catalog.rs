@@ -28,7 +28,7 @@ use std::{
 
 use super::{
     StoreError,
-    copies::{CatalogCopy, is_ahead, open_catalog_copy},
+    copies::{CatalogCopy, open_catalog_copy},
     layout::{Layout, check16},
     lives::{Ended, Life, Lives},
     room::cut_back,
@@ -244,9 +244,9 @@ pub fn walk(
 }
 
 impl Walk {
-    /// What the copy goes on with was in the catalog, too.
-    pub fn compare(&mut self, copy: Option<&dyn DiskFile>) -> Result<(), StoreError> {
-        if self.damage.is_none() && is_ahead(copy, self)? {
+    /// A record that the copy goes on with was in the catalog, too, which has lost it.
+    pub fn compare(&mut self, copy: &dyn DiskFile) -> Result<(), StoreError> {
+        if self.damage.is_none() && next_record(copy, self.end, self.head)?.is_some() {
             let what = format!("it ends with record {}, and its copy goes on", self.head.seq);
             self.damage = Some(CatalogDamage::Truncated(what));
         }
@@ -266,11 +266,6 @@ impl Walk {
             self.broken(format!("record {} isn't the one that the head file knows", head.seq));
         }
     }
-}
-
-/// Whether a file has behind a walk's end a record that follows its last one.
-pub(super) fn goes_on(file: &dyn DiskFile, walk: &Walk) -> Result<bool, StoreError> {
-    Ok(next_record(file, walk.end, walk.head)?.is_some())
 }
 
 /// The frame at `at`, and where its record leaves the chain, if it is whole and follows `head`.
@@ -379,8 +374,9 @@ impl Catalog {
         let mut known =
             Known { offsets: Vec::new(), layers, lives, manifests, reclaimed, head: genesis, end: 0 };
         let mut walk = walk(&*file, bytes, store, witness, |offset, record| known.add(offset, &record))?;
-        let copy = open_catalog_copy(disk, layout)?;
-        walk.compare(copy.as_deref())?;
+        if let Some(copy) = open_catalog_copy(disk, layout)? {
+            walk.compare(&*copy)?;
+        }
         if let Some(damage) = walk.damage {
             return Err(StoreError::Damaged { path: layout.catalog(), what: damage.to_string() });
         }

@@ -11,7 +11,6 @@ use std::{
 
 use super::{
     StoreError,
-    catalog::{Walk, goes_on},
     layout::{Header, Layout},
 };
 use crate::durable::{self, Disk, DiskFile};
@@ -33,7 +32,7 @@ pub(super) fn keep_header(disk: &dyn Disk, layout: &Layout, header: &Header) {
 }
 
 /// The catalog's copy.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct CatalogCopy(Mutex<Option<Copy>>);
 
 #[derive(Debug)]
@@ -48,15 +47,7 @@ pub(crate) fn open_catalog_copy(
     disk: &dyn Disk,
     layout: &Layout,
 ) -> Result<Option<Arc<dyn DiskFile>>, StoreError> {
-    match disk.open(&layout.catalog_copy()) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        file => Ok(Some(file?)),
-    }
-}
-
-/// Whether the copy has a record that follows the catalog's last one, which the catalog therefore had, and lost.
-pub(crate) fn is_ahead(copy: Option<&dyn DiskFile>, walk: &Walk) -> Result<bool, StoreError> {
-    copy.map_or(Ok(false), |copy| goes_on(copy, walk))
+    Ok(durable::there(disk.open(&layout.catalog_copy()))?)
 }
 
 impl CatalogCopy {

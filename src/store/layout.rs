@@ -200,10 +200,7 @@ impl Header {
 
     /// Reads the one at `path`, which may be the copy.
     pub fn read_at(disk: &dyn Disk, path: PathBuf) -> Result<Option<Self>, StoreError> {
-        let file = match disk.open_read(&path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            file => file?,
-        };
+        let Some(file) = durable::there(disk.open_read(&path))? else { return Ok(None) };
         let damaged = |what| StoreError::Damaged { path: path.clone(), what };
         if file.len()? > BODY_BYTES as u64 {
             return Err(damaged("not a store's header".to_owned()));

@@ -6,13 +6,12 @@
 //! ```text
 //! lost   0  magic "RFSx"   4
 //!        4  BLAKE3 of what follows, first 16 bytes
-//!       20  CBOR: array of arrays: manifest's hash, array of arrays: content's hash, size. No content: the manifest itself is lost
+//!       20  CBOR: map of manifest's hash to array of arrays: content's hash, size. No content: the manifest itself is lost
 //! ```
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Mutex, MutexGuard},
 };
 
 use tokio::sync::watch;
@@ -74,29 +73,25 @@ impl Losses {
 
 /// The list in the file; `None` if that is damaged.
 pub(crate) fn read(disk: &dyn Disk, layout: &Layout) -> Result<Option<Lost>, StoreError> {
-    let file = match disk.open_read(&layout.losses()) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Some(Lost::new())),
-        file => file?,
-    };
+    let Some(file) = durable::there(disk.open_read(&layout.losses()))? else { return Ok(Some(Lost::new())) };
     let bytes = durable::read_all(&*file)?;
     let body = bytes.strip_prefix(MAGIC).and_then(<[u8]>::split_first_chunk::<16>);
     let body = body.filter(|(check, body)| check16(&[body]) == **check);
     Ok(body.and_then(|(_, body)| minicbor::decode::<Lost>(body).ok()))
 }
 
-fn write(disk: &Arc<dyn Disk>, layout: &Layout, lost: &Lost) -> Result<(), StoreError> {
+fn write(disk: &dyn Disk, layout: &Layout, lost: &Lost) -> Result<(), StoreError> {
     if lost.is_empty() {
-        return match disk.remove(&layout.losses()) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(e) => Err(e.into()),
-            Ok(()) => Ok(disk.sync_dir(layout.dir())?),
+        return match durable::there(disk.remove(&layout.losses()))? {
+            None => Ok(()),
+            Some(()) => Ok(disk.sync_dir(layout.dir())?),
         };
     }
     let body = minicbor::to_vec(lost).expect("encoding into a Vec can't fail");
     let mut bytes = MAGIC.to_vec();
     bytes.extend_from_slice(&check16(&[&body]));
     bytes.extend_from_slice(&body);
-    Ok(durable::write_atomic_on(&**disk, &layout.losses(), &bytes)?)
+    Ok(durable::write_atomic_on(disk, &layout.losses(), &bytes)?)
 }
 
 impl Store {
@@ -104,7 +99,7 @@ impl Store {
     pub(crate) fn set_losses(&self, lost: Lost) -> Result<(), StoreError> {
         let mut known = self.losses.known();
         if known.as_ref() != Some(&lost) {
-            write(&self.disk, &self.layout, &lost)?;
+            write(&*self.disk, &self.layout, &lost)?;
             *known = Some(lost);
         }
         Ok(())

@@ -637,9 +637,9 @@ fn has_data(disk: &dyn Disk, layout: &Layout) -> Result<bool, StoreError> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => false,
         names => !names?.is_empty(),
     };
-    let has_bytes = |path: PathBuf| match disk.open_read(&path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
-        file => Ok::<_, StoreError>(!file?.is_empty()?),
+    let has_bytes = |path: PathBuf| match durable::there(disk.open_read(&path))? {
+        Some(file) => Ok::<_, StoreError>(!file.is_empty()?),
+        None => Ok(false),
     };
     Ok(packs || has_bytes(layout.catalog())? || has_bytes(layout.catalog_copy())?)
 }

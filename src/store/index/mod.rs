@@ -50,7 +50,7 @@ use super::{
 };
 use crate::{
     chunk::{ObjectKind, block::TableEntry},
-    durable::{Disk, DiskFile},
+    durable::{self, Disk, DiskFile},
     ids::{Hash, StoreUuid},
 };
 
@@ -134,10 +134,7 @@ impl Index {
 
     /// Makes an empty index in place of what may be there.
     pub fn create(disk: &Arc<dyn Disk>, layout: &Layout, store: StoreUuid) -> Result<Self, StoreError> {
-        match disk.remove(&layout.index()) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e.into()),
-            _ => {}
-        }
+        durable::there(disk.remove(&layout.index()))?;
         let written = Written::create(disk, layout, store)?;
         disk.sync_dir(layout.dir())?;
         Ok(Self::over(written))

@@ -1,6 +1,6 @@
 //! The catalog from itself and its copy: at each place the frame that is whole and follows, from whichever has it.
 
-use std::{io, path::Path, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use super::{
     super::{
@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     catalog::Head,
-    durable::{Disk, DiskFile},
+    durable::{self, Disk, DiskFile},
     ids::StoreUuid,
 };
 
@@ -33,10 +33,7 @@ struct Pair([Option<Arc<dyn DiskFile>>; 2]);
 
 impl Pair {
     fn open(disk: &dyn Disk, layout: &Layout) -> Result<Self, StoreError> {
-        let open = |path: &Path| match disk.open_read(path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            file => Ok::<_, StoreError>(Some(file?)),
-        };
+        let open = |path: &Path| durable::there(disk.open_read(path));
         Ok(Self([open(&layout.catalog())?, open(&layout.catalog_copy())?]))
     }
 
@@ -90,10 +87,7 @@ pub(crate) fn plan_catalog(
 pub(crate) fn mend_catalog(disk: &dyn Disk, layout: &Layout, store: StoreUuid) -> Result<(), StoreError> {
     let pair = Pair::open(disk, layout)?;
     let temporary = layout.catalog().with_extension("tmp");
-    match disk.remove(&temporary) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e.into()),
-        _ => {}
-    }
+    durable::there(disk.remove(&temporary))?;
     let file = disk.create(&temporary)?;
     let (mut at, mut waiting) = (0, Vec::new());
     pair.each(store, |frame, _| {

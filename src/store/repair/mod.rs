@@ -28,7 +28,7 @@ use super::{
 };
 use crate::durable::{self, Disk};
 
-/// Gives `path` a second, durable name in quarantine, and says which. Nothing if there is no such file.
+/// Gives `path` a second, durable name in quarantine. Nothing if there is no such file.
 fn quarantine(disk: &dyn Disk, layout: &Layout, path: &Path) -> Result<(), StoreError> {
     let dir = layout.quarantine();
     disk.create_dir(&dir)?;
@@ -55,9 +55,6 @@ pub(crate) fn mend_header(disk: &dyn Disk, layout: &Layout, header: &Header) -> 
 
 /// Removes an index that is of no use; the next opening makes it again.
 pub(crate) fn drop_index(disk: &dyn Disk, layout: &Layout) -> Result<(), StoreError> {
-    match disk.remove(&layout.index()) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e.into()),
-        _ => {}
-    }
+    durable::there(disk.remove(&layout.index()))?;
     Ok(disk.sync_dir(layout.dir())?)
 }

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeSet, HashSet},
-    io,
     sync::Arc,
 };
 
@@ -22,7 +21,7 @@ use crate::{
         ObjectKind,
         block::{self, Block, BlockBuilder},
     },
-    durable::DiskFile,
+    durable::{self, DiskFile},
     ids::Hash,
     limits::{BLOCK_OBJECTS, BLOCK_RAW_TARGET_BYTES, RECLAIMED_PACKS},
 };
@@ -94,10 +93,8 @@ impl Salvage<'_> {
 
     fn pack(&mut self, number: u32) -> Result<(), StoreError> {
         let store = self.store;
-        let file = match store.disk.open_read(&store.layout.pack(number)) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            file => file?,
-        };
+        let file = durable::there(store.disk.open_read(&store.layout.pack(number)))?;
+        let Some(file) = file else { return Ok(()) };
         let file_bytes = file.len()?;
         let scan = pack::scan(&*file, file_bytes, store.header.uuid, number, u64::MAX)?;
         for block in scan.blocks.iter().chain(&scan.damaged_blocks) {

@@ -3,13 +3,12 @@
 use std::collections::HashMap;
 
 use super::{Check, RESEND, in_parallel};
-use crate::verify::LostRange;
 use crate::{
     chunk::{ObjectKind, Recipe},
     ids::{Hash, UnitId},
     manifest::{Body, Manifest, ManifestError},
     store::{StoreError, decode_recipe, index::Location},
-    verify::{Finding, Meter, Severity},
+    verify::{Finding, LostRange, Meter, Severity},
 };
 
 /// Paths named in one finding.
@@ -93,13 +92,12 @@ impl Check<'_> {
         hash: &Hash,
         decode: impl FnOnce(&[u8]) -> Result<T, ManifestError>,
     ) -> Result<T, Problem> {
-        let problem = Problem::new;
         let Some(place) = self.place(ObjectKind::Manifest, hash) else {
             let Problem { code, what, .. } = self.missing(ObjectKind::Manifest, hash);
             let damaged = code == "content-damaged";
-            return Err(problem(if damaged { "manifest-damaged" } else { "manifest-missing" }, what));
+            return Err(Problem::new(if damaged { "manifest-damaged" } else { "manifest-missing" }, what));
         };
-        let damaged = |e: String| problem("manifest-damaged", format!("Manifest {hash}: {e}"));
+        let damaged = |e: String| Problem::new("manifest-damaged", format!("Manifest {hash}: {e}"));
         let block = self.blocks.open(place).map_err(|e| damaged(e.to_string()))?;
         let bytes =
             block.get(ObjectKind::Manifest, hash).ok_or_else(|| damaged("isn't where it was".into()))?;

@@ -247,7 +247,7 @@ impl<'a> Check<'a> {
         })?;
         let (manifests, reclaimed) = (&mut self.manifests, &mut self.reclaimed);
         let counts = &mut self.report.counts;
-        let walk = catalog::walk(&*file, bytes, self.header.uuid, witness, |_, record| {
+        let mut walk = catalog::walk(&*file, bytes, self.header.uuid, witness, |_, record| {
             counts.records += 1;
             match &record.body {
                 RecordBody::Commit(_) => {}
@@ -271,7 +271,6 @@ impl<'a> Check<'a> {
             }
         })?;
         self.report.counts.reclaimed_packs = self.reclaimed.len() as u64;
-        let mut walk = walk;
         self.check_catalog_copy(&*file, &mut walk, open.is_some())?;
         match walk.damage {
             Some(damage) => self.catalog_damage(&damage),
@@ -319,7 +318,7 @@ impl<'a> Check<'a> {
             return Ok(());
         };
         if !is_open {
-            walk.compare(Some(&*copy))?;
+            walk.compare(&*copy)?;
         }
         let bytes = copy.len()?;
         let common = walk.end.min(bytes);

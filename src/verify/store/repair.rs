@@ -75,7 +75,7 @@ pub(crate) fn repair_closed(
     }
     let mut check = Check::new(&disk, &layout, &header, options, progress);
     check.look(None)?;
-    let report = std::mem::take(&mut check.report);
+    let mut report = std::mem::take(&mut check.report);
     if found.is_empty()
         && report.is_clean()
         && losses::read(&*disk, &layout)?.is_some_and(|lost| lost.is_empty())
@@ -87,7 +87,6 @@ pub(crate) fn repair_closed(
     }
     let known = known(&mut check);
     let store = Store::open_locked(disk.clone(), dir, with.store.clone(), tuning, lock)?;
-    let mut report = report;
     if !known.bad_packs.is_empty() {
         let Salvaged { packs, objects } = store.salvage(known, with.level)?;
         report.notes.push(format!("{objects} objects of {packs} packs were appended anew"));
