@@ -9,7 +9,7 @@ use std::{
         net::{UnixListener, UnixStream},
     },
     path::Path,
-    sync::{Arc, Weak},
+    sync::{Arc, Mutex, PoisonError, Weak},
     thread,
 };
 
@@ -56,21 +56,34 @@ fn listen(server: &Arc<Server>, socket: &Path) -> io::Result<()> {
     let listener = UnixListener::bind(socket)?;
     fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))?;
     let server = Arc::downgrade(server);
+    let turn = Arc::new(Mutex::new(()));
     thread::Builder::new().name("store-desk".into()).spawn(move || {
         for stream in listener.incoming().flatten() {
             let Some(server) = Weak::upgrade(&server) else { return };
-            if let Err(e) = one(&server, &stream) {
-                tracing::debug!("a caller went away: {e}");
+            let turn = Arc::clone(&turn);
+            let answer = move || {
+                if let Err(e) = one(&server, &turn, &stream) {
+                    tracing::debug!("a caller went away: {e}");
+                }
+            };
+            if let Err(e) = thread::Builder::new().name("store-caller".into()).spawn(answer) {
+                tracing::warn!("a caller isn't answered: {e}");
             }
         }
     })?;
     Ok(())
 }
 
-fn one(server: &Server, stream: &UnixStream) -> io::Result<()> {
+/// What looks or changes takes its turn; how the store is, is told at once.
+fn one(server: &Server, turn: &Mutex<()>, stream: &UnixStream) -> io::Result<()> {
     let mut line = String::new();
     BufReader::new(stream.take(REQUEST_BYTES)).read_line(&mut line)?;
-    match (serde_json::from_str(&line), server.store.on_disk()) {
+    let request = serde_json::from_str(&line);
+    let _turn = match request {
+        Ok(Request::StoreStatus) => None,
+        _ => Some(turn.lock().unwrap_or_else(PoisonError::into_inner)),
+    };
+    match (request, server.store.on_disk()) {
         (Ok(Request::VerifyStore { read_data, unpack, sample }), Some(store)) => {
             let options = VerifyOptions { read_data, unpack, sample: None };
             verify(store, options, sample, stream)

@@ -1,6 +1,6 @@
 //! `health` and `metrics`: what monitoring sees of a host.
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, os::unix::net::UnixStream, path::Path, time::Duration};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -26,6 +26,11 @@ fn a_host_is_well_until_its_daemon_is_gone() {
         .shows(0, &["OK - mount: connection up, 0 units wait", "; store: 3 records, 1 packs"]);
     let said = run(&results, &["--json", "health"]).shows(0, &[]).json();
     assert!(said.len() == 1 && said[0]["kind"] == "health" && said[0]["level"] == "OK", "{said:?}");
+
+    // Whoever is at the store's desk, with a long check or with nothing to say, is in nobody's way.
+    let at_the_desk = UnixStream::connect(lab.store().join("control.sock")).expect("answers");
+    run(&results, &["health"]).shows(0, &["; store: 3 records, 1 packs"]);
+    drop(at_the_desk);
 
     let metrics = run(&results, &["metrics"]).shows(
         0,
