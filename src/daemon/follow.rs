@@ -231,19 +231,17 @@ impl Follower {
         let Some(comparison) = self.comparison.take_if(is_due) else { return };
         self.take_back();
         for record in comparison.lost(&self.host.journal) {
-            match record.state {
-                State::Committed => {
-                    warn!("the store has lost {}; it is sent again", record.unit);
-                    if let Err(e) = self.host.journal.unsend(&record.unit) {
-                        warn!("{}: {e}", record.unit);
-                    }
-                    self.host.engine.journal_changed();
+            match (record.partial, record.state) {
+                (false, State::Committed) => warn!("the store has lost {}; it is sent again", record.unit),
+                (true, _) => {
+                    warn!("the store has lost {}; what is here of it is sent again", record.unit);
                 }
-                State::Evicted => {
-                    warn!("the store has lost {} and nothing of it is here any more", record.unit)
-                }
-                _ => {}
+                (false, _) => continue,
             }
+            if let Err(e) = self.host.journal.unsend(&record.unit) {
+                warn!("{}: {e}", record.unit);
+            }
+            self.host.engine.journal_changed();
         }
     }
 }

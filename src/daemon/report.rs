@@ -420,7 +420,10 @@ fn explain_unit(host: &Host, unit: &UnitId, out: &mut Map<String, Value>) {
         explain_record(host, record, out);
     }
     lives::explain(host, unit, out);
-    let layers: Vec<Value> = host.journal.shown_layers(unit).iter().map(layer_json).collect();
+    // What the store has lost is told by the record.
+    let is_told = |layer: &&LayerHead| !(layer.is_live() && layer.host == host.journal.host());
+    let layers = host.journal.shown_layers(unit);
+    let layers: Vec<Value> = layers.iter().filter(is_told).map(layer_json).collect();
     out.insert("layers".into(), json!(layers));
     let fresh = || {
         (is_own && state == State::Running).then(|| {

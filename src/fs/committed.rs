@@ -202,6 +202,7 @@ impl Committed {
         let units = [self.unit_of(path, false), self.unit_of(path, true)];
         let behind = units.into_iter().flatten().any(|unit| {
             let record = self.journal.get(&unit).filter(|record| record.partial);
+            let record = record.filter(|_| !self.journal.is_stranded(&unit));
             let seq = record.and_then(|record| record.committed).map(|committed| committed.seq);
             seq > self.journal.head().map(|(_, head)| head.seq) && seq.is_some()
         });

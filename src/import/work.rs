@@ -142,7 +142,7 @@ impl Work {
                 Err(error) => error,
             };
             match error {
-                UploadError::Changed { path } | UploadError::Absent { path } => {
+                UploadError::Changed { path } | UploadError::Absent { path, .. } => {
                     if !changed.insert(path.clone()) {
                         of_files.push(Finding::within("changed", unit, &path, "it changes while it is read"));
                         passed_over.insert(path);
@@ -223,8 +223,16 @@ impl Work {
             return Prepared::There { manifest, there, findings };
         }
         let (unit, incarnation) = (unit.clone(), journal.incarnation(unit));
-        let layer =
-            Layer { unit, incarnation, generation, manifest: Arc::new(manifest), hash, lost, held: None };
+        let layer = Layer {
+            unit,
+            incarnation,
+            generation,
+            manifest: Arc::new(manifest),
+            hash,
+            lost,
+            partial: false,
+            held: None,
+        };
         Prepared::Layer { layer, there, findings }
     }
 

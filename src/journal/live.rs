@@ -1,8 +1,10 @@
-//! Other hosts' running layers, as the store last told of them. In memory only: who starts anew asks the store.
+//! What shows beside the replica: other hosts' running layers, as the store last told of them. In memory only: who starts anew asks the store.
 //!
 //! A snapshot stands beside what its layer has committed: it shows as that layer with one more, newest, revision
 //! ([`Live::over`]). What has not changed since the commit keeps the commit's number; what has changed is newer than anything that
 //! is committed ([`Seq::live`]). A snapshot of a generation that is committed meanwhile doesn't count.
+//!
+//! An own layer stands here, too, while the store has lost its commit ([`Journal::unsend`](super::Journal::unsend)) and its files aren't in the spool.
 //!
 //! Its manifests are kept in memory, apart from those of the catalog: there is a new one every half minute, and they would push those out.
 
@@ -21,7 +23,7 @@ use crate::{
 /// Entries of live manifests in memory, about 200 bytes each. What goes beyond it comes from the block cache again.
 const MANIFEST_ENTRIES: usize = 200_000;
 
-/// The snapshots of all other hosts, by unit.
+/// The snapshots, by unit.
 #[derive(Debug, Default)]
 pub(super) struct Live {
     units: BTreeMap<Vec<u8>, Vec<Snapshot>>,

@@ -138,6 +138,7 @@ impl Journal {
             journal.catch_up_with_replica()?;
         }
         journal.forget_settled_notes(journal.noted_units())?;
+        journal.show_stranded(journal.units().into_iter().filter(|record| record.stranded_ms.is_some()));
         Ok(Arc::new(journal))
     }
 
@@ -339,6 +340,7 @@ impl Journal {
             self.forgive(record.undeleted());
         }
         if !own.is_empty() {
+            self.forget_stranded(&own);
             self.adopt(own.clone())?;
             self.replica.adopted()?;
             self.forget_settled_notes(own)?;
@@ -366,6 +368,8 @@ impl Journal {
         let reset = self.replica.reset(store);
         self.retired_mut().clear();
         self.epoch.fetch_add(1, Ordering::AcqRel);
+        // Until it is known whether the store still has them: what isn't in the spool goes on showing.
+        self.show_stranded(self.units().into_iter().filter(|record| record.partial));
         reset
     }
 
@@ -520,17 +524,59 @@ impl Journal {
 
     /// Whether another host runs `unit`.
     pub fn runs_elsewhere(&self, unit: &UnitId) -> bool {
-        self.live().contains(unit)
+        self.live().of(unit).iter().any(|snapshot| snapshot.host != self.host)
     }
 
     /// What other hosts run, in order of the units.
     pub fn snapshots(&self) -> Vec<Snapshot> {
-        self.live().all()
+        let mut all = self.live().all();
+        all.retain(|snapshot| snapshot.host != self.host);
+        all
     }
 
     /// Other hosts' snapshots of `unit`.
     pub fn snapshots_of(&self, unit: &UnitId) -> Vec<Snapshot> {
-        self.live().of(unit).to_vec()
+        let mut others = self.live().of(unit).to_vec();
+        others.retain(|snapshot| snapshot.host != self.host);
+        others
+    }
+
+    /// Whether this host's layer of `unit` shows by what the journal has of it, since the replica lacks it.
+    pub fn is_stranded(&self, unit: &UnitId) -> bool {
+        self.live().of(unit).iter().any(|snapshot| snapshot.host == self.host)
+    }
+
+    /// Shows own partial layers as they were committed, until the replica has their commits.
+    fn show_stranded(&self, records: impl IntoIterator<Item = UnitRecord>) {
+        for record in records {
+            let Some(committed) = record.committed else { continue };
+            let manifest = match self.manifest(&committed.manifest) {
+                Ok(Some(manifest)) => manifest,
+                Ok(None) => continue,
+                Err(error) => {
+                    tracing::warn!(unit = %record.unit, %error, "what was committed of it can't be read");
+                    continue;
+                }
+            };
+            self.live_mut().set(Snapshot {
+                host: self.host,
+                host_name: String::new(),
+                unit: record.unit,
+                generation: committed.generation,
+                manifest: committed.manifest,
+                time_ms: committed.time_ms,
+                begun_ms: committed.time_ms,
+                bytes: manifest.bytes(),
+                entries: manifest.entries().len() as u64,
+                incarnation: record.incarnation,
+            });
+        }
+    }
+
+    fn forget_stranded(&self, units: &[UnitId]) {
+        for unit in units.iter().filter(|unit| self.is_stranded(unit) && self.is_followed(unit)) {
+            self.live_mut().remove(self.host, unit);
+        }
     }
 
     /// The manifest `hash` is a snapshot's that is set as soon as it is here.

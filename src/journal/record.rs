@@ -8,9 +8,11 @@
 //!           (next generation)
 //! ```
 //! A complete layer that is what was committed last goes straight back to `Committed` ([`UnitRecord::unchanged`]), in that commit's generation.
+//! `unsend` is for a commit that the store has lost, from `Evicted`, too.
 //!
 //! Invariants: `manifest` is there exactly from `Sealed` on and describes `generation`; `committed` is there from `Committed`
-//! on and is then of the same generation and manifest; an `Evicted` layer is partial.
+//! on and is then of the same generation and manifest; an `Evicted` layer is partial; a partial one has `committed`, and only such a one is
+//! stranded, and then it isn't `Committed` or `Evicted`.
 
 use minicbor::{Decode, Encode};
 
@@ -127,6 +129,9 @@ pub struct UnitRecord {
     /// The unit's life that this layer is of.
     #[n(13)]
     pub incarnation: Incarnation,
+    /// When this host learnt that the store has lost `committed`, which still says what isn't in the spool.
+    #[n(14)]
+    pub stranded_ms: Option<u64>,
     /// Why the last attempt to go on failed; in memory only.
     #[cbor(skip)]
     pub last_error: Option<String>,
@@ -155,6 +160,7 @@ impl UnitRecord {
             sealed_ms: None,
             committed_ms: None,
             evicted_ms: None,
+            stranded_ms: None,
             last_error: None,
         }
     }
@@ -164,6 +170,7 @@ impl UnitRecord {
         Self {
             committed: self.committed,
             partial: self.partial,
+            stranded_ms: self.stranded_ms,
             ..Self::running(self.unit.clone(), self.incarnation, self.generation.next(), now_ms)
         }
     }
@@ -175,8 +182,8 @@ impl UnitRecord {
 
     /// Another made a snapshot of this layer its commit: what is here follows as the next generation.
     pub(super) fn overtaken(&self, committed: Committed, now_ms: u64) -> Self {
-        let committed_then =
-            Self { generation: committed.generation, committed: Some(committed), ..self.clone() };
+        let (generation, stranded_ms) = (committed.generation, None);
+        let committed_then = Self { generation, committed: Some(committed), stranded_ms, ..self.clone() };
         committed_then.touched(now_ms)
     }
 
@@ -222,19 +229,31 @@ impl UnitRecord {
                 state: State::Committed,
                 committed: Some(committed),
                 committed_ms: Some(now_ms),
+                stranded_ms: None,
                 last_error: None,
                 ..self.clone()
             };
         }
-        let is_newer =
-            self.committed.is_none_or(|c| (c.generation, c.seq) < (committed.generation, committed.seq));
-        Self { committed: if is_newer { Some(committed) } else { self.committed }, ..self.clone() }
+        // A number of a commit that was lost says nothing.
+        let known_seq = |known: Committed| self.stranded_ms.is_none().then_some(known.seq);
+        let is_newer = self
+            .committed
+            .is_none_or(|c| (c.generation, known_seq(c)) < (committed.generation, Some(committed.seq)));
+        match is_newer {
+            true => Self { committed: Some(committed), stranded_ms: None, ..self.clone() },
+            false => self.clone(),
+        }
     }
 
-    /// Without the commit, which the store doesn't have any more. Only a layer that is whole can be sent again.
-    pub(super) fn unsent(&self) -> Option<Self> {
-        let state = if self.state == State::Committed { State::Sealed } else { self.state };
-        (!self.partial).then(|| Self { state, committed: None, committed_ms: None, ..self.clone() })
+    /// Without the commit, which the store doesn't have any more. A partial layer goes on as what that said: the store may have the contents, or get
+    /// them from another.
+    pub(super) fn unsent(&self, now_ms: u64) -> Self {
+        let state = self.state.min(State::Sealed);
+        let (committed, stranded_ms) = match self.partial {
+            true => (self.committed, self.stranded_ms.or(Some(now_ms))),
+            false => (None, None),
+        };
+        Self { state, committed, stranded_ms, committed_ms: None, evicted_ms: None, ..self.clone() }
     }
 
     pub(super) fn evicted(&self, now_ms: u64) -> Option<Self> {
@@ -249,7 +268,16 @@ impl UnitRecord {
     /// Whole again; the state doesn't change but from `Evicted`.
     pub(super) fn recalled(&self) -> Option<Self> {
         let state = if self.state == State::Evicted { State::Committed } else { self.state };
-        self.partial.then(|| Self { state, partial: false, evicted_ms: None, ..self.clone() })
+        let committed = self.committed.filter(|_| self.stranded_ms.is_none());
+        let stranded_ms = None;
+        self.partial.then(|| Self {
+            state,
+            committed,
+            partial: false,
+            evicted_ms: None,
+            stranded_ms,
+            ..self.clone()
+        })
     }
 
     /// The manifests that this record needs kept.

@@ -299,8 +299,8 @@ fn an_answer_that_comes_late_only_says_what_is_committed() {
 }
 
 #[test]
-fn what_the_store_lost_is_sealed_again_while_its_bytes_are_here() {
-    let (_dir, journal) = fresh();
+fn what_the_store_lost_is_sealed_again() {
+    let (dir, journal) = fresh();
     let mut catalog = Catalog::new();
     let ack = commit(&journal, &mut catalog, &exec());
     journal.unsend(&exec()).expect("whole");
@@ -309,8 +309,61 @@ fn what_the_store_lost_is_sealed_again_while_its_bytes_are_here() {
     assert_eq!((record.committed, record.manifest), (None, Some(ack.commit().expect("a commit").manifest)));
     journal.committed(&exec(), Generation(1), &ack).expect("sealed");
     journal.evict(&exec()).expect("committed");
-    assert!(matches!(journal.unsend(&exec()), Err(JournalError::Illegal { .. })), "its bytes aren't here");
-    assert_eq!(state(&journal, &exec()), (State::Evicted, 1));
+    // Another store, and later an answer of it about something older.
+    let anew = Catalog::new();
+    journal.reset_replica(anew.store).expect("writes");
+    assert_eq!(journal.shown_layers(&exec()).len(), 1, "it goes on showing before anything is known");
+    assert_eq!((journal.snapshots(), journal.runs_elsewhere(&exec())), (Vec::new(), false));
+    journal.unsend(&exec()).expect("partial");
+    drop(journal);
+    let journal = open(dir.path());
+    assert_eq!(state(&journal, &exec()), (State::Sealed, 1));
+    let record = journal.get(&exec()).expect("a record");
+    assert!(record.partial && record.stranded_ms.is_some());
+    assert_eq!(
+        record.committed.map(|c| Some(c.manifest)),
+        Some(record.manifest),
+        "what isn't here is as it says"
+    );
+    let shown = journal.shown_layers(&exec());
+    assert_eq!(shown.iter().map(|layer| Some(layer.manifest)).collect::<Vec<_>>(), [record.manifest]);
+    journal.touch(&exec()).expect("writes");
+    assert!(journal.get(&exec()).expect("a record").stranded_ms.is_some());
+}
+
+/// Whichever store has a stranded commit again: it is as it was.
+#[test]
+fn a_stranded_layer_is_committed_again_by_an_answer_or_by_the_catalog() {
+    for moved_on in [false, true] {
+        for answered in [true, false] {
+            let (_dir, journal) = fresh();
+            let mut catalog = Catalog::new();
+            let ack = commit(&journal, &mut catalog, &exec());
+            journal.evict(&exec()).expect("committed");
+            let mut anew = Catalog::new();
+            journal.reset_replica(anew.store).expect("writes");
+            journal.unsend(&exec()).expect("partial");
+            if moved_on {
+                journal.touch(&exec()).expect("writes");
+            }
+            // The numbers of the new store are lower.
+            let manifest = ack.commit().expect("a commit").manifest;
+            let again = anew.commit(journal.host(), &exec(), 1, manifest);
+            match answered {
+                true => journal.committed(&exec(), Generation(1), &again).expect("an answer"),
+                false => journal.follow(anew.store, std::slice::from_ref(&again)).expect("it follows"),
+            }
+            let expected = if moved_on { (State::Running, 2) } else { (State::Committed, 1) };
+            assert_eq!(state(&journal, &exec()), expected);
+            let record = journal.get(&exec()).expect("a record");
+            assert_eq!((record.stranded_ms, record.committed.map(|c| c.seq)), (None, Some(again.seq)));
+            if answered {
+                journal.follow(anew.store, &[again]).expect("it follows");
+            }
+            assert!(!journal.is_stranded(&exec()));
+            assert_eq!(journal.shown_layers(&exec()), journal.layers(&exec()));
+        }
+    }
 }
 
 #[test]
@@ -585,6 +638,7 @@ fn assert_good(record: &UnitRecord) {
     assert!(record.committed.is_none_or(|c| c.generation <= record.generation), "{record:?}");
     assert!(record.state != State::Evicted || record.partial, "{record:?}");
     assert!(!record.partial || record.committed.is_some(), "{record:?}");
+    assert!(record.stranded_ms.is_none() || record.partial && record.state <= State::Sealed, "{record:?}");
 }
 
 /// One of everything that can be asked of a unit; what is out of turn is refused.

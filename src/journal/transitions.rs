@@ -138,9 +138,13 @@ impl Journal {
         if changes.is_empty() { Ok(()) } else { self.write(changes, None) }
     }
 
-    /// The store doesn't have the unit's commit any more: it must be sent again. Not for a partial layer, whose bytes aren't here.
+    /// The store doesn't have the unit's commit any more: it must be sent again. A partial layer is stranded then: what isn't in the spool shows as the
+    /// commit said, and is sent again by its names alone.
     pub fn unsend(&self, unit: &UnitId) -> Result<(), JournalError> {
-        self.step(unit, "send again", false, UnitRecord::unsent)
+        let now_ms = self.clock.now_ms();
+        self.step(unit, "send again", false, |record| Some(record.unsent(now_ms)))?;
+        self.show_stranded(self.get(unit).filter(|record| record.stranded_ms.is_some()));
+        Ok(())
     }
 
     /// The unit's files may be deleted from the spool. [`JournalError::Stale`] if it isn't committed any more.
@@ -287,6 +291,11 @@ impl Journal {
         // Of another life than the one that shows now.
         if record.incarnation != self.replica.incarnation(unit) {
             return None;
+        }
+        // The store that had lost it is the old one again.
+        let is_same = |c: Committed| c.generation == layer.generation && c.manifest == layer.manifest;
+        if record.stranded_ms.is_some() && record.committed.is_some_and(is_same) {
+            return Some(record.acknowledged(committed_of(&layer), now_ms));
         }
         let is_older = record.committed.is_none_or(|committed| committed.generation < layer.generation);
         if layer.adopted_by.is_some() && is_older && record.generation <= layer.generation {

@@ -87,7 +87,16 @@ fn layer(spool: &Spool, unit: &UnitId, generation: Generation, previous: Option<
     let manifest = describe(spool, unit, generation, previous.map(|layer| &*layer.manifest));
     let hash = Hash::of(&manifest.encode());
     let (unit, manifest) = (unit.clone(), Arc::new(manifest));
-    Layer { unit, incarnation: Incarnation::FIRST, generation, manifest, hash, lost: false, held: None }
+    Layer {
+        unit,
+        incarnation: Incarnation::FIRST,
+        generation,
+        manifest,
+        hash,
+        lost: false,
+        partial: false,
+        held: None,
+    }
 }
 
 fn check(store: &MemoryStore, layer: &Layer, written: &BTreeMap<String, Vec<u8>>) {

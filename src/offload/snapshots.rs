@@ -184,6 +184,7 @@ async fn show(shared: &Arc<Shared>, uploader: &Uploader, unit: &UnitId) -> Resul
     let before = shared.snapshots().units.get(unit).cloned().unwrap_or_default();
     let record = shared.journal.get(unit);
     let generation = record.as_ref().map_or(Generation::FIRST, |record| record.generation);
+    let partial = record.as_ref().is_some_and(|record| record.partial);
     let committed = record.and_then(|record| record.committed).map(|committed| committed.manifest);
     let is_shown = before.manifest.is_some() && before.generation == Some(generation);
     // Who has it open for writing may write past us.
@@ -201,10 +202,11 @@ async fn show(shared: &Arc<Shared>, uploader: &Uploader, unit: &UnitId) -> Resul
         if shows != Some(hash) {
             let (unit, manifest, held) = (unit.clone(), Arc::new(manifest), Some(before.contents.clone()));
             let incarnation = shared.journal.own_incarnation(&unit);
-            let layer = Layer { unit, incarnation, generation, manifest, hash, lost: false, held };
+            let lost = false;
+            let layer = Layer { unit, incarnation, generation, manifest, hash, lost, partial, held };
             match uploader.show(&layer).await {
                 Ok(()) => shared.counters.snapshots_published.one(),
-                Err(UploadError::Changed { path } | UploadError::Absent { path })
+                Err(UploadError::Changed { path } | UploadError::Absent { path, .. })
                     if unsteady.insert(path.clone()) =>
                 {
                     continue;

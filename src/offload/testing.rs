@@ -93,6 +93,8 @@ struct Inner {
     rejections: usize,
     /// Something was lost: a layer may lack it.
     is_lossy: bool,
+    /// Recipes and manifests that are here count only when something is committed.
+    is_unsure: bool,
     /// Snapshots that were refused so far, if they are.
     refused_snapshots: Option<usize>,
     snapshots: Vec<PublishRequest>,
@@ -146,6 +148,16 @@ impl MemoryStore {
         let mut inner = self.lock();
         inner.objects.remove(&(ObjectKind::Chunk, *content)).expect("it was there");
         inner.is_lossy = true;
+    }
+
+    /// A layer that names what isn't here is refused, instead of ending the test.
+    pub fn be_lossy(&self) {
+        self.lock().is_lossy = true;
+    }
+
+    /// As a store that was killed: it has everything, and recipes and manifests have to be proven again.
+    pub fn be_unsure(&self) {
+        self.lock().is_unsure = true;
     }
 
     /// Refuses all snapshots from now on.
@@ -251,13 +263,15 @@ impl Uplink for MemoryStore {
     fn offer(&self, manifest: Hash) -> Answer<'_, bool> {
         let mut inner = self.lock();
         inner.calls.push("offer");
-        answer(Ok(inner.committed.contains(&manifest)))
+        answer(Ok(!inner.is_unsure && inner.committed.contains(&manifest)))
     }
 
     fn missing(&self, kind: ObjectKind, hashes: Vec<Hash>) -> Answer<'_, Vec<bool>> {
         let mut inner = self.lock();
         inner.calls.push("missing");
-        answer(Ok(hashes.iter().map(|hash| !inner.objects.contains_key(&(kind, *hash))).collect()))
+        let counts = !inner.is_unsure || kind == ObjectKind::Chunk;
+        let is_missing = |hash: &Hash| !counts || !inner.objects.contains_key(&(kind, *hash));
+        answer(Ok(hashes.iter().map(is_missing).collect()))
     }
 
     fn cut(&self, stretches: Vec<Stretch>) -> Answer<'_, Vec<bool>> {

@@ -176,7 +176,8 @@ async fn send_layer(
     shared.note_queued(&record.unit, manifest.bytes());
     let (unit, generation, lost) = (record.unit.clone(), record.generation, record.lost);
     let incarnation = record.incarnation;
-    let layer = Layer { unit, incarnation, generation, manifest, hash, lost, held: None };
+    let partial = record.partial;
+    let layer = Layer { unit, incarnation, generation, manifest, hash, lost, partial, held: None };
     let answer = uploader.send(&layer).await?;
     let journal = shared.journal.clone();
     let (unit, generation, seq) = (layer.unit.clone(), layer.generation, answer.seq);

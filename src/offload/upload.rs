@@ -52,6 +52,8 @@ pub struct Layer {
     /// The manifest's name.
     pub hash: Hash,
     pub lost: bool,
+    /// What isn't in the spool is as it was committed.
+    pub partial: bool,
     /// Of a snapshot: contents that the store has from the one before, and needn't be asked about.
     pub held: Option<Arc<HashSet<Hash>>>,
 }
@@ -65,9 +67,9 @@ pub enum UploadError {
     /// The file isn't what the manifest says.
     #[error("{path}: changed since it was sealed")]
     Changed { path: RelPath },
-    /// The store lacks its content, and no file of the layer in the spool has it.
-    #[error("{path}: is neither in the store nor in the spool")]
-    Absent { path: RelPath },
+    /// No file of the layer in the spool has its content, and the store lacks it, or refuses the layer for another reason.
+    #[error("{path}: is neither in the store nor in the spool{}", told(why))]
+    Absent { path: RelPath, why: Option<String> },
     /// It can't be read.
     #[error("{path}: {source}")]
     Io { path: RelPath, source: io::Error },
@@ -143,7 +145,7 @@ impl Source {
             }
         }
         let path = paths.into_iter().next().cloned().unwrap_or_default();
-        Err(UploadError::Absent { path })
+        Err(UploadError::Absent { path, why: None })
     }
 
     /// A small file's bytes, which are what the manifest says.
@@ -163,23 +165,29 @@ impl Uploader {
     /// Sends what the store lacks of `layer` and commits it.
     pub async fn send(&self, layer: &Layer) -> Result<Record, UploadError> {
         let is_known = self.link.offer(layer.hash).await?;
-        let trusted = match is_known {
+        let mut sent = match is_known {
             true => {
                 self.counters.layers_known.one();
-                false
+                Sent::default()
             }
             false => self.send_objects(layer).await?,
         };
         let record = match self.commit(layer).await {
             // What was remembered may be wrong by now: once more, and ask.
-            Err(UplinkError::Rejected(why)) if trusted => {
+            Err(UplinkError::Rejected(why)) if sent.trusted => {
                 tracing::info!(unit = %layer.unit, %why, "sent again");
                 self.held.forget();
-                self.send_objects(layer).await?;
+                sent = self.send_objects(layer).await?;
                 self.commit(layer).await
             }
             record => record,
-        }?;
+        };
+        let record = match (record, sent.absent) {
+            (Err(UplinkError::Rejected(why)), Some(path)) => {
+                return Err(UploadError::Absent { path, why: Some(why) });
+            }
+            (record, _) => record?,
+        };
         self.counters.layers_committed.one();
         self.counters.bytes_committed.add(layer.manifest.bytes());
         Ok(record)
@@ -208,18 +216,19 @@ impl Uploader {
         Ok(published?)
     }
 
-    /// Again where another layer has given back what this one had left to it. Whether it relied on what is remembered of the store.
-    async fn send_objects(&self, layer: &Layer) -> Result<bool, UploadError> {
+    /// Again where another layer has given back what this one had left to it.
+    async fn send_objects(&self, layer: &Layer) -> Result<Sent, UploadError> {
         let claims = self.held.claims();
-        let mut trusted = false;
+        let mut sent = Sent::default();
         loop {
             let (closed, blocks) = mpsc::channel(packer::BLOCKS_AHEAD);
             let packer = Packer::new(self.bounds.clone(), closed);
-            let mut batch = Batch { claims: &claims, others: HashSet::new(), trusted: false };
+            let mut batch = Batch { claims: &claims, others: HashSet::new(), sent: Sent::default() };
             tokio::try_join!(self.pack(layer, packer, &mut batch), self.ship(blocks, &claims))?;
-            trusted |= batch.trusted || !batch.others.is_empty();
+            sent.trusted |= batch.sent.trusted || !batch.others.is_empty();
+            sent.absent = batch.sent.absent;
             if claims.settled(&batch.others).await {
-                return Ok(trusted);
+                return Ok(sent);
             }
         }
     }
@@ -242,6 +251,10 @@ impl Uploader {
         }
         let small = self.wanted(ObjectKind::Chunk, small, batch).await?;
         let large = self.wanted(ObjectKind::Recipe, large, batch).await?;
+        let (small, large) = match layer.partial {
+            true => self.here(&source, small, large, batch).await?,
+            false => (small, large),
+        };
         let bytes = small.iter().chain(&large).map(|wanted| wanted.size).sum();
         let _turn = self.bounds.packing(bytes).await?;
         self.pack_small(&source, small, &mut packer).await?;
@@ -281,6 +294,35 @@ impl Uploader {
         Ok(wanted)
     }
 
+    /// Those of a partial layer that are in the spool. Of the others the store may have more than it has said: a recipe counts there only once it was
+    /// proven, and a commit proves it. So it is left to that.
+    async fn here(
+        &self,
+        source: &Arc<Source>,
+        mut small: VecDeque<Wanted>,
+        mut large: VecDeque<Wanted>,
+        batch: &mut Batch<'_>,
+    ) -> Result<(VecDeque<Wanted>, VecDeque<Wanted>), UploadError> {
+        let source = source.clone();
+        let look = move |_: &mut Core| {
+            let mut absent = None;
+            let mut is_here = |wanted: &Wanted| match source.open(wanted) {
+                Err(UploadError::Absent { path, .. }) => {
+                    absent.get_or_insert(path);
+                    false
+                }
+                // What else is wrong with it shows when it is read.
+                _ => true,
+            };
+            small.retain(&mut is_here);
+            large.retain(&mut is_here);
+            (small, large, absent)
+        };
+        let (small, large, absent) = self.bounds.run(look).await?;
+        batch.sent.absent = absent;
+        Ok((small, large))
+    }
+
     /// For each object whether this layer sends it: the store lacks it, and nobody else does.
     async fn ours(
         &self,
@@ -291,7 +333,7 @@ impl Uploader {
     ) -> Result<Vec<bool>, UploadError> {
         let key = |hash: &Hash| (kind, *hash);
         let known = self.held.known(hashes.iter().map(key));
-        batch.trusted |= known.contains(&true);
+        batch.sent.trusted |= known.contains(&true);
         let ask: Vec<Hash> =
             hashes.iter().zip(known).filter_map(|(hash, known)| (!known).then_some(*hash)).collect();
         let lacking = match told {
@@ -299,7 +341,7 @@ impl Uploader {
             _ => self.missing(kind, ask.clone()).await?,
         };
         // What the store has it may lose, or have been promised by another host.
-        batch.trusted |= lacking.contains(&false);
+        batch.sent.trusted |= lacking.contains(&false);
         let answered = || ask.iter().zip(&lacking);
         self.held.learn(answered().filter(|(_, lacks)| !**lacks).map(|(hash, _)| key(hash)));
         let lacking: Vec<Hash> = answered().filter(|(_, lacks)| **lacks).map(|(hash, _)| *hash).collect();
@@ -447,8 +489,21 @@ impl Uploader {
 struct Batch<'a> {
     claims: &'a Claims,
     others: HashSet<Key>,
-    /// Something isn't sent since the store has it, or had it when it was asked last.
+    sent: Sent,
+}
+
+/// What wasn't sent of a layer, and why.
+#[derive(Debug, Default)]
+struct Sent {
+    /// Something isn't since the store has it, or had it when it was asked last.
     trusted: bool,
+    /// The first of what isn't since it isn't here.
+    absent: Option<RelPath>,
+}
+
+/// What the store said of it.
+fn told(why: &Option<String>) -> String {
+    why.as_ref().map(|why| format!(" ({why})")).unwrap_or_default()
 }
 
 /// A layer's distinct contents: small files, those of similar names together, which compresses better; and those that are cut, in the order of their first paths.
@@ -532,6 +587,7 @@ mod tests {
                 manifest,
                 hash,
                 lost: false,
+                partial: false,
                 held: None,
             }
         }
@@ -599,7 +655,7 @@ mod tests {
             assert!(matches!(result, Err(UploadError::Changed { path: p }) if p == path("file")));
             std::fs::remove_file(bench.spool.dir("1-me/h").join("file")).expect("rm");
             let result = bench.uploader.send(&layer).await;
-            assert!(matches!(result, Err(UploadError::Absent { path: p }) if p == path("file")));
+            assert!(matches!(result, Err(UploadError::Absent { path: p, .. }) if p == path("file")));
             assert_eq!(bench.store.records().len(), 0);
         }
     }
@@ -636,6 +692,29 @@ mod tests {
         let paths: Vec<String> = small.iter().map(path).collect();
         assert_eq!(paths, ["a/keyval", "b/keyval", "c/noext", "a/x.log", "c/x.log", "b/y.log"]);
         assert_eq!(large.len(), 1);
+    }
+
+    /// What isn't in a partial layer's spool the store may have without counting it as there (a recipe that it hasn't proven again since it was
+    /// killed): the commit decides.
+    #[tokio::test]
+    async fn what_a_partial_layer_lacks_is_left_to_the_commit() {
+        let bench = Bench::new();
+        for (name, size) in [("small", 50), ("large", 2 << 20)] {
+            bench.spool.file(&format!("1-me/h/{name}"), &noise(name, size));
+        }
+        let whole = bench.layer("1-me/h");
+        std::fs::remove_file(bench.spool.dir("1-me/h").join("large")).expect("rm");
+        let partial = Layer { partial: true, ..whole.clone() };
+        bench.store.be_lossy();
+        let result = bench.uploader.send(&partial).await;
+        let Err(UploadError::Absent { path: absent, why: Some(_) }) = result else { panic!("{result:?}") };
+        assert_eq!(absent, path("large"));
+        bench.spool.file("1-me/h/large", &noise("large", 2 << 20));
+        bench.uploader.send(&whole).await.expect("sent");
+        std::fs::remove_file(bench.spool.dir("1-me/h").join("large")).expect("rm");
+        bench.store.be_unsure();
+        bench.uploader.held.forget();
+        bench.uploader.send(&partial).await.expect("the store has it");
     }
 
     /// What one layer has claimed and can't send is sent by the other that waits for it.

@@ -66,6 +66,9 @@ fn is_named(unit: &UnitId, paths: &[RelPath]) -> bool {
     paths.is_empty() || paths.iter().any(|path| unit.root.is_below(path) || unit.holds(path))
 }
 
+const FOR_A_LOST_COMMIT: &str = "it is committed by itself when the store has the contents again. Otherwise `explain` names the first path that \
+                                 can't be read: put it back through the mount, or delete it, and the rest is committed";
+
 struct Check<'a> {
     journal: &'a Journal,
     spool: &'a Spool,
@@ -95,6 +98,13 @@ impl Check<'_> {
     /// The catalog, as far as it is known here, says of the commit what the journal says.
     fn catalog(&mut self, record: &UnitRecord) {
         let Some(committed) = &record.committed else { return };
+        if record.stranded_ms.is_some() {
+            let message = format!(
+                "the store has lost generation {}, and of that not everything is in the spool",
+                committed.generation
+            );
+            return self.found("commit-lost", record, message, FOR_A_LOST_COMMIT);
+        }
         if self.journal.head().is_none_or(|(_, head)| head.seq < committed.seq) {
             return;
         }
