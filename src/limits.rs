@@ -54,6 +54,8 @@ pub const MESSAGE_BYTES: usize = 8 << 20;
 pub const HELLO_BYTES: usize = 64 << 10;
 /// Longest join preamble: a name and a number.
 pub const JOIN_BYTES: usize = 1 << 10;
+/// Bytes that must find room where a write has failed before it is tried again: what a journal or an index grows by.
+pub const PROBE_BYTES: usize = 1 << 20;
 /// Hashes in one question; a larger layer asks several times.
 pub const HASHES_PER_ASK: usize = 64 << 10;
 /// Catalog records in one push.

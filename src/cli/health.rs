@@ -95,6 +95,12 @@ fn of_mount(status: &Value, now_ms: u64) -> Vec<Problem> {
         let level = if used >= FULL_CRITICAL_PERCENT { Level::Critical } else { Level::Warning };
         found.push(problem(level, "spool-full", format!("mount: {used} % of the spool's disk are used")));
     }
+    if let Some(why) = status["journal_error"].as_str() {
+        let message = format!(
+            "mount: {why}; nothing is offloaded until the state directory's disk can be written again"
+        );
+        found.push(problem(Level::Critical, "journal-failed", message));
+    }
     let errors = status["errors"].as_array().map_or(&[][..], Vec::as_slice);
     if let Some(first) = errors.first().and_then(Value::as_str) {
         let message = format!("mount: {} units can't be offloaded, the first: {first}", errors.len());

@@ -41,6 +41,11 @@ const MOUNT: &[Metric] = &[
         "Bytes of blocks that came from the store.",
     ),
     counter("resultsfs_cache_failed_fetches_total", "/cache/failed_fetches", "Blocks that could not be had."),
+    gauge(
+        "resultsfs_journal_can_write",
+        "/journal_can_write",
+        "0 after a failed write, until the next daemon.",
+    ),
     gauge("resultsfs_catalog_seq", "/catalog/seq", "Up to this number the mount shows what was committed."),
     counter("resultsfs_sent_bytes_total", "/connection/bytes_sent", "Bytes sent to the store."),
     counter("resultsfs_received_bytes_total", "/connection/bytes_received", "Bytes received from the store."),

@@ -38,9 +38,6 @@ use crate::{
 /// How long a new daemon may take to answer: it reads its databases.
 const HAND_OVER: Duration = Duration::from_secs(60);
 
-/// sysexits.h: EX_TEMPFAIL. The service manager starts the daemon again then, which after code 1 it doesn't.
-const TRY_AGAIN: u8 = 75;
-
 /// How long a mount without an answer is given before it counts as dead.
 const TAKE_OVER: Duration = Duration::from_secs(10);
 
@@ -114,7 +111,7 @@ pub fn mount(cli: &Cli, args: &MountArgs) -> Outcome {
 
 fn from_daemon(error: daemon::DaemonError) -> Failure {
     let hint = error.hint();
-    let exit = if error.is_passing() { TRY_AGAIN } else { 1 };
+    let exit = if error.is_passing() { daemon::TRY_AGAIN } else { 1 };
     let failure = Failure::new(error).exit(exit);
     match hint {
         Some(hint) => failure.hint(hint),

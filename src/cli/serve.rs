@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     clock::SystemClock,
+    daemon,
     server::{self, Identity, ServeError, ServeOptions},
     store::StoreOptions,
     wire::rights::Rights,
@@ -50,6 +51,8 @@ pub fn serve(cli: &Cli, args: &ServeArgs) -> Outcome {
 fn from_serve(error: ServeError) -> Failure {
     let failure = Failure::new(&error);
     match &error {
+        // Neither 1 nor 2, after which systemd doesn't start it again.
+        ServeError::Mended => failure.exit(daemon::TRY_AGAIN),
         ServeError::Served { .. } => failure.hint("one daemon serves a store; nothing more is needed"),
         ServeError::Socket { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
             failure.hint(OTHER_USER)

@@ -47,14 +47,21 @@ use crate::{
     cache::Cache,
     client,
     config::{self, Config},
+    durable,
     fs::{Fs, ledger::Keep, view::View},
     fuse::{self, Mounted, Passthrough},
     journal::{Journal, JournalError},
     layout::{self, LayoutRules},
+    limits,
     offload::{Engine, EngineError, EvictionRules, Settings},
     spool::{Spool, SpoolError, activity::Activity, raise_descriptor_limit},
     wire::link::{Link, LinkEvent},
 };
+
+/// sysexits.h: EX_TEMPFAIL. The service manager starts a daemon again that ends with it, which after code 1 it doesn't.
+pub const TRY_AGAIN: u8 = 75;
+/// Between two looks whether a journal that has failed can be opened anew.
+const MEND_PAUSE: Duration = Duration::from_secs(5);
 
 /// What the daemon is started with.
 #[derive(Debug)]
@@ -183,6 +190,7 @@ async fn serve(options: DaemonOptions, ready: impl FnOnce()) -> Result<(), Daemo
         tokio::spawn(reads::tell(host.clone())),
     ];
     watch_session(mounted.clone(), stop.clone());
+    tokio::spawn(watch_journal(host.clone()));
     watch_signals(stop).map_err(|source| DaemonError::Io { what: "can't watch for signals", source })?;
     info!("{} is mounted", host.mountpoint.display());
     host.holder.say(&Word::Ready);
@@ -279,6 +287,28 @@ fn control_listener(config: &Config) -> Result<tokio::net::UnixListener, DaemonE
     let listener = tokio::net::UnixListener::bind(&path).map_err(fail)?;
     fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(fail)?;
     Ok(listener)
+}
+
+/// Ends this process, as if it had been killed, when a write of the journal has failed and its disk can be written again: the next one opens the
+/// journal anew and takes the mount over. Without anybody who keeps the mount that is left to a person.
+async fn watch_journal(host: Arc<Host>) {
+    let mut is_told = false;
+    loop {
+        tokio::time::sleep(MEND_PAUSE).await;
+        let Some(failure) = host.journal.failure() else { continue };
+        if !is_told {
+            error!(
+                "{failure}; nothing is offloaded, and nothing that was can be changed, until the state directory's disk can be written again"
+            );
+            is_told = true;
+        }
+        let dir = host.config.state_dir.clone();
+        let probe = tokio::task::spawn_blocking(move || durable::can_write(&dir, limits::PROBE_BYTES)).await;
+        if matches!(probe, Ok(Ok(()))) && host.held_by() != HeldBy::Nobody {
+            warn!("the state directory's disk can be written again: the next daemon takes the mount over");
+            std::process::exit(TRY_AGAIN.into());
+        }
+    }
 }
 
 fn watch_session(mounted: Arc<Mounted>, stop: mpsc::Sender<End>) {

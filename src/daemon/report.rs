@@ -130,6 +130,8 @@ pub fn status(host: &Host, mounted: &Mounted) -> Value {
         "sent_bytes_per_s": engine.sent_bytes_per_s,
         "spool": spool(host),
         "cache": cache(host),
+        "journal_can_write": host.journal.failure().is_none(),
+        "journal_error": host.journal.failure(),
         "catalog": {"seq": host.shown_seq().0},
         "live": live(host),
         "open_handles": host.activity.open_handles(),

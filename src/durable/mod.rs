@@ -132,6 +132,16 @@ pub fn there<T>(asked: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
+/// Whether so many bytes can be written below `dir` and synced, as far as a file without a name tells that is gone afterwards. For who has met an
+/// error, and wants to know when to try again.
+pub fn can_write(dir: &Path, bytes: usize) -> io::Result<()> {
+    use rustix::fs::{Mode, OFlags};
+    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    let mut file = fs_err::File::from_parts(rustix::fs::open(dir, flags, Mode::RUSR)?.into(), dir);
+    io::Write::write_all(&mut file, &vec![0; bytes])?;
+    file.sync_all()
+}
+
 /// Makes creations, renames and removals in `dir` durable.
 pub fn sync_dir(dir: &Path) -> io::Result<()> {
     RealDisk.sync_dir(dir)

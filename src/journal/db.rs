@@ -2,7 +2,10 @@
 //!
 //! The only place besides `store` that names the database. Keys and values are bytes; `docs/format.md` describes them.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
 
 use redb::{
     Database, Durability, ReadTransaction, ReadableDatabase, TableDefinition, TableHandle, WriteTransaction,
@@ -29,12 +32,15 @@ pub(super) type Bytes = TableDefinition<'static, &'static [u8], &'static [u8]>;
 pub(super) struct Db {
     db: Database,
     path: PathBuf,
+    /// What the first write said that failed: the database takes no other until it is opened again.
+    failure: OnceLock<String>,
 }
 
 impl Db {
     /// Opens or creates `path` with these tables, and checks its version.
     pub fn open(path: &Path, cache_bytes: usize, tables: &[Bytes]) -> Result<Self, JournalError> {
-        let db = Self { db: open_redb(path, cache_bytes)?, path: path.to_owned() };
+        let (db, path) = (open_redb(path, cache_bytes)?, path.to_owned());
+        let db = Self { db, path, failure: OnceLock::new() };
         match db.get(META, b"version") {
             Ok(Some(version)) => db.check_version(&version)?,
             Ok(None) => return Err(db.damaged("it has no version")),
@@ -69,7 +75,19 @@ impl Db {
             txn.commit()?;
             Ok(value)
         };
-        write().map_err(|e| self.error(e))
+        write().map_err(|e| {
+            let is_failure = matches!(&e, redb::Error::Io(_) | redb::Error::PreviousIo);
+            let e = self.error(e);
+            if is_failure {
+                self.failure.get_or_init(|| e.to_string());
+            }
+            e
+        })
+    }
+
+    /// The first write that failed.
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.get().map(String::as_str)
     }
 
     /// One consistent look.

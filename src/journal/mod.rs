@@ -288,6 +288,11 @@ impl Journal {
         Ok(manifest)
     }
 
+    /// The first write that failed, here or in the replica: from then on nothing is written until the journal is opened again.
+    pub fn failure(&self) -> Option<String> {
+        self.db.failure().or_else(|| self.replica.failure()).map(str::to_owned)
+    }
+
     fn memory(&self) -> RwLockReadGuard<'_, Memory> {
         self.memory.read().expect("no code panics under this lock")
     }

@@ -145,6 +145,10 @@ impl Replica {
         self.tail.lock().expect("no code panics under this lock")
     }
 
+    pub fn failure(&self) -> Option<&str> {
+        self.db.failure()
+    }
+
     pub fn head(&self) -> Option<(StoreUuid, Head)> {
         self.known().head
     }

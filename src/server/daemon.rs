@@ -21,7 +21,7 @@ use super::{
     streams::{self, First, Streams},
 };
 use crate::{
-    buffers, limits,
+    buffers, durable, limits,
     wire::{
         JOIN_VERSION, Join,
         frame::{Bounds, Frame},
@@ -37,6 +37,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long somebody else may take to close the store.
 const LOCK_WAIT: Duration = Duration::from_secs(3);
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
+/// Between two looks whether a store that has failed can be opened anew.
+const MEND_PAUSE: Duration = Duration::from_secs(5);
 
 /// What a joining process is told when its streams were taken.
 const TAKEN: u8 = 1;
@@ -94,6 +96,11 @@ pub enum ServeError {
         path.display()
     )]
     NotTaken { path: PathBuf, source: io::Error },
+    /// A write failed, and the disk can be written again.
+    #[error(
+        "a write to the store had failed; its disk can be written again, and the store is to be opened anew"
+    )]
+    Mended,
     /// The process can't listen to signals.
     #[error("signals: {0}")]
     Signals(io::Error),
@@ -120,14 +127,15 @@ pub(super) async fn serve_until(
     }
     tracing::info!(socket = %options.socket.display(), store = %server.store.uuid(), "serving");
     let mut sessions = Sessions::new(&server, options.local_rights);
-    tokio::select! {
-        () = sessions.accept(&listener) => {}
-        () = stop => {}
-    }
+    let end = tokio::select! {
+        () = sessions.accept(&listener) => Ok(()),
+        () = stop => Ok(()),
+        () = mended(&server) => Err(ServeError::Mended),
+    };
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     drop(listener);
     sessions.finish().await;
-    Ok(())
+    end
 }
 
 /// Opens the store; where somebody has it, says who that is if he answers. A socket that systemd passed is this process's own: nobody else
@@ -149,6 +157,24 @@ async fn open_alone(open: OpenStore<'_>, socket: &Path) -> Result<Arc<dyn StoreA
             });
         }
         tokio::time::sleep(LOCK_PAUSE).await;
+    }
+}
+
+/// Returns when a write to the store has failed and its disk can be written again: then somebody must open it anew, and that is the next process.
+pub(super) async fn mended(server: &Server) {
+    let mut is_told = false;
+    loop {
+        tokio::time::sleep(MEND_PAUSE).await;
+        let Some(store) = server.store.on_disk().filter(|store| store.has_failed()) else { continue };
+        if !is_told {
+            tracing::error!(dir = %store.dir().display(), "a write has failed; nothing is taken in until the store's disk can be written again");
+            is_told = true;
+        }
+        let dir = store.dir().to_owned();
+        let probe = tokio::task::spawn_blocking(move || durable::can_write(&dir, limits::PROBE_BYTES));
+        if matches!(probe.await, Ok(Ok(()))) {
+            return;
+        }
     }
 }
 

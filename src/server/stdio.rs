@@ -15,7 +15,7 @@ use tokio::{io::AsyncReadExt, net::UnixStream, time::timeout};
 
 use super::{
     Identity, Lasting, OpenStore, OpenStoreError, ServeError, ServeOptions, Server, StoreApi,
-    daemon::{Sessions, StopSignals},
+    daemon::{self, Sessions, StopSignals},
     socket::{self, Listener},
     streams::Streams,
 };
@@ -122,6 +122,7 @@ async fn host_store(
             sessions.accept_rest(&listener).await;
         } => {}
         () = signals.stop() => {}
+        () = daemon::mended(&server) => {}
     }
     drop(listener);
     sessions.finish().await;

@@ -514,6 +514,11 @@ impl Store {
         }
     }
 
+    /// Whether an earlier write failed: nothing is written until it is opened again.
+    pub fn has_failed(&self) -> bool {
+        self.healthy().is_err()
+    }
+
     /// Whether it can go on.
     pub fn condition(&self) -> Condition {
         Condition {

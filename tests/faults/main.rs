@@ -8,5 +8,7 @@
 mod disk;
 #[path = "../common/lab.rs"]
 mod harness;
+mod power;
 mod replaced;
+mod trouble;
 mod witness;

@@ -5,35 +5,7 @@ use std::{fs, path::PathBuf, thread, time::Duration};
 use resultsfs::demo;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::harness::{Lab, Machine, assert_same, picture, play_job, text, wait_for};
-
-/// Processes whose command line holds all these words, this test's own aside.
-pub fn processes_with(words: &[&str]) -> Vec<Pid> {
-    let own = std::process::id();
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc").expect("procfs").flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
-        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        if pid != own && words.iter().all(|w| line.contains(w)) {
-            found.extend(i32::try_from(pid).ok().and_then(Pid::from_raw));
-        }
-    }
-    found
-}
-
-/// splitmix64: the moments are the same for one seed.
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
-    }
-}
+use crate::harness::{Lab, Machine, Random, assert_same, picture, play_job, processes_with, text, wait_for};
 
 fn jobs_in(lab: &Lab, count: u32) -> (PathBuf, Vec<PathBuf>) {
     let source = lab.path().join("source");

@@ -4,10 +4,7 @@ use std::{fs, io, time::Duration};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{
-    faults::processes_with,
-    harness::{EXE, Lab, Machine, wait_for},
-};
+use crate::harness::{EXE, Lab, Machine, processes_with, wait_for};
 
 const BOUND: Duration = Duration::from_secs(60);
 /// Read by each test, and much more than what a process reads to start.

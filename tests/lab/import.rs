@@ -15,8 +15,7 @@ use resultsfs::demo;
 use serde_json::Value;
 
 use crate::{
-    faults::Random,
-    harness::{EXE, Lab, Machine, assert_same, picture, play_job, play_task, run, text, wait_for},
+    harness::{EXE, Lab, Machine, Random, assert_same, picture, play_job, play_task, run, text, wait_for},
     nasty,
     overlay::{job, put},
 };

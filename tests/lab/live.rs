@@ -249,7 +249,7 @@ fn kill_daemon(machine: &Machine) {
 fn dies(lab: &Lab, machine: &Machine) {
     kill_daemon(machine);
     let session = [&lab.path().display().to_string()[..], "--stdio"];
-    wait_for("its session to end", PATIENCE, || crate::faults::processes_with(&session).is_empty());
+    wait_for("its session to end", PATIENCE, || crate::harness::processes_with(&session).is_empty());
 }
 
 fn adopt(lab: &Lab, args: &[&str]) -> (Option<i32>, Vec<Value>) {

@@ -6,8 +6,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use walkdir::WalkDir;
 
 use crate::{
-    faults::{mount_again, processes_with},
-    harness::{Lab, Machine, assert_same, picture, text, wait_for},
+    faults::mount_again,
+    harness::{Lab, Machine, assert_same, picture, processes_with, text, wait_for},
 };
 
 pub fn put(dir: &Path, name: &str, content: &str) {

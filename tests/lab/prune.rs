@@ -12,8 +12,8 @@ use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 
 use crate::{
-    faults::{Random, mount_again, processes_with},
-    harness::{Lab, Machine, assert_same, picture, text, wait_for},
+    faults::mount_again,
+    harness::{Lab, Machine, Random, assert_same, picture, processes_with, text, wait_for},
     overlay::{append, job, put},
     takeover::daemon,
 };

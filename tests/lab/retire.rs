@@ -13,8 +13,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::{
-    faults::{Random, mount_again, processes_with},
-    harness::{EXE, Lab, Machine, assert_same, picture, text, wait_for},
+    faults::mount_again,
+    harness::{EXE, Lab, Machine, Random, assert_same, picture, processes_with, text, wait_for},
     overlay::{append, evict, job, put},
     takeover::daemon,
 };

@@ -11,9 +11,8 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{
-    faults::{Random, processes_with},
-    harness::{EXE, Lab, Machine, assert_same, picture, play_job, run, text, wait_for},
+use crate::harness::{
+    EXE, Lab, Machine, Random, assert_same, picture, play_job, processes_with, run, text, wait_for,
 };
 
 const BOUND: Duration = Duration::from_secs(180);

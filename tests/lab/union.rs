@@ -206,5 +206,5 @@ fn with_the_results_host_away_everything_local_goes_on() {
 
 /// The `serve --stdio` processes of this lab.
 fn sessions_below(lab: &Lab) -> Vec<rustix::process::Pid> {
-    crate::faults::processes_with(&[&lab.path().display().to_string(), "--stdio"])
+    crate::harness::processes_with(&[&lab.path().display().to_string(), "--stdio"])
 }
