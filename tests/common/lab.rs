@@ -30,6 +30,8 @@ pub const EXE: &str = env!("CARGO_BIN_EXE_resultsfs");
 pub struct Lab {
     dir: tempfile::TempDir,
     port: u16,
+    /// Addresses at which the sshd listens.
+    addresses: Vec<String>,
     sshd: Option<Child>,
     serve: Option<Child>,
     mounts: Vec<PathBuf>,
@@ -78,6 +80,7 @@ impl Lab {
         let lab = Self {
             dir,
             port: free_port(),
+            addresses: vec!["127.0.0.1".to_owned()],
             sshd: None,
             serve: None,
             mounts: Vec::new(),
@@ -90,6 +93,16 @@ impl Lab {
 
     pub fn path(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// The sshd's.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// From its start the sshd listens there, too.
+    pub fn listen_on(&mut self, address: &str) {
+        self.addresses.push(address.to_owned());
     }
 
     pub fn store(&self) -> PathBuf {
@@ -178,9 +191,10 @@ impl Lab {
         fs::write(
             dir.join("sshd_config"),
             format!(
-                "Port {}\nListenAddress 127.0.0.1\nHostKey {}\nAuthorizedKeysFile {}\nPidFile {}\nUsePAM no\nStrictModes no\n\
-                 PermitRootLogin yes\nLogLevel VERBOSE\n",
+                "Port {}\n{}HostKey {}\nAuthorizedKeysFile {}\nPidFile {}\nUsePAM no\nStrictModes no\n\
+                 PermitRootLogin yes\nLogLevel VERBOSE\nClientAliveInterval 10\nClientAliveCountMax 3\n",
                 self.port,
+                self.addresses.iter().map(|address| format!("ListenAddress {address}\n")).collect::<String>(),
                 text("host_key"),
                 text("authorized_keys"),
                 text("sshd.pid")
@@ -204,6 +218,10 @@ impl Lab {
             .arg(dir.join("sshd_config"))
             .arg("-E")
             .arg(dir.join("sshd.log"))
+            // What it keeps of a peer that is gone without a word must not keep the test program's streams.
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
             .spawn()
             .expect("sshd starts; tests/run installs it");
         self.sshd = Some(child);
@@ -226,9 +244,15 @@ impl Lab {
 
     /// The same with options of `mount`.
     pub fn mount_with(&mut self, machine: &Machine, options: &[&str]) {
+        self.mount_by(machine, &[], options);
+    }
+
+    /// The same with more in the daemon's environment.
+    pub fn mount_by(&mut self, machine: &Machine, environment: &[(String, String)], options: &[&str]) {
         let place = machine.mount.display().to_string();
         let words = ["mount"].into_iter().chain(options.iter().copied()).chain(["--", &place]);
-        let out = machine.run(words);
+        let out = machine.command(Path::new(EXE), words).envs(environment.iter().cloned()).output();
+        let out = out.expect("the program runs");
         let log = fs::read_to_string(machine.state.join("daemon.log")).unwrap_or_default();
         assert!(out.status.success(), "mount of {}: {}\n{log}", machine.name, text(&out.stderr));
         self.mounts.push(machine.mount.clone());
@@ -288,13 +312,18 @@ impl Lab {
 impl Machine {
     /// Runs `resultsfs` with this host's configuration.
     pub fn run<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Output {
-        Command::new(EXE)
-            .arg("--config")
-            .arg(&self.config)
-            .args(args)
-            .stdin(Stdio::null())
-            .output()
-            .expect("the program runs")
+        self.run_as(Path::new(EXE), args)
+    }
+
+    /// The same by another program that stands for it.
+    pub fn run_as<S: AsRef<OsStr>>(&self, program: &Path, args: impl IntoIterator<Item = S>) -> Output {
+        self.command(program, args).output().expect("the program runs")
+    }
+
+    fn command<S: AsRef<OsStr>>(&self, program: &Path, args: impl IntoIterator<Item = S>) -> Command {
+        let mut command = Command::new(program);
+        command.arg("--config").arg(&self.config).args(args).stdin(Stdio::null());
+        command
     }
 
     /// Runs it and takes its JSON lines.

@@ -5,9 +5,11 @@
 //! that has nothing cached. Each test has a seed; `RESULTSFS_FAULTS` makes them longer (see [`witness::rounds`]). What each fault's outcome
 //! should be is docs/faults.md.
 
+mod clocks;
 mod disk;
 #[path = "../common/lab.rs"]
 mod harness;
+mod network;
 mod power;
 mod replaced;
 mod trouble;
