@@ -11,6 +11,7 @@ mod disk;
 mod harness;
 mod network;
 mod power;
+mod random;
 mod replaced;
 mod trouble;
 mod witness;

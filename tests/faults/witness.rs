@@ -70,6 +70,10 @@ impl Witness {
         self.promised.insert(path.into(), content.to_vec());
     }
 
+    pub fn add(&mut self, other: Self) {
+        self.promised.extend(other.promised);
+    }
+
     pub fn len(&self) -> usize {
         self.promised.len()
     }
