@@ -38,6 +38,9 @@ use crate::{
 /// How long a new daemon may take to answer: it reads its databases.
 const HAND_OVER: Duration = Duration::from_secs(60);
 
+/// How long a daemon that was killed may take to be gone.
+const DYING: Duration = Duration::from_secs(10);
+
 /// How long a mount without an answer is given before it counts as dead.
 const TAKE_OVER: Duration = Duration::from_secs(10);
 
@@ -246,13 +249,21 @@ fn hand_over(cli: &Cli, args: &UmountArgs) -> Result<bool, Failure> {
     }
 }
 
-/// Where this host's daemon has its mount, if it runs.
+/// Where this host's daemon has its mount, if it runs. One that is about to die takes a question and doesn't answer it: that is waited out.
 fn served(config: &Config) -> Result<Option<PathBuf>, Failure> {
-    let mut serving = None;
-    match control::ask(&config.control_socket(), &Request::Hello, |item| serving = Some(item)) {
-        Err(ControlError::NotRunning { .. }) => Ok(None),
-        Err(other) => Err(Failure::from_control(other)),
-        Ok(_) => Ok(serving.as_ref().and_then(|item| item["mountpoint"].as_str()).map(PathBuf::from)),
+    let end = Instant::now() + DYING;
+    loop {
+        let mut serving = None;
+        match control::ask(&config.control_socket(), &Request::Hello, |item| serving = Some(item)) {
+            Ok(_) => {
+                return Ok(serving.as_ref().and_then(|item| item["mountpoint"].as_str()).map(PathBuf::from));
+            }
+            Err(ControlError::NotRunning { .. }) => return Ok(None),
+            Err(ControlError::Broken { .. }) if Instant::now() < end => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(other) => return Err(Failure::from_control(other)),
+        }
     }
 }
 
