@@ -77,6 +77,12 @@ pub enum Command {
         /// Where the daemon's mount is, for who looks at the list of processes.
         mountpoint: PathBuf,
     },
+    /// Write man pages and shell completions into a directory (for packages).
+    #[command(hide = true)]
+    GenerateDocs {
+        /// An existing or new directory.
+        dir: PathBuf,
+    },
     /// Write generated job results into a directory (for tests and benchmarks).
     #[command(hide = true)]
     Generate(GenerateArgs),

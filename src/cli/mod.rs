@@ -12,6 +12,7 @@ mod health;
 mod import;
 mod metrics;
 mod mount;
+mod pages;
 mod places;
 mod print;
 mod remote;
@@ -85,6 +86,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Config(args) => show_config(&cli, args.explain),
         Command::Demo(args) => run_demo(&cli, args),
         Command::Notifier { .. } => mount::notifier(),
+        Command::GenerateDocs { dir } => pages::generate_docs(dir),
         Command::Generate(args) => generate(args),
         Command::GenerateHistory(args) => generate_history(args),
     }

@@ -35,6 +35,8 @@ pub struct Lab {
     sshd: Option<Child>,
     serve: Option<Child>,
     mounts: Vec<PathBuf>,
+    /// Where a test has mounted other file systems below the lab's directory.
+    disks: Vec<PathBuf>,
     over: Arc<AtomicBool>,
     /// What the store's daemon is told that is for tests only.
     tuning: String,
@@ -84,6 +86,7 @@ impl Lab {
             sshd: None,
             serve: None,
             mounts: Vec::new(),
+            disks: Vec::new(),
             over,
             tuning: String::new(),
         };
@@ -258,6 +261,11 @@ impl Lab {
         self.mounts.push(machine.mount.clone());
     }
 
+    /// A test has mounted another file system here: it goes when nobody uses it any more, so that the directory can go.
+    pub fn has_disk(&mut self, place: &Path) {
+        self.disks.push(place.to_owned());
+    }
+
     /// A test has mounted it by itself.
     pub fn is_mounted(&mut self, machine: &Machine) {
         self.mounts.push(machine.mount.clone());
@@ -289,6 +297,9 @@ impl Drop for Lab {
         }
         for child in [self.serve.take(), self.sshd.take()].into_iter().flatten() {
             terminate(child);
+        }
+        for disk in &self.disks {
+            let _ = Command::new("umount").arg("-l").arg(disk).output();
         }
         self.over.store(true, Ordering::Relaxed);
     }

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use crate::harness::{run, wait_for};
+use crate::harness::{Lab, run, wait_for};
 
 /// A kind of file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub enum Kind {
     Btrfs,
 }
 
-/// A file system, mounted while this lives; dropped after the lab that uses it.
+/// A file system on an image. The lab unmounts it in the end.
 pub struct Disk {
     image: PathBuf,
     place: PathBuf,
@@ -28,8 +28,8 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Made, and mounted at `place`, which is made, too.
-    pub fn at(place: &Path, kind: Kind, mib: u64) -> Self {
+    /// Made, and mounted at `place`, which is below the lab's directory, and made, too.
+    pub fn at(lab: &mut Lab, place: &Path, kind: Kind, mib: u64) -> Self {
         let dir = tempfile::Builder::new().prefix("resultsfs-disk").tempdir().expect("a temporary directory");
         let image = dir.path().join("image");
         fs::File::create(&image).and_then(|file| file.set_len(mib << 20)).expect("an image");
@@ -47,6 +47,7 @@ impl Disk {
         fs::create_dir_all(place).expect("a directory");
         let disk = Self { image, place: place.to_owned(), _dir: dir };
         disk.mount();
+        lab.has_disk(place);
         disk
     }
 
@@ -103,14 +104,5 @@ impl Disk {
             }
         }
         ballast
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let gone = Command::new("umount").arg(&self.place).output().is_ok_and(|out| out.status.success());
-        if !gone {
-            let _ = Command::new("umount").arg("-l").arg(&self.place).output();
-        }
     }
 }

@@ -49,7 +49,7 @@ fn verifies(machine: &Machine, what: &str) {
 fn drone_loses_power(kind: Kind, seed: u64) {
     let mut lab = Lab::new(Duration::from_secs(400));
     let drone = lab.machine_with("drone1", "bandwidth_mib_per_s: 4");
-    let disk = Disk::at(&drone.state, kind, 320);
+    let disk = Disk::at(&mut lab, &drone.state, kind, 320);
     lab.mount_with(&drone, &["--unsupervised"]);
     let mut random = Random(seed);
     let (mut kept, mut next) = (Witness::default(), 1);
@@ -99,9 +99,6 @@ fn drone_loses_power(kind: Kind, seed: u64) {
     (1..next).for_each(|job| committed.promise_job(job, seed));
     committed.is_kept("on a reader with nothing cached", &reader);
     verifies(&results, "in the end");
-    lab.umount(&drone);
-    lab.umount(&reader);
-    drop((lab, disk));
 }
 
 #[test]
@@ -117,7 +114,8 @@ fn a_drone_loses_power_xfs() {
 /// The same at the results host, amid uploads: what drones were told is committed is there, and they send the rest again by themselves.
 fn store_loses_power(kind: Kind, seed: u64) {
     let mut lab = Lab::bare(Duration::from_secs(400));
-    let disk = Disk::at(&lab.store(), kind, 320);
+    let store = lab.store();
+    let disk = Disk::at(&mut lab, &store, kind, 320);
     lab.tune("pack_bytes=4000000");
     lab.start_sshd();
     lab.start_serve();
@@ -157,9 +155,6 @@ fn store_loses_power(kind: Kind, seed: u64) {
     }
     let out = drone.run(["verify", "--local", "--read-data"]);
     assert_eq!(out.status.code(), Some(0), "{}", text(&out.stdout));
-    lab.umount(&drone);
-    lab.kill_serve();
-    drop((lab, disk));
 }
 
 #[test]

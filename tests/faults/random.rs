@@ -162,7 +162,9 @@ fn everything_arrives_once_whatever_happens() {
     let late: Vec<Witness> = thread::scope(|scope| {
         let workers: Vec<_> = drones.iter().map(|drone| scope.spawn(|| drone.work(seed))).collect();
         // A round over all faults, and then as long as anybody works or nothing much has been committed.
-        while struck.len() < FAULTS.len() * 2 || workers.iter().any(|worker| !worker.is_finished()) {
+        while struck.len() < FAULTS.len() * 2 + jobs as usize / 10
+            || workers.iter().any(|worker| !worker.is_finished())
+        {
             let fault = match struck.len() {
                 few if few < FAULTS.len() => FAULTS[few],
                 _ => FAULTS[random.below(FAULTS.len() as u64) as usize],

@@ -61,7 +61,7 @@ impl Scene {
             What::Quota => Kind::Btrfs,
             _ => Kind::Ext4,
         };
-        let disk = Disk::at(&at, kind, if kind == Kind::Btrfs { 256 } else { 64 });
+        let disk = Disk::at(&mut lab, &at, kind, if kind == Kind::Btrfs { 256 } else { 64 });
         lab.tune("reserve_bytes=100000,pack_bytes=4000000");
         lab.start_sshd();
         lab.start_serve();
