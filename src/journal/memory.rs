@@ -7,10 +7,11 @@ use std::{
 
 use super::{
     NOTES,
-    db::{Db, META, UNITS, dir_key, gone_of_key, unit_key, unit_of_key},
+    db::{Db, META, UNITS, dir_key, unit_key},
     error::JournalError,
     note::Note,
     record::{State, UnitRecord},
+    stored,
 };
 use crate::ids::{Hash, RelPath, Seq, StoreUuid, UnitId};
 
@@ -66,16 +67,11 @@ impl Memory {
             memory.may_delete = Some(minicbor::decode(&rights).map_err(|e| db.damaged(e))?);
         }
         db.scan(UNITS, |key, value| {
-            let record: UnitRecord = minicbor::decode(value).map_err(|e| e.to_string())?;
-            if unit_of_key(key).as_ref() != Some(&record.unit) {
-                return Err(format!("the record of {} is under another unit's key", record.unit));
-            }
-            memory.insert(record);
+            memory.insert(stored::record(key, value)?);
             Ok(())
         })?;
         db.scan(NOTES, |key, value| {
-            let (unit, path) = gone_of_key(key).ok_or("a noted path's key is none")?;
-            let note = Note::parse(value).ok_or("a path's note is none")?;
+            let (unit, path, note) = stored::note(key, value)?;
             memory.set_note(&unit, &path, Some(note));
             Ok(())
         })?;

@@ -30,6 +30,7 @@ mod note;
 mod record;
 mod replica;
 mod retired;
+pub mod stored;
 #[cfg(test)]
 mod tests;
 mod transitions;

@@ -24,7 +24,7 @@ impl Note {
     }
 
     /// As it is stored: nothing, or a byte and a number.
-    pub(super) fn encode(self) -> Vec<u8> {
+    pub fn encode(self) -> Vec<u8> {
         let with = |kind: u8, seq: Seq| [&[kind][..], &seq.0.to_be_bytes()].concat();
         match self {
             Self::Gone => Vec::new(),

@@ -43,10 +43,9 @@ use crate::{
 use change::Change;
 use near::{Memo, NEAR_ROWS, Near, Place, Row, below};
 use past::RETIRED;
-use row::Hosts;
 
-pub use past::PastLife;
-pub use row::{LayerHead, Weight};
+pub use past::{Past, PastLife, parse as life};
+pub use row::{Hosts, Layer, LayerHead, Weight, parse as layers};
 
 /// Hosts by number.
 const HOSTS: Bytes = TableDefinition::new("hosts");

@@ -20,8 +20,8 @@ use crate::ids::{HostUuid, Incarnation, RelPath, Seq, UnitId};
 pub(super) const RETIRED: Bytes = TableDefinition::new("retired");
 
 /// A life that has ended, as it is stored.
-#[derive(Debug, Clone, Encode, Decode)]
-pub(super) struct Past {
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Past {
     #[n(0)]
     pub layers: Vec<Layer>,
     /// The record that ended it.
@@ -76,7 +76,8 @@ fn split(key: &[u8]) -> Option<(&[u8], Incarnation)> {
     Some((unit, Incarnation(u64::from_be_bytes(*life))))
 }
 
-pub(super) fn parse(value: &[u8]) -> Result<Past, String> {
+/// A stored life, or what is wrong with it.
+pub fn parse(value: &[u8]) -> Result<Past, String> {
     minicbor::decode(value).map_err(|e| e.to_string())
 }
 

@@ -53,8 +53,8 @@ impl LayerHead {
 }
 
 /// A layer as it is stored.
-#[derive(Debug, Clone, Encode, Decode)]
-pub(super) struct Layer {
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Layer {
     #[n(0)]
     pub host: u32,
     #[n(1)]
@@ -74,7 +74,7 @@ pub(super) struct Layer {
 }
 
 /// The stored layers of a row, or what is wrong with it.
-pub(super) fn parse(value: &[u8]) -> Result<Vec<Layer>, String> {
+pub fn parse(value: &[u8]) -> Result<Vec<Layer>, String> {
     let layers: Vec<Layer> = minicbor::decode(value).map_err(|e| e.to_string())?;
     match layers.iter().any(|layer| layer.commits.is_empty()) {
         true => Err("a layer without a commit".to_owned()),
@@ -94,7 +94,7 @@ pub struct Weight {
 
 /// Hosts by number: the UUID would be in each layer otherwise.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Hosts {
+pub struct Hosts {
     pub known: Vec<(HostUuid, String)>,
     numbers: HashMap<HostUuid, u32>,
 }
