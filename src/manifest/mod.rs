@@ -262,9 +262,9 @@ impl Manifest {
         })
     }
 
-    /// Sum of the regular files' sizes, bytes.
+    /// Sum of the regular files' sizes, bytes. Sparse files can have more together than a number holds, of which no store takes a commit.
     pub fn bytes(&self) -> u64 {
-        self.contents().map(|(_, size)| size).sum()
+        self.contents().fold(0, |sum: u64, (_, size)| sum.saturating_add(size))
     }
 
     /// The name that goes with a user number.

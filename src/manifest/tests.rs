@@ -54,6 +54,15 @@ fn other_encodings_of_the_same_are_refused() {
     }
 }
 
+/// Three sparse files of the largest size that a file can have overflow the sum of their sizes.
+#[test]
+fn sizes_that_no_number_holds_together_add_up_to_the_largest() {
+    let huge = |at| entry(at, Body::File { size: i64::MAX as u64, content: Hash::of(b"x") });
+    let manifest =
+        Manifest::new(vec![huge("a"), huge("b"), huge("c")], vec![], vec![], vec![]).expect("good");
+    assert_eq!(manifest.bytes(), u64::MAX);
+}
+
 /// The bytes are a contract: stores hold them for years.
 #[test]
 fn the_encoding_does_not_change() {
