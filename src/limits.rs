@@ -29,7 +29,7 @@ pub const PACK_BYTES: u64 = 64 << 20;
 
 /// Largest manifest, encoded: 2 million entries of about 100 bytes.
 pub const MANIFEST_BYTES: usize = BLOCK_RAW_MAX_BYTES;
-/// Most entries in one manifest.
+/// Most entries in one manifest, and most of each other list in it.
 pub const MANIFEST_ENTRIES: usize = 2_000_000;
 /// Longest text of a user, group or host name.
 pub const TEXT_BYTES: usize = 255;

@@ -54,6 +54,31 @@ fn other_encodings_of_the_same_are_refused() {
     }
 }
 
+/// A block of some kilobytes can unpack to a manifest whose lists would take gigabytes.
+#[test]
+fn a_list_beyond_its_limit_is_refused_where_it_passes_it() {
+    let (omitted, name) = (&b"\x82\x41a\x00"[..], &b"\x82\x00\x61a"[..]);
+    let count = limits::MANIFEST_ENTRIES + 1;
+    let list = [&b"\x9a"[..], &(count as u32).to_be_bytes()].concat();
+    let (none, many) = (b"\x80".to_vec(), |item: &[u8]| [&list[..], &item.repeat(count)].concat());
+    let entry = minicbor::to_vec(entry("a", Body::Dir)).expect("encodes");
+    for lists in [
+        [&many(&entry)[..], &none, &none, &none],
+        [&none, &many(omitted), &none, &none],
+        [&none, &none, &many(name), &none],
+        [&none, &none, &none, &many(name)],
+    ] {
+        let [entries, omitted, users, groups] = lists;
+        let bytes =
+            [b"\xa5\x00\x01\x01", entries, b"\x02", omitted, b"\x03", users, b"\x04", groups].concat();
+        let refused = Manifest::decode(&bytes).expect_err("is too much");
+        assert!(
+            matches!(&refused, ManifestError::Encoding(why) if why.contains("beyond its limit")),
+            "{refused}"
+        );
+    }
+}
+
 /// Three sparse files of the largest size that a file can have overflow the sum of their sizes.
 #[test]
 fn sizes_that_no_number_holds_together_add_up_to_the_largest() {
