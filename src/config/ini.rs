@@ -13,13 +13,18 @@
 //! Bytes that aren't UTF-8 become U+FFFD: harmless in comments and in others' keys, refused where a value is
 //! used.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::Path,
+    sync::Arc,
+};
 
 use ini::{Ini as RustIni, ParseOption};
 
 use super::{
     SECTIONS,
     finding::{Finding, Place},
+    names::shown,
 };
 
 /// Largest file read: Autotest's own is 20 KB, and a configuration is held in memory several times over.
@@ -114,16 +119,20 @@ pub fn raw<'a>(
     sections.get(section)?.get(key).or_else(|| defaults.get(key))
 }
 
-/// The text for rust-ini: every header first, so that empty sections are there too.
-fn dialect(headers: &[String], entries: &[Entry]) -> String {
+/// The text for rust-ini: every header first, so that empty sections are there too. It is no more than a few times as long as the file: a section that goes on isn't named again.
+fn dialect(headers: &[Arc<str>], entries: &[Entry]) -> String {
     let mut text = String::new();
+    let mut named: Option<&str> = None;
     for header in headers {
         text.push_str(&format!("[|{}|]\n", escape(header)));
     }
     for entry in entries {
-        let value = escape(&entry.parts.join("\n"));
-        let (section, name) = (escape(&entry.section), escape(&entry.name));
-        text.push_str(&format!("[|{section}|]\n{}|{name}|=\"{value}\"\n", entry.line));
+        if named != Some(&entry.section) {
+            text.push_str(&format!("[|{}|]\n", escape(&entry.section)));
+            named = Some(&entry.section);
+        }
+        let (name, value) = (escape(&entry.name), escape(&entry.parts.join("\n")));
+        text.push_str(&format!("{}|{name}|=\"{value}\"\n", entry.line));
     }
     text
 }
@@ -140,7 +149,7 @@ pub fn is_space(c: char) -> bool {
 /// An option and the line it stands on.
 struct Entry {
     line: u32,
-    section: String,
+    section: Arc<str>,
     name: String,
     parts: Vec<String>,
 }
@@ -148,10 +157,12 @@ struct Entry {
 /// ConfigParser's `_read`: its state between lines.
 struct Scan {
     file: Arc<Path>,
-    headers: Vec<String>,
+    headers: Vec<Arc<str>>,
     entries: Vec<Entry>,
     findings: Vec<Finding>,
-    section: Option<String>,
+    section: Option<Arc<str>>,
+    /// Where the keys of sections that we read stand.
+    lines: HashMap<(Arc<str>, String), u32>,
     /// Whether an indented line continues the last entry.
     open: bool,
     /// Lines of the current run of indented keys: first and last.
@@ -161,7 +172,8 @@ struct Scan {
 impl Scan {
     fn new(file: Arc<Path>) -> Self {
         let (headers, entries, findings) = (Vec::new(), Vec::new(), Vec::new());
-        Self { file, headers, entries, findings, section: None, open: false, indented: None }
+        let lines = HashMap::new();
+        Self { file, headers, entries, findings, section: None, lines, open: false, indented: None }
     }
 
     fn text(&mut self, bytes: &[u8]) {
@@ -220,8 +232,9 @@ impl Scan {
 
     fn header(&mut self, name: &str) {
         self.end_of_indented();
-        self.headers.push(name.to_owned());
-        self.section = Some(name.to_owned());
+        let name: Arc<str> = name.into();
+        self.headers.push(name.clone());
+        self.section = Some(name);
         self.open = false;
     }
 
@@ -235,12 +248,12 @@ impl Scan {
         };
         let Some(entry) = self.entries.last_mut() else { return };
         entry.parts.push(trimmed.to_owned());
-        let (name, section) = (entry.name.clone(), entry.section.clone());
         if let Some(what) = what
-            && (SECTIONS.contains(&&*section) || what == "a section header")
+            && (SECTIONS.contains(&&*entry.section) || what == "a section header")
         {
             let message = format!(
-                "the line looks like {what}, but it is indented, so Autotest takes it for more of the value of `{name}`"
+                "the line looks like {what}, but it is indented, so Autotest takes it for more of the value of {}",
+                shown(&entry.name)
             );
             self.warning("swallowed-line", line, message, "begin it in the first column");
         }
@@ -256,12 +269,10 @@ impl Scan {
             );
             self.warning("strange-space", line, message, "type the line again instead of pasting it");
         }
-        let before =
-            self.entries.iter().rev().find(|e| e.section == section && e.name == name).map(|e| e.line);
-        if let Some(before) = before
-            && SECTIONS.contains(&&*section)
+        if SECTIONS.contains(&&*section)
+            && let Some(before) = self.lines.insert((section.clone(), name.clone()), line)
         {
-            let message = format!("`{name}` is set on line {before} already; the last one counts");
+            let message = format!("{} is set on line {before} already; the last one counts", shown(&name));
             self.warning("set-twice", line, message, format!("remove one of the lines {before} and {line}"));
         }
         self.entries.push(Entry { line, section, name, parts: vec![value.to_owned()] });
@@ -310,7 +321,7 @@ impl Scan {
     /// One finding for a run of indented keys: the manual prints its sample so.
     fn end_of_indented(&mut self) {
         let Some((first, last)) = self.indented.take() else { return };
-        let section = self.section.as_deref().unwrap_or_default();
+        let section = brief(self.section.as_deref().unwrap_or_default());
         let (which, lines) = match last - first {
             0 => ("the key below".to_owned(), format!("{first}")),
             _ => (format!("the keys (lines {first} to {last}) below"), format!("{first},{last}")),
@@ -377,6 +388,16 @@ fn option(text: &str) -> Option<(&str, &str)> {
 
 fn is_plain_name(name: &str) -> bool {
     name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'))
+}
+
+/// The beginning of a name, for a message: a name can be as long as the file, and be in a message for each of its lines.
+pub fn brief(name: &str) -> String {
+    const CHARS: usize = 80;
+    let mut brief: String = name.chars().take(CHARS).collect();
+    if name.chars().nth(CHARS).is_some() {
+        brief.push('…');
+    }
+    brief
 }
 
 fn is_invisible(c: char) -> bool {
@@ -454,7 +475,7 @@ fn format_once<'a>(value: &str, lookup: &dyn Fn(&str) -> Option<&'a str>) -> Res
         if name.contains('(') {
             return Err(Interpolation::Percent);
         }
-        out.push_str(lookup(name).ok_or_else(|| Interpolation::Missing(name.to_owned()))?);
+        out.push_str(lookup(name).ok_or_else(|| Interpolation::Missing(brief(name)))?);
         rest = after.strip_prefix('s').ok_or(Interpolation::Percent)?;
         if out.len() > VALUE_BYTES {
             return Err(Interpolation::TooLong);

@@ -172,6 +172,13 @@ pub struct Config {
     pub local_only: Vec<String>,
 }
 
+/// [`examine`] of bytes at hand: a main file's, its shadow's, and for a machine of this name.
+pub fn examine_text(global: &[u8], shadow: Option<&[u8]>, machine: Option<&str>) -> Examined {
+    let global = ini::Ini::parse(Path::new(raw::GLOBAL), global);
+    let shadow = shadow.map(|bytes| ini::Ini::parse(Path::new(raw::SHADOW), bytes));
+    check::check(RawConfig::merge(global, shadow), machine)
+}
+
 impl Config {
     /// Reads the file named (or the one in the directory named), or else the first found; and its shadow.
     pub fn load(explicit: Option<&Path>) -> Result<Self, ConfigError> {
@@ -185,8 +192,7 @@ impl Config {
 
     /// A configuration from the text of a main file, for a host of this name.
     pub fn from_text(text: &str, host_name: &str) -> Result<Self, ConfigError> {
-        let raw = RawConfig::merge(ini::Ini::parse(Path::new(raw::GLOBAL), text.as_bytes()), None);
-        check::check(raw, Some(host_name)).into_config()
+        examine_text(text.as_bytes(), None, Some(host_name)).into_config()
     }
 
     /// Where finished layers go.

@@ -244,7 +244,11 @@ fn shadow_interpolation(section: &str, key: &str, value: &RawValue, why: &Interp
     Finding::error(
         "interpolation",
         Some(value.place.clone()),
-        format!("the value of `{key}` in [{section}] can't be made out, and Autotest stops: {why}"),
+        format!(
+            "the value of `{}` in [{}] can't be made out, and Autotest stops: {why}",
+            ini::brief(key),
+            ini::brief(section)
+        ),
         mend,
     )
 }

@@ -485,3 +485,45 @@ fn the_settings_as_text_read_back_as_the_same() {
     let config = |e: &Examined| Config { warnings: Vec::new(), ..e.config().expect("good").clone() };
     assert_eq!(config(&again), config(&examined(&text)));
 }
+
+/// Bytes of all that is told of a configuration, and kept of it.
+fn told_bytes(global: &str, shadow: Option<&str>) -> usize {
+    let examined = examine_text(global.as_bytes(), shadow.map(str::as_bytes), Some("drone1"));
+    json(&examined).len() + text(&examined).len()
+}
+
+/// A file of the largest size must not become gigabytes in memory, whatever is in it, nor take minutes.
+#[test]
+fn a_long_name_costs_its_length_once_and_not_in_every_line() {
+    let name = "n".repeat(100_000);
+    let keys = |line: &str| line.repeat(2_000);
+    for (global, shadow) in [
+        (format!("[{name}]\n{}", keys("a: b\n")), None),
+        (format!("[RESULTSFS]\n{name}: a\n{}", keys(" b: c\n")), None),
+        (format!("[{name}]\nx: y\n{}", keys("[X]\n a: b\n")), None),
+        (
+            String::new(),
+            Some(format!("[{name}]\n{}", (0..2_000).map(|i| format!("a{i}: %(\n")).collect::<String>())),
+        ),
+        (
+            String::new(),
+            Some(format!(
+                "[S]\nm: %({name})s\n{}",
+                (0..500).map(|i| format!("a{i}: %(m)s\n")).collect::<String>()
+            )),
+        ),
+    ] {
+        let told = told_bytes(&global, shadow.as_deref());
+        assert!(told < 8 << 20, "{told} bytes are told of {}…", &global[..global.len().min(20)]);
+    }
+}
+
+#[test]
+fn a_file_full_of_keys_is_read_in_no_time() {
+    let (began, lines) = (std::time::Instant::now(), 60_000);
+    let keys: String = (0..lines).map(|i| format!("a{i}:\n")).collect();
+    let twice = examined(&format!("[SCHEDULER]\n{keys}{keys}"));
+    assert_eq!(twice.findings.iter().filter(|f| f.code == "set-twice").count(), lines);
+    // Comparing each with all that were before took some minutes.
+    assert!(began.elapsed().as_secs() < 60);
+}

@@ -57,7 +57,9 @@ fn quoted(quote: char, chars: &mut std::str::Chars, word: &mut String) -> Result
 /// The known word that `word` is probably meant to be: at most a third of it different.
 pub fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let limit = (word.chars().count() / 3).clamp(1, 3);
-    known.map(|k| (distance(word, k), k)).filter(|(d, _)| *d <= limit).min().map(|(_, k)| k)
+    // A key can be as long as its file, and the table of a distance is as large as both words.
+    let near = known.filter(|k| k.len().abs_diff(word.len()) <= limit * char::MAX.len_utf8());
+    near.map(|k| (distance(word, k), k)).filter(|(d, _)| *d <= limit).min().map(|(_, k)| k)
 }
 
 /// Levenshtein's.
