@@ -18,6 +18,12 @@ pub const GLOBAL: &str = "global_config.ini";
 /// The name of the file beside it whose values come on top.
 pub const SHADOW: &str = "shadow_config.ini";
 
+/// Memory for what the shadow file's values are beyond what it has itself: by interpolation, and by what each section inherits, which of some kilobytes
+/// of keys and headers could make gigabytes.
+const SHADOW_BYTES: usize = 4 << 20;
+/// Of that, for an inherited value beside its text, or for what is said of it if it has none.
+const SHADOW_VALUE_BYTES: usize = 512;
+
 /// What a configuration depends on beside its files; a test has its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Surroundings {
@@ -127,6 +133,7 @@ impl RawConfig {
     fn overlay(&mut self, mut shadow: Ini) {
         self.files.push(shadow.file.to_path_buf());
         self.findings.append(&mut shadow.findings);
+        let mut room = SHADOW_BYTES;
         for (section, own) in &shadow.sections {
             if section.eq_ignore_ascii_case("default") && !self.sections.contains_key(section) {
                 self.findings.push(default_section(section, own));
@@ -138,7 +145,16 @@ impl RawConfig {
             for key in keys {
                 let Some(value) = shadow.raw(section, key) else { continue };
                 let lookup = |name: &str| ini::reference(&shadow.sections, &shadow.defaults, section, name);
-                match ini::interpolate(&value.text, &lookup) {
+                let text = ini::interpolate(&value.text, &lookup);
+                let grown = match own.contains_key(key) {
+                    true => text.as_ref().map_or(0, String::len).saturating_sub(value.text.len()),
+                    false => key.len() + text.as_ref().map_or(0, String::len) + SHADOW_VALUE_BYTES,
+                };
+                let Some(left) = room.checked_sub(grown) else {
+                    return self.findings.push(shadow_too_large(value));
+                };
+                room = left;
+                match text {
                     Ok(text) => {
                         values.insert(key.clone(), RawValue { text, place: value.place.clone() });
                     }
@@ -231,6 +247,17 @@ fn default_section(section: &str, own: &Section) -> Finding {
         own.values().next().map(|v| v.place.clone()),
         format!("{SHADOW} has a section [{section}], a name on which Autotest stops"),
         "write [DEFAULT], or another name",
+    )
+}
+
+fn shadow_too_large(value: &RawValue) -> Finding {
+    Finding::error(
+        "shadow-too-large",
+        Some(value.place.clone()),
+        format!(
+            "what the sections of {SHADOW} inherit and put in takes more than {SHADOW_BYTES} bytes; reading stops here"
+        ),
+        "move what few sections need from [DEFAULT] to those",
     )
 }
 

@@ -519,6 +519,16 @@ fn a_long_name_costs_its_length_once_and_not_in_every_line() {
 }
 
 #[test]
+fn what_a_shadows_sections_inherit_is_bounded() {
+    let inherited: String = (0..2_000).map(|i| format!("a{i}: {}\n", "v".repeat(20))).collect();
+    let sections: String = (0..2_000).map(|i| format!("[s{i}]\n")).collect();
+    let examined =
+        examine_text(b"", Some(format!("[DEFAULT]\n{inherited}{sections}").as_bytes()), Some("drone1"));
+    let codes: Vec<_> = examined.findings.iter().filter(|f| f.is_error()).map(|f| f.code).collect();
+    assert_eq!(codes, ["shadow-too-large"]);
+}
+
+#[test]
 fn a_file_full_of_keys_is_read_in_no_time() {
     let (began, lines) = (std::time::Instant::now(), 60_000);
     let keys: String = (0..lines).map(|i| format!("a{i}:\n")).collect();
