@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::{
     check::{Examined, Setting, Source},
     finding::Finding,
+    ini::value_in_line,
 };
 
 /// Version of the JSON lines; fields are only ever added under one number.
@@ -18,11 +19,10 @@ pub fn settings_text(examined: &Examined) -> String {
     for (section, settings) in by_section(&examined.settings) {
         let _ = writeln!(out, "{}[{section}]", if out.is_empty() { "" } else { "\n" });
         for setting in settings {
-            let _ = writeln!(
-                out,
-                "{}",
-                format!("{}: {}", setting.key, setting.value.replace('\n', "\n    ")).trim_end()
-            );
+            let value = setting.value.replace('\n', "\n    ");
+            // What would be read as a comment or as nothing there is a value in a line below its key.
+            let apart = if value_in_line(&value) == value { " " } else { "\n    " };
+            let _ = writeln!(out, "{}", format!("{}:{apart}{value}", setting.key).trim_end());
         }
     }
     out

@@ -373,7 +373,12 @@ fn option(text: &str) -> Option<(&str, &str)> {
     }
     let at = text.find([':', '='])?;
     let name = text[..at].trim_end_matches(is_space);
-    let mut value = text[at + 1..].trim_start_matches(is_space);
+    Some((name, value_in_line(&text[at + 1..])))
+}
+
+/// The value that stands behind a key's separator.
+pub fn value_in_line(text: &str) -> &str {
+    let mut value = text.trim_start_matches(is_space);
     if let Some(at) = value.find(';') {
         // Only the first `;` is looked at. If nothing stands before it, Python's `optval[-1]` is the value's last
         // character.
@@ -383,7 +388,7 @@ fn option(text: &str) -> Option<(&str, &str)> {
         }
     }
     let value = value.trim_matches(is_space);
-    Some((name, if value == "\"\"" { "" } else { value }))
+    if value == "\"\"" { "" } else { value }
 }
 
 fn is_plain_name(name: &str) -> bool {

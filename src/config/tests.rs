@@ -471,6 +471,16 @@ fn the_json_is_one_object_a_line_with_a_version() {
     assert_eq!((&end["kind"], &end["ok"], &end["errors"]), (&"config".into(), &false.into(), &1.into()));
 }
 
+/// A `;` behind a blank begins a comment only in the line of its key, and `""` stands for nothing only there.
+#[test]
+fn a_value_that_its_keys_line_cannot_hold_is_printed_below_it() {
+    let text = "[DEFAULT]\nb: ;c\n[COMMON]\ntest_output_dir: /a %(b)s\n[SCHEDULER]\narchive_host:\n  \"\"\n";
+    let printed = settings_text(&examined(text));
+    let again = examined(&printed);
+    assert_eq!(setting(&again, "COMMON", "test_output_dir").value, "/a ;c", "{printed}");
+    assert_eq!(setting(&again, "SCHEDULER", "archive_host").value, "\"\"", "{printed}");
+}
+
 #[test]
 fn the_settings_as_text_read_back_as_the_same() {
     let text = with(
