@@ -17,7 +17,7 @@
 //! # Layers
 //!
 //! Dependencies point one way:
-//! cli → {daemon, demo, import, server} → {client, fuse, offload, verify} → fs → {cache, journal, spool, store} → wire → transport → {catalog, chunk, layout, manifest} → {config, control, durable} → ids → {buffers, clock, limits}
+//! cli → {daemon, demo, import, server} → {client, fuse, offload, verify} → fs → {cache, journal, spool, store} → wire → transport → {catalog, chunk, layout, manifest} → {config, control, durable} → ids → {buffers, cbor, clock, limits}
 //!
 //! `fuse` alone names fuser, `cli` clap, `config` ini, `store` and `journal` the database. `tests/layers.rs` proves it. Every bound of the formats
 //! and of the protocol is in [`limits`].
@@ -25,6 +25,7 @@
 pub mod buffers;
 pub mod cache;
 pub mod catalog;
+pub mod cbor;
 pub mod chunk;
 pub mod cli;
 pub mod client;

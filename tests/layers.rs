@@ -10,7 +10,7 @@ use std::{
 
 /// From the bottom to the top. A module uses modules of lower layers only.
 const LAYERS: &[&[&str]] = &[
-    &["buffers", "clock", "limits"],
+    &["buffers", "cbor", "clock", "limits"],
     &["ids"],
     &["config", "control", "durable"],
     &["catalog", "chunk", "layout", "manifest"],

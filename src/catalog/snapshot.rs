@@ -2,7 +2,11 @@
 
 use minicbor::{Decode, Encode};
 
-use crate::ids::{Generation, Hash, HostUuid, Incarnation, Seq, UnitId};
+use crate::{
+    cbor,
+    ids::{Generation, Hash, HostUuid, Incarnation, Seq, UnitId},
+    limits,
+};
 
 /// The last published state of a host's running layer. Everything that its manifest names is in the store, durable or not.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -68,6 +72,6 @@ pub struct SnapshotChanges {
     /// Nothing more follows until something changes.
     #[n(2)]
     pub is_all: bool,
-    #[n(3)]
+    #[cbor(n(3), decode_with = "cbor::at_most::<{ limits::SNAPSHOTS_PER_PUSH }, _, _>")]
     pub changes: Vec<SnapshotChange>,
 }

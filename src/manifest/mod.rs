@@ -11,6 +11,7 @@
 use minicbor::{Decode, Encode};
 
 use crate::{
+    cbor,
     ids::{Generation, Hash, RelPath, Seq},
     limits,
 };
@@ -25,16 +26,16 @@ pub struct Manifest {
     #[n(0)]
     version: u32,
     /// In strictly ascending order of path.
-    #[cbor(n(1), decode_with = "bounded")]
+    #[cbor(n(1), decode_with = "cbor::at_most::<{ limits::MANIFEST_ENTRIES }, _, _>")]
     entries: Vec<Entry>,
     /// What was there and can't be carried, in ascending order of path.
-    #[cbor(n(2), decode_with = "bounded")]
+    #[cbor(n(2), decode_with = "cbor::at_most::<{ limits::MANIFEST_ENTRIES }, _, _>")]
     omitted: Vec<Omitted>,
     /// Names of the owners' numbers, ascending by number.
-    #[cbor(n(3), decode_with = "bounded")]
+    #[cbor(n(3), decode_with = "cbor::at_most::<{ limits::MANIFEST_ENTRIES }, _, _>")]
     users: Vec<Name>,
     /// Names of the groups' numbers, ascending by number.
-    #[cbor(n(4), decode_with = "bounded")]
+    #[cbor(n(4), decode_with = "cbor::at_most::<{ limits::MANIFEST_ENTRIES }, _, _>")]
     groups: Vec<Name>,
 }
 
@@ -317,22 +318,6 @@ impl Manifest {
             _ => Ok(()),
         }
     }
-}
-
-/// A list of what may be in a manifest. It ends at the limit and isn't counted when all of it is there: what takes 4 bytes in an encoding of 256 MiB
-/// takes 10 to 50 times as many here.
-fn bounded<'b, C, T: Decode<'b, C>>(
-    d: &mut minicbor::Decoder<'b>,
-    ctx: &mut C,
-) -> Result<Vec<T>, minicbor::decode::Error> {
-    let mut list = Vec::new();
-    for item in d.array_iter_with(ctx)? {
-        if list.len() == limits::MANIFEST_ENTRIES {
-            return Err(minicbor::decode::Error::message("a list is beyond its limit"));
-        }
-        list.push(item?);
-    }
-    Ok(list)
 }
 
 fn find_name(names: &[Name], id: u32) -> Option<&str> {

@@ -11,6 +11,7 @@ use minicbor::{Decode, Encode};
 
 use crate::{
     catalog::{Head, Record, SnapshotChanges},
+    cbor,
     chunk::{ChunkParams, ObjectKind, Stretch},
     ids::{Generation, Hash, HostUuid, Incarnation, Seq, StoreUuid, UnitId},
     limits,
@@ -37,7 +38,7 @@ pub enum MessageError {
     /// Something follows the message in its frame.
     #[error("message with {0} bytes after its end")]
     Trailing(usize),
-    /// A list beyond its limit.
+    /// Lists that are beyond their limit together; one alone doesn't decode.
     #[error("message with {0} {1}")]
     TooMany(usize, &'static str),
 }
@@ -70,10 +71,17 @@ pub enum ToStore {
     Offer(#[n(0)] RequestId, #[n(1)] Hash),
     /// Which of these objects does the store lack?
     #[n(2)]
-    Missing(#[n(0)] RequestId, #[n(1)] ObjectKind, #[n(2)] Vec<Hash>),
+    Missing(
+        #[n(0)] RequestId,
+        #[n(1)] ObjectKind,
+        #[cbor(n(2), decode_with = "cbor::at_most::<{ limits::HASHES_PER_ASK }, _, _>")] Vec<Hash>,
+    ),
     /// Files are cut like this. Which of these chunks does the store lack? One that is named twice is asked for twice.
     #[n(15)]
-    Cut(#[n(0)] RequestId, #[n(1)] Vec<Stretch>),
+    Cut(
+        #[n(0)] RequestId,
+        #[cbor(n(1), decode_with = "cbor::at_most::<{ limits::HASHES_PER_ASK }, _, _>")] Vec<Stretch>,
+    ),
     /// Everything for this layer was sent: make it durable and enter it.
     #[n(3)]
     Commit(#[n(0)] RequestId, #[n(1)] CommitRequest),
@@ -91,7 +99,10 @@ pub enum ToStore {
     Taken(#[n(0)] Seq),
     /// These units may begin anew: what was committed of them isn't shown any more.
     #[n(8)]
-    Retire(#[n(0)] RequestId, #[n(1)] Vec<RetireUnit>),
+    Retire(
+        #[n(0)] RequestId,
+        #[cbor(n(1), decode_with = "cbor::at_most::<{ limits::RETIRED_UNITS }, _, _>")] Vec<RetireUnit>,
+    ),
     /// Everything for this snapshot was sent: put it in its layer's slot.
     #[n(12)]
     Publish(#[n(0)] RequestId, #[n(1)] PublishRequest),
@@ -101,7 +112,10 @@ pub enum ToStore {
     Watch(#[n(0)] u64, #[n(1)] Option<u64>),
     /// Somebody has read something of these units on this host.
     #[n(14)]
-    Read(#[n(0)] RequestId, #[n(1)] Vec<UnitId>),
+    Read(
+        #[n(0)] RequestId,
+        #[cbor(n(1), decode_with = "cbor::at_most::<{ limits::UNITS_READ }, _, _>")] Vec<UnitId>,
+    ),
     /// Of what was named as lost, all that this host has was sent before this.
     #[n(16)]
     Returned(#[n(0)] RequestId),
@@ -111,17 +125,8 @@ impl ToStore {
     /// Takes a message's bytes from outside.
     pub fn decode(bytes: &[u8]) -> Result<Self, MessageError> {
         match decode_all(bytes)? {
-            Self::Missing(_, _, hashes) if hashes.len() > limits::HASHES_PER_ASK => {
-                Err(MessageError::TooMany(hashes.len(), "hashes"))
-            }
             Self::Cut(_, stretches) if chunks_in(&stretches) > limits::HASHES_PER_ASK => {
                 Err(MessageError::TooMany(chunks_in(&stretches), "chunks"))
-            }
-            Self::Retire(_, units) if units.len() > limits::RETIRED_UNITS => {
-                Err(MessageError::TooMany(units.len(), "units to retire"))
-            }
-            Self::Read(_, units) if units.len() > limits::UNITS_READ => {
-                Err(MessageError::TooMany(units.len(), "units that were read"))
             }
             message => Ok(message),
         }
@@ -246,7 +251,7 @@ pub enum FromStore {
     NotFound(#[n(0)] RequestId),
     /// New records, in order.
     #[n(7)]
-    Records(#[n(0)] Vec<Record>),
+    Records(#[cbor(n(0), decode_with = "cbor::at_most::<{ limits::RECORDS_PER_PUSH }, _, _>")] Vec<Record>),
     /// The replica doesn't match this catalog at the point it named: drop it and follow from the start.
     #[n(8)]
     Resync(#[n(0)] Head),
@@ -277,14 +282,8 @@ impl FromStore {
     /// Takes a message's bytes from outside.
     pub fn decode(bytes: &[u8]) -> Result<Self, MessageError> {
         match decode_all(bytes)? {
-            Self::Records(records) if records.len() > limits::RECORDS_PER_PUSH => {
-                Err(MessageError::TooMany(records.len(), "records"))
-            }
             Self::Lost(lost) if lost.manifests.len() + lost.objects.len() > limits::HASHES_PER_ASK => {
                 Err(MessageError::TooMany(lost.manifests.len() + lost.objects.len(), "lost objects"))
-            }
-            Self::Snapshots(told) if told.changes.len() > limits::SNAPSHOTS_PER_PUSH => {
-                Err(MessageError::TooMany(told.changes.len(), "snapshots"))
             }
             message => Ok(message),
         }
@@ -296,9 +295,9 @@ impl FromStore {
 #[cbor(map)]
 pub struct Lost {
     /// Committed manifests that name something lost, or are lost themselves.
-    #[n(0)]
+    #[cbor(n(0), decode_with = "cbor::at_most::<{ limits::HASHES_PER_ASK }, _, _>")]
     pub manifests: Vec<Hash>,
-    #[n(1)]
+    #[cbor(n(1), decode_with = "cbor::at_most::<{ limits::HASHES_PER_ASK }, _, _>")]
     pub objects: Vec<(ObjectKind, Hash)>,
 }
 
