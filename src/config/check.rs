@@ -342,7 +342,9 @@ impl Reader<'_> {
             }
             drones.push(host.to_owned());
         }
-        self.note(SCHEDULER, "drones", Some(drones.join(", ")), found.as_ref());
+        // None that is good isn't the same as none that is set.
+        let value = Some(drones.join(", ")).filter(|_| !drones.is_empty());
+        self.note(SCHEDULER, "drones", value, found.as_ref());
         drones.into_iter().map(|host| self.drone(host)).collect()
     }
 

@@ -21,8 +21,12 @@ pub fn settings_text(examined: &Examined) -> String {
         for setting in settings {
             let value = setting.value.replace('\n', "\n    ");
             // What would be read as a comment or as nothing there is a value in a line below its key.
-            let apart = if value_in_line(&value) == value { " " } else { "\n    " };
-            let _ = writeln!(out, "{}", format!("{}:{apart}{value}", setting.key).trim_end());
+            let apart = match value.is_empty() {
+                true => "",
+                false if value_in_line(&value) == value => " ",
+                false => "\n    ",
+            };
+            let _ = writeln!(out, "{}:{apart}{value}", setting.key);
         }
     }
     out

@@ -481,6 +481,17 @@ fn a_value_that_its_keys_line_cannot_hold_is_printed_below_it() {
     assert_eq!(setting(&again, "SCHEDULER", "archive_host").value, "\"\"", "{printed}");
 }
 
+/// Printed as nothing they would be read as what holds where nothing is set; and a blank that isn't Autotest's belongs to its value.
+#[test]
+fn drones_of_which_none_is_good_are_printed_as_they_are_written() {
+    for drones in ["a b, -c", ","] {
+        let printed = settings_text(&examined(&with(&format!("drones: {drones}"), "state_dir: /a\u{a0}")));
+        let again = examined(&printed);
+        assert_eq!(setting(&again, "SCHEDULER", "drones").value, drones, "{printed}");
+        assert_eq!(setting(&again, "RESULTSFS", "state_dir").value, "/a\u{a0}", "{printed}");
+    }
+}
+
 #[test]
 fn the_settings_as_text_read_back_as_the_same() {
     let text = with(
