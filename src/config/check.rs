@@ -3,6 +3,7 @@
 //! one run tells everything that is wrong.
 
 use std::{
+    collections::{HashMap, HashSet},
     fmt,
     ops::RangeInclusive,
     path::{Component, Path, PathBuf},
@@ -26,6 +27,8 @@ pub const RESULTSFS: &str = "RESULTSFS";
 const HOURS_MAX: u64 = 10 * 366 * 24;
 /// Days that a retention may have: a thousand years.
 const DAYS_MAX: u64 = 366_000;
+/// Bytes of all values that are read. A file has fewer, and by interpolation each of thousands of drones' users could have [`ini::VALUE_BYTES`].
+const VALUES_BYTES: usize = 4 << 20;
 /// Least cache: one block may hold 1 MiB, and a few must fit while they are read.
 const CACHE_MIN_MIB: u64 = 16;
 
@@ -107,7 +110,8 @@ pub fn examine(explicit: Option<&Path>, surroundings: &Surroundings) -> Result<E
 /// Checks everything.
 pub fn check(mut raw: RawConfig, machine: Option<&str>) -> Examined {
     let findings = std::mem::take(&mut raw.findings);
-    let mut reader = Reader { raw: &raw, settings: Vec::new(), findings };
+    let mut reader =
+        Reader { raw: &raw, settings: Vec::new(), noted: HashSet::new(), findings, room: VALUES_BYTES };
     let mut config = reader.config(machine);
     reader.directories(&config);
     reader.copies_too(&config);
@@ -143,8 +147,12 @@ pub struct Reader<'a> {
     pub raw: &'a RawConfig,
     /// The settings read so far.
     pub settings: Vec<Setting>,
+    /// Their sections and keys.
+    noted: HashSet<(&'static str, String)>,
     /// What was wrong with them.
     pub findings: Vec<Finding>,
+    /// What is left of [`VALUES_BYTES`].
+    room: usize,
 }
 
 impl Reader<'_> {
@@ -219,6 +227,12 @@ impl Reader<'_> {
                 return None;
             }
         };
+        let Some(room) = self.room.checked_sub(value.text.len()) else {
+            let message = format!("with the value of `{key}` the values are more than {VALUES_BYTES} bytes");
+            self.error("too-much", &value.place, message, "write shorter values, or fewer");
+            return None;
+        };
+        self.room = room;
         let text = value.text.trim_matches(ini::is_space);
         if text.contains(char::REPLACEMENT_CHARACTER) {
             let message = format!("the value of `{key}` has bytes that aren't UTF-8");
@@ -231,7 +245,7 @@ impl Reader<'_> {
     /// Enters a setting; a wrong one as it is written. A host can be named twice, and its special variables
     /// then come twice.
     fn note(&mut self, section: &'static str, key: &str, value: Option<String>, found: Option<&Found>) {
-        if self.settings.iter().any(|s| s.section == section && s.key == key) {
+        if !self.noted.insert((section, key.to_owned())) {
             return;
         }
         let value = value.or_else(|| found.map(|f| f.text.clone())).unwrap_or_default();
@@ -334,18 +348,32 @@ impl Reader<'_> {
         let found = self.found(SCHEDULER, "drones");
         let text = found.as_ref().map_or("localhost", |f| &f.text).to_owned();
         let mut drones = Vec::new();
+        let mut good: HashMap<&str, bool> = HashMap::new();
         for host in raw::items(&text).filter(|h| !h.is_empty()) {
-            if let Some(found) = &found
-                && !self.doubtful_host("drones", &Found { text: host.to_owned(), ..found.clone() })
-            {
-                continue;
+            // What is named a thousand times is doubtful once.
+            let is_good = *good.entry(host).or_insert_with(|| {
+                let place = found.as_ref().map(|found| found.place.clone());
+                place
+                    .is_none_or(|place| self.doubtful_host("drones", &Found { text: host.to_owned(), place }))
+            });
+            if is_good {
+                drones.push(host.to_owned());
             }
-            drones.push(host.to_owned());
         }
         // None that is good isn't the same as none that is set.
         let value = Some(drones.join(", ")).filter(|_| !drones.is_empty());
         self.note(SCHEDULER, "drones", value, found.as_ref());
-        drones.into_iter().map(|host| self.drone(host)).collect()
+        // Of hosts that differ in capitals only the variables are the same.
+        let mut known: HashMap<String, Drone> = HashMap::new();
+        let drone = |host: String| match known.get(&host.to_ascii_lowercase()) {
+            Some(drone) => Drone { host, ..drone.clone() },
+            None => {
+                let drone = self.drone(host);
+                known.insert(drone.host.to_ascii_lowercase(), drone.clone());
+                drone
+            }
+        };
+        drones.into_iter().map(drone).collect()
     }
 
     fn drone(&mut self, host: String) -> Drone {
@@ -380,7 +408,9 @@ impl Reader<'_> {
             finding.severity = Severity::Warning;
         }
         // A results host that is a drone too was looked at before, with less weight.
-        self.findings.retain(|f| f.code != finding.code || f.place != finding.place);
+        if used {
+            self.findings.retain(|f| f.code != finding.code || f.place != finding.place);
+        }
         self.findings.push(finding);
         None
     }

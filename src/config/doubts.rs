@@ -1,5 +1,7 @@
 //! What settings say together, and what the files have that nobody reads: found after every key was read.
 
+use std::collections::{HashMap, HashSet};
+
 use super::{
     Config, ResultsHost, SECTIONS,
     check::{RESULTSFS, Reader, SCHEDULER, Setting, Source},
@@ -171,11 +173,16 @@ impl Reader<'_> {
         let mut hosts: Vec<String> = config.drones.iter().map(|d| d.host.to_ascii_lowercase()).collect();
         let named = self.settings.iter().filter(|s| s.key == "results_host" || s.key == "archive_host");
         hosts.extend(named.map(|s| s.value.to_ascii_lowercase()).chain(["localhost".to_owned()]));
+        let names: HashSet<&str> = hosts.iter().map(String::as_str).collect();
+        let mut shortened: HashMap<Option<&str>, &str> = HashMap::new();
+        for host in &hosts {
+            shortened.entry(host.split('.').next()).or_insert(host);
+        }
         for (key, value) in self.raw.own(SCHEDULER) {
             if let Some(host) = SPECIAL[..2].iter().find_map(|s| key.strip_suffix(s))
-                && !hosts.iter().any(|h| h == host)
+                && !names.contains(host)
             {
-                let near = hosts.iter().find(|h| h.split('.').next() == host.split('.').next());
+                let near = shortened.get(&host.split('.').next());
                 let mend = match near {
                     Some(near) => format!("write the name as it is set: `{}`", key.replacen(host, near, 1)),
                     None => "write the host's name exactly as `results_host` or `drones` has it, or remove the line".into(),

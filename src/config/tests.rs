@@ -558,3 +558,33 @@ fn a_file_full_of_keys_is_read_in_no_time() {
     // Comparing each with all that were before took some minutes.
     assert!(began.elapsed().as_secs() < 60);
 }
+
+/// Each was compared with each, which took minutes for the hosts that a file of the largest size can name.
+#[test]
+fn a_file_full_of_hosts_is_read_in_no_time() {
+    let (began, count) = (std::time::Instant::now(), 20_000);
+    let lines = |line: &dyn Fn(usize) -> String| (0..count).map(line).collect::<String>();
+    let names = lines(&|i| format!("d{i},"));
+    let wrong =
+        examined(&with(&format!("drones: {names}\n{}", lines(&|i| format!("d{i}_username: -\n"))), ""));
+    assert_eq!(wrong.findings.iter().filter(|f| f.code == "bad-user").count(), count);
+    let strange =
+        examined(&with(&format!("drones: {names}\n{}", lines(&|i| format!("e{i}.x_username: u\n"))), ""));
+    assert_eq!(strange.findings.iter().filter(|f| f.code == "unknown-host").count(), count);
+    let same =
+        examined(&with(&format!("drones: {}{}\na_username: -", "a,".repeat(count), "-,".repeat(count)), ""));
+    assert_eq!(same.config().map(|config| config.drones.len()), Some(count));
+    assert_eq!(same.findings.iter().filter(|f| ["bad-user", "bad-host"].contains(&f.code)).count(), 2);
+    assert!(began.elapsed().as_secs() < 60);
+}
+
+#[test]
+fn values_that_are_interpolated_are_bounded_together() {
+    let drones: String = (0..1_000).map(|i| format!("d{i},")).collect();
+    let users: String = (0..1_000).map(|i| format!("d{i}_username: %(long)s\n")).collect();
+    let long = format!("long: {}\ndrones: {drones}\n{users}", "u".repeat(60_000));
+    let examined = examined(&with(&long, ""));
+    assert!(examined.findings.iter().any(|f| f.code == "too-much" && f.is_error()));
+    let kept: usize = examined.settings.iter().map(|s| s.value.len()).sum();
+    assert!(kept < 5 << 20, "{kept} bytes");
+}

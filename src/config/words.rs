@@ -56,26 +56,31 @@ fn quoted(quote: char, chars: &mut std::str::Chars, word: &mut String) -> Result
 
 /// The known word that `word` is probably meant to be: at most a third of it different.
 pub fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let limit = (word.chars().count() / 3).clamp(1, 3);
-    // A key can be as long as its file, and the table of a distance is as large as both words.
-    let near = known.filter(|k| k.len().abs_diff(word.len()) <= limit * char::MAX.len_utf8());
-    near.map(|k| (distance(word, k), k)).filter(|(d, _)| *d <= limit).min().map(|(_, k)| k)
+    let chars: Vec<char> = word.chars().collect();
+    let limit = (chars.len() / 3).clamp(1, 3);
+    known.filter_map(|k| Some((distance(&chars, k, limit)?, k))).min().map(|(_, k)| k)
 }
 
-/// Levenshtein's.
-fn distance(a: &str, b: &str) -> usize {
+/// Levenshtein's, if it is no more than `limit`; of words that are further apart most isn't looked at, a key being as long as its file may be.
+fn distance(a: &[char], b: &str, limit: usize) -> Option<usize> {
     let b: Vec<char> = b.chars().collect();
+    if a.len().abs_diff(b.len()) > limit {
+        return None;
+    }
     let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
+    for (i, x) in a.iter().enumerate() {
         let mut diagonal = row[0];
         row[0] = i + 1;
         for (j, y) in b.iter().enumerate() {
-            let change = diagonal + usize::from(x != *y);
+            let change = diagonal + usize::from(x != y);
             diagonal = row[j + 1];
             row[j + 1] = change.min(diagonal + 1).min(row[j] + 1);
         }
+        if row.iter().all(|distance| *distance > limit) {
+            return None;
+        }
     }
-    row[b.len()]
+    Some(row[b.len()]).filter(|distance| *distance <= limit)
 }
 
 #[cfg(test)]
@@ -124,6 +129,8 @@ mod tests {
         assert_eq!(nearest("result_host", known.into_iter()), Some("results_host"));
         assert_eq!(nearest("retention_day", known.into_iter()), Some("retention_days"));
         assert_eq!(nearest("colour", known.into_iter()), None);
-        assert_eq!((distance("kitten", "sitting"), distance("", "abc")), (3, 3));
+        let far = |a: &str, b: &str, limit| distance(&a.chars().collect::<Vec<_>>(), b, limit);
+        assert_eq!((far("kitten", "sitting", 3), far("", "abc", 3)), (Some(3), Some(3)));
+        assert_eq!((far("kitten", "sitting", 2), far("", "abc", 2)), (None, None));
     }
 }
