@@ -16,8 +16,11 @@ pub use packed::{PACK, STORE, block, catalog, pack};
 pub use values::{journal, manifest, recipe};
 pub use wire::{frame, message};
 
+/// What is asserted of one input: panics where it isn't so.
+pub type Property = fn(&[u8]);
+
 /// Every target by its name.
-pub const TARGETS: [(&str, fn(&[u8])); 10] = [
+pub const TARGETS: [(&str, Property); 10] = [
     ("block", block),
     ("catalog", catalog),
     ("config", config),

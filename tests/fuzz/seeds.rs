@@ -249,7 +249,7 @@ fn frames() -> Vec<(&'static str, Vec<u8>)> {
     let ping = message_frame(&ToStore::Ping);
     vec![
         ("join", with(0, 0, &[Frame::Join(b"join".to_vec())])),
-        ("greeting", with(1, 1, &[ping.clone()])),
+        ("greeting", with(1, 1, std::slice::from_ref(&ping))),
         ("to-store", with(2, 7, &[ping.clone(), Frame::Upload(block.clone()), ping.clone()])),
         ("from-store", with(3, 0, &[message_frame(&FromStore::Pong), Frame::Reply(9, block)])),
         ("cut", with(2, 0, &[ping])[..6].to_vec()),
