@@ -368,6 +368,7 @@ fn rows() -> Vec<(&'static str, Vec<u8>)> {
         committed_ms: None,
         evicted_ms: None,
         incarnation: Incarnation(4),
+        stranded_ms: None,
         last_error: None,
     };
     let evicted = UnitRecord {
