@@ -17,6 +17,7 @@ mod listing;
 mod live;
 mod nasty;
 mod overlay;
+mod producers;
 mod promises;
 mod prune;
 mod recovery;
