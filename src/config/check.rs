@@ -563,6 +563,8 @@ where
     T::try_from(n).expect("the limits of the setting fit its type")
 }
 
+/// A blank at the end keeps the slash behind it: without that it is no part of the value.
 fn path_text(path: &Path) -> String {
-    path.display().to_string()
+    let text = path.display().to_string();
+    if text.ends_with(ini::is_space) { text + "/" } else { text }
 }

@@ -481,6 +481,14 @@ fn a_value_that_its_keys_line_cannot_hold_is_printed_below_it() {
     assert_eq!(setting(&again, "SCHEDULER", "archive_host").value, "\"\"", "{printed}");
 }
 
+#[test]
+fn a_directory_whose_name_ends_in_a_blank_is_printed_with_its_slash() {
+    let printed = settings_text(&examined("[COMMON]\ntest_output_dir: /srv/out /\n"));
+    let again = examined(&printed);
+    let dir = again.config().and_then(|config| config.test_output_dir.clone());
+    assert_eq!(dir.as_deref(), Some(Path::new("/srv/out ")), "{printed}");
+}
+
 /// Printed as nothing they would be read as what holds where nothing is set; and a blank that isn't Autotest's belongs to its value.
 #[test]
 fn drones_of_which_none_is_good_are_printed_as_they_are_written() {
