@@ -49,6 +49,7 @@ pub enum Request {
     Verify {
         paths: Vec<RawPath>,
         read_data: bool,
+        repair: bool,
     },
     /// What is committed at these paths, in the present life of their units or in the one with this number: entries, each file's followed by its bytes.
     Export {

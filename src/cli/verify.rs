@@ -59,7 +59,7 @@ pub fn verify(cli: &Cli, args: &VerifyArgs) -> Outcome {
 
 fn check_local(cli: &Cli, args: &VerifyArgs, config: &Config) -> Outcome {
     let paths = remote::raws(&args.paths)?;
-    let request = Request::Verify { paths, read_data: args.read_data };
+    let request = Request::Verify { paths, read_data: args.read_data, repair: args.repair };
     match ask(cli, &config.control_socket(), &request) {
         Err(ControlError::NotRunning { .. }) => check_alone(cli, args, config),
         Err(e) => Err(Failure::from_control(e).exit(COULD_NOT)),

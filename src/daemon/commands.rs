@@ -126,7 +126,9 @@ impl Commands {
             Request::Complete { paths } => self.complete(&paths, output).await,
             Request::Evict { paths } => self.evict(&paths, output).await,
             Request::Recall { paths } => self.recall(&paths, output).await,
-            Request::Verify { paths, read_data } => self.verify(&paths, read_data, output).await,
+            Request::Verify { paths, read_data, repair } => {
+                self.verify(&paths, read_data, repair, output).await
+            }
             Request::Export { paths, incarnation } => {
                 let paths = match self.tree_paths(&paths) {
                     Ok(paths) => paths,
@@ -411,7 +413,13 @@ impl Commands {
         Ok(Ok(0))
     }
 
-    async fn verify(&self, paths: &[RawPath], read_data: bool, output: &mut Output) -> io::Result<Ended> {
+    async fn verify(
+        &self,
+        paths: &[RawPath],
+        read_data: bool,
+        repair: bool,
+        output: &mut Output,
+    ) -> io::Result<Ended> {
         let paths = match self.tree_paths(paths) {
             Ok(paths) => paths,
             Err(refusal) => return Ok(Err(refusal)),
@@ -422,7 +430,7 @@ impl Commands {
             let tell = |progress| _ = told.send_replace(Some(progress));
             verify::local::check(&host.journal, &host.spool, &host.activity, &paths, read_data, &tell)
         });
-        let report = loop {
+        let mut report = loop {
             match timeout(TICK, &mut checked).await {
                 Ok(Ok(report)) => break report,
                 Ok(Err(e)) => return Ok(Err(Refusal::new(e))),
@@ -434,11 +442,37 @@ impl Commands {
                 }
             }
         };
+        if repair {
+            self.mend(&mut report).await;
+        }
         for finding in &report.findings {
             output.item(verify::json::finding(finding)).await?;
         }
         output.item(verify::json::summary(&report, "local")).await?;
         Ok(Ok(report.exit_code()))
+    }
+
+    /// Brings back from the store what the spool's disk has spoiled.
+    async fn mend(&self, report: &mut verify::Report) {
+        let quarantine = super::quarantine_dir(&self.host.config);
+        for (unit, path) in std::mem::take(&mut report.rotten) {
+            match self.host.engine.mend(&unit, &path, quarantine.clone()).await {
+                Ok(kept) => {
+                    let Ok(full) = unit.root.append(&path) else { continue };
+                    let how = match kept {
+                        Some(kept) => {
+                            format!(
+                                "it is what was committed again; what the spool had is {}",
+                                kept.display()
+                            )
+                        }
+                        None => "it is another name of a file that is what was committed again".to_owned(),
+                    };
+                    report.is_repaired(&unit, &full, &how);
+                }
+                Err(e) => report.notes.push(format!("not repaired: {unit}: {path}: {e}")),
+            }
+        }
     }
 
     /// Who holds the mount up, as far as can be seen.

@@ -243,6 +243,16 @@ fn tmp_dir(config: &Config) -> PathBuf {
     name.into()
 }
 
+/// For what a repair takes out of the spool, on its file system.
+fn quarantine_dir(config: &Config) -> PathBuf {
+    if config.spool_dir.starts_with(&config.state_dir) {
+        return config.state_dir.join("quarantine");
+    }
+    let mut name = config.spool_dir.clone().into_os_string();
+    name.push(".quarantine");
+    name.into()
+}
+
 fn engine_settings(config: &Config, rules: &LayoutRules) -> Settings {
     Settings {
         rules: rules.clone(),

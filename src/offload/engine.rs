@@ -272,6 +272,19 @@ impl Engine {
         self.work(move |shared| shared.recall(&unit).map(drop)).await?.map_err(CommandError::Recall)
     }
 
+    /// Puts a committed file in the place of what the spool has of it, and that into `quarantine`; says where it is, or that nothing was to be done.
+    pub async fn mend(
+        &self,
+        unit: &UnitId,
+        path: &RelPath,
+        quarantine: PathBuf,
+    ) -> Result<Option<PathBuf>, CommandError> {
+        let (unit, path) = (unit.clone(), path.clone());
+        let mend =
+            move |shared: &Arc<Shared>| shared.recaller().mend(&unit, &path, &quarantine, &shared.on_evicted);
+        self.work(mend).await?.map_err(CommandError::Recall)
+    }
+
     /// Waits until all complete units are committed; or these units, also those of them that still run. Says which aren't after
     /// `timeout`. Without a results host nothing ever is, and it doesn't wait.
     pub async fn wait(&self, units: &[UnitId], timeout: Duration) -> Vec<UnitId> {
@@ -688,15 +701,18 @@ impl Shared {
             && below.iter().any(|record| record.unit != *unit && self.journal.is_retired(&record.unit))
     }
 
-    fn recall(&self, unit: &UnitId) -> Result<u64, RecallError> {
-        let recaller = Recaller {
+    fn recaller(&self) -> Recaller<'_> {
+        Recaller {
             spool: &self.tree,
             journal: &self.journal,
             activity: &self.activity,
             contents: &*self.contents,
             tmp_dir: &self.settings.tmp_dir,
-        };
-        let bytes = recaller.recall(unit, &self.on_evicted)?;
+        }
+    }
+
+    fn recall(&self, unit: &UnitId) -> Result<u64, RecallError> {
+        let bytes = self.recaller().recall(unit, &self.on_evicted)?;
         self.counters.layers_recalled.one();
         self.counters.bytes_recalled.add(bytes);
         tracing::info!(%unit, bytes, "recalled");

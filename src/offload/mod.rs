@@ -24,6 +24,7 @@ pub mod evict;
 pub mod held;
 pub mod live;
 pub mod looks;
+mod mend;
 pub mod names;
 pub mod observe;
 pub mod pace;

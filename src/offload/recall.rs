@@ -106,7 +106,7 @@ impl Recaller<'_> {
         Ok(bytes)
     }
 
-    fn manifest(&self, record: &UnitRecord) -> Result<Arc<Manifest>, RecallError> {
+    pub(super) fn manifest(&self, record: &UnitRecord) -> Result<Arc<Manifest>, RecallError> {
         let Some(committed) = record.committed else {
             return Err(RecallError::Whole { unit: record.unit.clone() });
         };
@@ -174,10 +174,10 @@ fn at(path: &RelPath, source: io::Error) -> RecallError {
 }
 
 /// A directory that is removed whatever happens. What a crash leaves is removed at the next start.
-struct Scratch(PathBuf);
+pub(super) struct Scratch(PathBuf);
 
 impl Scratch {
-    fn new(tmp_dir: &Path) -> io::Result<Self> {
+    pub(super) fn new(tmp_dir: &Path) -> io::Result<Self> {
         fs::create_dir_all(tmp_dir)?;
         let dir = tmp_dir.join(format!("{SCRATCH_PREFIX}{}", crate::ids::HostUuid::random()));
         fs::create_dir(&dir)?;
@@ -187,7 +187,7 @@ impl Scratch {
         Ok(scratch)
     }
 
-    fn tree(&self) -> PathBuf {
+    pub(super) fn tree(&self) -> PathBuf {
         self.0.join("tree")
     }
 }
@@ -231,11 +231,11 @@ fn move_into(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 /// A manifest being made into a tree.
-struct Copy<'a> {
-    manifest: &'a Manifest,
-    gone: &'a BTreeSet<RelPath>,
-    contents: &'a dyn Contents,
-    dir: &'a Path,
+pub(super) struct Copy<'a> {
+    pub manifest: &'a Manifest,
+    pub gone: &'a BTreeSet<RelPath>,
+    pub contents: &'a dyn Contents,
+    pub dir: &'a Path,
 }
 
 impl Copy<'_> {
@@ -253,6 +253,11 @@ impl Copy<'_> {
                 .map_err(|e| at(&entry.path, e))?;
         }
         Ok(bytes)
+    }
+
+    /// Makes one entry that isn't a link to another.
+    pub fn make_alone(&self, entry: &Entry) -> Result<u64, RecallError> {
+        self.make(entry, &mut Owners::default())
     }
 
     fn is_gone(&self, path: &RelPath) -> bool {

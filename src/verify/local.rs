@@ -69,6 +69,25 @@ fn is_named(unit: &UnitId, paths: &[RelPath]) -> bool {
 const FOR_A_LOST_COMMIT: &str = "it is committed by itself when the store has the contents again. Otherwise `explain` names the first path that \
                                  can't be read: put it back through the mount, or delete it, and the rest is committed";
 
+const FOR_A_CHANGE: &str = "`resultsfs evict` frees the spool's copy and shows what was committed; writing to the file commits it as it is";
+
+const FOR_ROT: &str = "`resultsfs verify --local --read-data --repair`, with the mount, brings it back from the store, and keeps what the spool has in quarantine";
+
+/// How an entry of the spool isn't what was committed.
+struct Difference {
+    how: String,
+    /// The disk's doing, not somebody's.
+    is_rot: bool,
+}
+
+fn change(how: impl Into<String>) -> Difference {
+    Difference { how: how.into(), is_rot: false }
+}
+
+fn rot(how: String) -> Difference {
+    Difference { how, is_rot: true }
+}
+
 struct Check<'a> {
     journal: &'a Journal,
     spool: &'a Spool,
@@ -185,12 +204,17 @@ impl Check<'_> {
             if self.is_changing(record) {
                 return;
             }
-            self.found(
-                "spool-differs",
-                record,
-                format!("{path}: {differs}"),
-                "`resultsfs evict` frees the spool's copy and shows what was committed; writing to the file commits it as it is",
-            );
+            let repair = match differs.is_rot {
+                true => {
+                    self.report.rotten.push((record.unit.clone(), path.clone()));
+                    FOR_ROT
+                }
+                false => FOR_A_CHANGE,
+            };
+            let message = format!("{path}: {}", differs.how);
+            let paths = record.unit.root.append(&path).into_iter().collect();
+            let finding = Finding::new("spool-differs", Severity::Error, message, repair);
+            self.report.find(Finding { units: vec![record.unit.clone()], paths, ..finding });
         }
     }
 
@@ -199,13 +223,13 @@ impl Check<'_> {
         record: &UnitRecord,
         manifest: &Manifest,
         there: &BTreeMap<RelPath, std::fs::Metadata>,
-    ) -> Vec<(RelPath, String)> {
+    ) -> Vec<(RelPath, Difference)> {
         let mut found = Vec::new();
         for entry in manifest.entries() {
             self.report.counts.files += 1;
             match there.get(&entry.path) {
                 None if record.partial || matches!(entry.body, Body::Whiteout) => {}
-                None => found.push((entry.path.clone(), "is missing".to_owned())),
+                None => found.push((entry.path.clone(), change("is missing"))),
                 Some(meta) => {
                     found.extend(self.differs(record, manifest, entry, meta).map(|d| (entry.path.clone(), d)))
                 }
@@ -218,7 +242,7 @@ impl Check<'_> {
             .chain(manifest.omitted().iter().map(|o| &o.path))
             .collect();
         let extra = there.keys().filter(|p| !described.contains(p));
-        found.extend(extra.map(|p| (p.clone(), "isn't in the committed manifest".to_owned())));
+        found.extend(extra.map(|p| (p.clone(), change("isn't in the committed manifest"))));
         found
     }
 
@@ -228,7 +252,7 @@ impl Check<'_> {
         manifest: &Manifest,
         entry: &Entry,
         meta: &std::fs::Metadata,
-    ) -> Option<String> {
+    ) -> Option<Difference> {
         let kind = meta.file_type();
         let same_kind = match &entry.body {
             Body::Dir => kind.is_dir(),
@@ -238,17 +262,17 @@ impl Check<'_> {
             Body::Whiteout => false,
         };
         if !same_kind {
-            return Some("is of another type".into());
+            return Some(change("is of another type"));
         }
         // A directory's time changes when what isn't the unit's comes and goes in it.
         let time = (meta.mtime(), meta.mtime_nsec());
         let same_time = kind.is_dir() || time == (entry.attrs.mtime.secs, i64::from(entry.attrs.mtime.nanos));
         if meta.mode() & 0o7777 != entry.attrs.mode || !same_time {
-            return Some("has another mode or time".into());
+            return Some(change("has another mode or time"));
         }
         let (size, content) = manifest.file_of(entry)?;
         if meta.len() != size {
-            return Some(format!("has {} bytes instead of {size}", meta.len()));
+            return Some(change(format!("has {} bytes instead of {size}", meta.len())));
         }
         if !self.read_data {
             return None;
@@ -257,8 +281,10 @@ impl Check<'_> {
         let path = record.unit.root.append(&entry.path).ok()?.under(self.spool.path());
         match hash_file(&path) {
             Ok(hash) if hash == content => None,
-            Ok(_) => Some("has other content".into()),
-            Err(e) => Some(format!("can't be read: {e}")),
+            Ok(_) => {
+                Some(rot("has other content, though its size and time say that nobody changed it".to_owned()))
+            }
+            Err(e) => Some(rot(format!("can't be read: {e}"))),
         }
     }
 

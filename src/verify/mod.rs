@@ -133,6 +133,8 @@ pub struct Report {
     pub more_findings: u64,
     /// Findings that were repaired since.
     pub repaired: u64,
+    /// Files of the spool, below their units' roots, that aren't what was committed though nobody changed them.
+    pub rotten: Vec<(UnitId, RelPath)>,
     /// Of files, what can't be read.
     pub lost: Vec<LostRange>,
     /// Ranges beyond [`FINDINGS_MAX`].
@@ -155,6 +157,17 @@ impl Report {
         match self.findings.len() < FINDINGS_MAX {
             true => self.findings.push(finding),
             false => self.more_findings += 1,
+        }
+    }
+
+    /// What was found of this file of a unit is no more.
+    pub fn is_repaired(&mut self, unit: &UnitId, path: &RelPath, how: &str) {
+        let of_it =
+            |finding: &&mut Finding| finding.units == [unit.clone()] && finding.paths == [path.clone()];
+        for finding in self.findings.iter_mut().filter(of_it).filter(|finding| !finding.is_repaired) {
+            finding.is_repaired = true;
+            how.clone_into(&mut finding.repair);
+            self.repaired += 1;
         }
     }
 

@@ -121,3 +121,62 @@ fn what_hosts_have_comes_back_after_the_packs_were_lost() {
     assert!(is_whole(&b, 4));
     assert!(!lab.store().join("lost").exists(), "nothing is lost any more");
 }
+
+/// Turns a byte of a file, and leaves no trace of it in its times.
+fn spoil(path: &std::path::Path) {
+    use std::os::unix::fs::FileExt;
+    let meta = fs::metadata(path).expect("there");
+    let file = fs::File::options().read(true).write(true).open(path).expect("opens");
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, meta.len() / 2).expect("read");
+    file.write_all_at(&[byte[0] ^ 8], meta.len() / 2).expect("written");
+    file.set_times(fs::FileTimes::new().set_modified(meta.modified().expect("a time"))).expect("set");
+}
+
+/// A disk that gives other bytes than it was given: the spool's copy goes into quarantine, and the store's takes its place, under each of its names; not
+/// while somebody has it open, and not where somebody has changed it.
+#[test]
+fn what_the_spools_disk_has_spoiled_comes_back_from_the_store() {
+    let mut lab = Lab::new(Duration::from_secs(120));
+    let drone = lab.machine("drone1");
+    lab.mount(&drone);
+    job(&drone, 1);
+    let dir = "1-me/host1";
+    fs::hard_link(drone.mount.join(dir).join("core"), drone.mount.join(dir).join("again")).expect("a link");
+    drone.offload();
+    let spool = drone.state.join("spool").join(dir);
+    for name in ["own", "core"] {
+        spoil(&spool.join(name));
+    }
+    let changed = fs::read(spool.join(".parser_execute")).expect("there");
+    fs::write(spool.join(".parser_execute"), [&changed[..], b"1\n"].concat())
+        .expect("written past the mount");
+    let check = ["verify", "--local", "--read-data"];
+    let found = rows(&drone, &check, 4);
+    let paths = |rows: &[Value]| -> BTreeSet<String> {
+        let left = rows.iter().filter(|row| row["kind"] == "finding" && row["repaired"] == false);
+        left.map(|row| row["paths"][0].as_str().expect("a path").to_owned()).collect()
+    };
+    let full = |names: &[&str]| names.iter().map(|name| format!("{dir}/{name}")).collect::<BTreeSet<_>>();
+    assert_eq!(paths(&found), full(&["again", "core", "own", ".parser_execute"]), "{found:?}");
+
+    let repair = ["verify", "--local", "--read-data", "--repair"];
+    let open = fs::File::open(drone.mount.join(dir).join("own")).expect("opens");
+    let refused = rows(&drone, &repair, 4);
+    assert_eq!(paths(&refused).len(), 4, "somebody is in the unit: {refused:?}");
+    drop(open);
+    wait_for("the file to be closed", PATIENCE, || paths(&rows(&drone, &repair, 4)).len() == 1);
+    assert!(is_whole(&drone, 1));
+    assert_eq!(paths(&rows(&drone, &check, 4)), full(&[".parser_execute"]), "that was somebody");
+    let (one, other) = (fs::metadata(spool.join("core")), fs::metadata(spool.join("again")));
+    let inode =
+        |meta: std::io::Result<fs::Metadata>| std::os::unix::fs::MetadataExt::ino(&meta.expect("there"));
+    assert_eq!(inode(one), inode(other), "they are one file");
+    let kept: BTreeSet<String> = fs::read_dir(drone.state.join("quarantine"))
+        .expect("a directory")
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    assert_eq!(kept, BTreeSet::from(["again.1".to_owned(), "own.1".to_owned()]));
+    assert_ne!(fs::read(drone.state.join("quarantine/own.1")).expect("there"), content(1, "own", 9_000));
+}
