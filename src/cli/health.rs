@@ -81,7 +81,10 @@ fn of_mount(status: &Value, now_ms: u64) -> Vec<Problem> {
     let mut found = Vec::new();
     let connection = &status["connection"];
     let down_s = now_ms.saturating_sub(connection["since_ms"].as_u64().unwrap_or(now_ms)) / 1000;
-    if connection["state"] == "down" && down_s >= DOWN_WARNING_S {
+    if let Some(hint) = connection["hint"].as_str().filter(|_| connection["state"] == "down") {
+        // It doesn't come up by itself: no time is to be lost.
+        found.push(problem(Level::Critical, "needs-person", format!("mount: not connected: {hint}")));
+    } else if connection["state"] == "down" && down_s >= DOWN_WARNING_S {
         let level = if down_s >= DOWN_CRITICAL_S { Level::Critical } else { Level::Warning };
         let why = connection["last_error"].as_str().unwrap_or("the reason isn't known");
         found.push(problem(
@@ -202,6 +205,9 @@ mod tests {
             codes(&of_mount(&status("down", 0, &[]), at(DOWN_CRITICAL_S))),
             [(Level::Critical, "disconnected")]
         );
+        let mut changed = status("down", 0, &[]);
+        changed["connection"]["hint"] = json!("mend it");
+        assert_eq!(codes(&of_mount(&changed, at(1_000_000))), [(Level::Critical, "needs-person")]);
         assert_eq!(codes(&of_mount(&status("none", 81, &[]), at(0))), [(Level::Warning, "spool-full")]);
         assert_eq!(
             codes(&of_mount(&status("none", 95, &["1-me: no"]), at(0))),

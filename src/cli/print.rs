@@ -85,7 +85,10 @@ fn connection(item: &Value) -> String {
     match text(item, "state") {
         "none" => "none: results_host is localhost or blank, nothing is copied".to_owned(),
         "up" => format!("connected to {target}, store {}", text(item, "store")),
-        _ => format!("NOT connected to {target}: {}", text(item, "last_error")),
+        _ => {
+            let hint = item["hint"].as_str().map_or_else(String::new, |hint| format!("\nhint        {hint}"));
+            format!("NOT connected to {target}: {}{hint}", text(item, "last_error"))
+        }
     }
 }
 

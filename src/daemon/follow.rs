@@ -42,10 +42,8 @@ impl Follower {
             LinkEvent::Resync(head) => self.resync(head),
             LinkEvent::Snapshots(part) => self.live.take(part),
             LinkEvent::Lost(lost) => give_back(&self.host, lost),
-            LinkEvent::Down { reason, .. } => {
-                info!("no connection to the store: {reason}");
-                self.host.engine.link_down();
-            }
+            // The link has logged why.
+            LinkEvent::Down { .. } => self.host.engine.link_down(),
         }
     }
 

@@ -13,6 +13,7 @@ use crate::{
     journal::{LayerHead, State, UnitRecord},
     layout::{self, Place},
     manifest::{Body, OmittedKind},
+    wire::link::Link,
 };
 
 /// Version of the objects.
@@ -165,9 +166,19 @@ fn connection(host: &Host) -> Value {
         "since_ms": status.since_ms,
         "attempts": status.attempts,
         "last_error": status.last_error,
+        "hint": status.last_error.as_deref().filter(|_| !status.connected).and_then(mend),
         "bytes_sent": status.bytes_sent,
         "bytes_received": status.bytes_received,
     })
+}
+
+/// What a person must do about a connection that doesn't come up by itself.
+fn mend(error: &str) -> Option<&'static str> {
+    error.contains("Host key verification failed").then_some(
+        "the results host's ssh key isn't the one that this host knows. If it was replaced, compare its fingerprint (there: `ssh-keygen -lf \
+         /etc/ssh/ssh_host_ed25519_key.pub`), and mend the known_hosts of the user that the mount runs as. Until then nothing is sent and all is kept; \
+         after it, it goes on by itself",
+    )
 }
 
 /// Running units: own ones that others can see, and others' that this host can see.
@@ -467,6 +478,16 @@ fn explain_record(host: &Host, record: &UnitRecord, out: &mut Map<String, Value>
     }
 }
 
+/// Where there is no connection: that there must be one first, why there is none, and what a person can do about it.
+fn not_yet(host: &Host) -> String {
+    let Some(status) = host.link.as_ref().map(Link::status).filter(|status| !status.connected) else {
+        return String::new();
+    };
+    let why = status.last_error.unwrap_or_else(|| "still connecting".to_owned());
+    let hint = mend(&why).map_or_else(String::new, |hint| format!(" ({hint})"));
+    format!(", when it can be reached: {why}{hint}")
+}
+
 /// What will happen to the unit if nobody does anything.
 fn next(host: &Host, record: Option<&UnitRecord>) -> String {
     let no_link = host.link.is_none();
@@ -475,8 +496,8 @@ fn next(host: &Host, record: Option<&UnitRecord>) -> String {
         Some((State::Complete | State::Sealed, _)) if no_link => {
             "it stays here: results_host is localhost or blank".into()
         }
-        Some((State::Complete, _)) => "it is described as a manifest, then sent".into(),
-        Some((State::Sealed, _)) => "it is sent to the store".into(),
+        Some((State::Complete, _)) => format!("it is described as a manifest, then sent{}", not_yet(host)),
+        Some((State::Sealed, _)) => format!("it is sent to the store{}", not_yet(host)),
         Some((State::Committed, r)) => {
             let keep_ms = host.config.keep_local_hours * 3_600_000;
             let due = r.committed_ms.unwrap_or(0) + keep_ms;

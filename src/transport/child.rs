@@ -61,7 +61,10 @@ impl Guard {
 fn said(tail: &Tail) -> String {
     let bytes: Vec<u8> = tail.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect();
     let text = String::from_utf8_lossy(&bytes);
-    let lines: Vec<_> = text.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
+    // Ssh frames what matters most with rows of signs.
+    let words = |line: &str| line.chars().any(char::is_alphanumeric);
+    let lines = text.lines().map(|line| line.trim_matches(|c: char| c == '@' || c.is_whitespace()));
+    let lines: Vec<_> = lines.filter(|line| words(line)).collect();
     lines.join("; ").chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 

@@ -26,6 +26,9 @@ use crate::{
 /// How long the store's last word is waited for when it no longer takes ours.
 const LAST_WORD: Duration = Duration::from_secs(2);
 
+/// The same failure again is logged after this long.
+const TOLD_AGAIN: Duration = Duration::from_secs(3600);
+
 /// Why a session or an attempt ended.
 #[derive(Debug)]
 enum End {
@@ -72,6 +75,7 @@ fn closed() -> End {
 /// Runs until the link is stopped.
 pub(super) async fn keep_up(shared: Arc<Shared>) {
     let mut backoff = Backoff::new(shared.timing.reconnect_min, shared.timing.reconnect_max);
+    let mut told = Told::default();
     while !shared.stop.is_cancelled() {
         shared.attempt();
         let began = Instant::now();
@@ -79,11 +83,26 @@ pub(super) async fn keep_up(shared: Arc<Shared>) {
         if began.elapsed() >= shared.timing.lived && matches!(ended, Ended::Session(_)) {
             backoff.reset();
         }
-        report(&shared, ended, &mut backoff);
+        report(&shared, ended, &mut backoff, &mut told);
         tokio::select! {
             () = sleep(backoff.pause(random())) => {}
             () = shared.stop.cancelled() => {}
         }
+    }
+}
+
+/// What the log was told last: a store that is away for a night fails in the same way a thousand times.
+#[derive(Default)]
+struct Told(Option<(Instant, String)>);
+
+impl Told {
+    fn is_news(&mut self, reason: &str) -> bool {
+        let is_known = |(at, told): &(Instant, String)| told == reason && at.elapsed() < TOLD_AGAIN;
+        if self.0.as_ref().is_some_and(is_known) {
+            return false;
+        }
+        self.0 = Some((Instant::now(), reason.to_owned()));
+        true
     }
 }
 
@@ -92,7 +111,7 @@ enum Ended {
     Attempt(End),
 }
 
-fn report(shared: &Shared, ended: Ended, backoff: &mut Backoff) {
+fn report(shared: &Shared, ended: Ended, backoff: &mut Backoff, told: &mut Told) {
     let (Ended::Session(end) | Ended::Attempt(end)) = ended;
     let reason = format!("{}: {end}", shared.target);
     let refused = match end {
@@ -102,9 +121,10 @@ fn report(shared: &Shared, ended: Ended, backoff: &mut Backoff) {
     if matches!(refused, Some(RefusalCode::Version | RefusalCode::Identity)) {
         backoff.slow_down();
     }
-    match shared.stop.is_cancelled() {
-        true => tracing::info!("{reason}"),
-        false => tracing::warn!("{reason}"),
+    match (shared.stop.is_cancelled(), told.is_news(&reason)) {
+        (true, _) => tracing::info!("{reason}"),
+        (false, true) => tracing::warn!("{reason}"),
+        (false, false) => tracing::debug!("{reason}"),
     }
     shared.down(reason, refused);
 }
