@@ -6,7 +6,7 @@
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
-    os::unix::net::UnixStream,
+    os::{fd::AsFd, unix::net::UnixStream},
     path::Path,
 };
 
@@ -182,6 +182,9 @@ pub enum ControlError {
     /// Nobody listens.
     #[error("no daemon answers on {path}")]
     NotRunning { path: String },
+    /// The socket, or the directory that it is in, is another user's.
+    #[error("this user may not ask the daemon on {path}: only root and the user that it runs as may")]
+    NotAllowed { path: String },
     /// The conversation broke.
     #[error("the daemon's answer on {path} broke off: {source}")]
     Broken { path: String, source: io::Error },
@@ -192,6 +195,18 @@ pub enum ControlError {
 
 /// Bytes of a file told at a time, at most.
 pub const PIECE_BYTES: usize = 1 << 20;
+
+/// Whether who is at the other end may ask anything: root, and the user that this process runs as.
+pub fn may_ask(stream: impl AsFd) -> bool {
+    let peer = rustix::net::sockopt::socket_peercred(stream).map(|cred| cred.uid);
+    peer.is_ok_and(|uid| uid.is_root() || uid == rustix::process::geteuid())
+}
+
+/// What the daemon answers to somebody else.
+pub fn not_allowed() -> Reply {
+    let message = "only root and the user that the daemon runs as may ask it".to_owned();
+    Reply::Failed { message, hint: None }
+}
 
 /// A part of an answer.
 #[derive(Debug)]
@@ -211,7 +226,10 @@ pub fn ask(socket: &Path, request: &Request, mut each: impl FnMut(Value)) -> Res
 /// The same where the bytes of files are among the answer.
 pub fn hear(socket: &Path, request: &Request, mut each: impl FnMut(Told)) -> Result<u8, ControlError> {
     let path = socket.display().to_string();
-    let stream = UnixStream::connect(socket).map_err(|_| ControlError::NotRunning { path: path.clone() })?;
+    let stream = UnixStream::connect(socket).map_err(|error| match error.kind() {
+        io::ErrorKind::PermissionDenied => ControlError::NotAllowed { path: path.clone() },
+        _ => ControlError::NotRunning { path: path.clone() },
+    })?;
     let broken = |source| ControlError::Broken { path: path.clone(), source };
     let mut line = serde_json::to_string(request).map_err(|e| broken(e.into()))?;
     line.push('\n');

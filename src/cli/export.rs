@@ -51,7 +51,9 @@ pub fn export(cli: &Cli, args: &ExportArgs) -> Outcome {
     let mut sink = Sink::new(cli, args.to.clone());
     let request = Request::Export { paths: paths.clone(), incarnation };
     match control::hear(&config.control_socket(), &request, |told| _ = sink.told(told)) {
-        Err(ControlError::NotRunning { .. }) => alone(&config, &paths, incarnation, &mut sink)?,
+        Err(ControlError::NotRunning { .. } | ControlError::NotAllowed { .. }) => {
+            alone(&config, &paths, incarnation, &mut sink)?
+        }
         asked => _ = asked.map_err(Failure::from_control)?,
     }
     let (files, bytes) = sink.finish()?;

@@ -51,6 +51,7 @@ impl Failure {
         match error {
             ControlError::NotRunning { .. } => Self::new(error)
                 .hint("mount the tree first (`resultsfs mount`), or name its configuration with --config"),
+            ControlError::NotAllowed { .. } => Self::new(error).hint("run it as root, or as that user"),
             ControlError::Failed { message, hint } => Self { exit: 1, message, hint },
             broken @ ControlError::Broken { .. } => Self::new(broken),
         }

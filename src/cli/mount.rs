@@ -9,7 +9,7 @@ use std::{
     io::{self, BufRead, BufReader, Write},
     os::{
         fd::OwnedFd,
-        unix::{ffi::OsStrExt, net::UnixStream},
+        unix::{ffi::OsStrExt, fs::OpenOptionsExt, net::UnixStream},
     },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -258,7 +258,7 @@ fn served(config: &Config) -> Result<Option<PathBuf>, Failure> {
             Ok(_) => {
                 return Ok(serving.as_ref().and_then(|item| item["mountpoint"].as_str()).map(PathBuf::from));
             }
-            Err(ControlError::NotRunning { .. }) => return Ok(None),
+            Err(ControlError::NotRunning { .. } | ControlError::NotAllowed { .. }) => return Ok(None),
             Err(ControlError::Broken { .. }) if Instant::now() < end => {
                 std::thread::sleep(Duration::from_millis(20));
             }
@@ -366,7 +366,8 @@ fn log_path(config: &Config) -> PathBuf {
 fn open_log(config: &Config) -> Result<File, Failure> {
     let path = log_path(config);
     daemon::make_state_dir(config).map_err(from_daemon)?;
-    let file = fs::OpenOptions::new().create(true).append(true).open(path).map_err(Failure::new)?;
+    let options = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).clone();
+    let file = fs::OpenOptions::from_options(options).open(path).map_err(Failure::new)?;
     Ok(file.into_parts().0)
 }
 

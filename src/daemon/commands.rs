@@ -56,7 +56,13 @@ pub(super) async fn answer(
 ) {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) if !is_allowed(&stream) => warn!("refused a command from another user"),
+            Ok((stream, _)) if !control::may_ask(&stream) => {
+                let uid = stream.peer_cred().map_or(-1, |peer| i64::from(peer.uid()));
+                warn!(uid, "refused a command: only root and the daemon's own user may ask");
+                tokio::spawn(async move {
+                    Output::new(stream.into_split().1).reply(&control::not_allowed()).await
+                });
+            }
             Ok((stream, _)) => {
                 let commands = Commands { host: host.clone(), mounted: mounted.clone(), stop: stop.clone() };
                 tokio::spawn(async move {
@@ -71,11 +77,6 @@ pub(super) async fn answer(
             }
         }
     }
-}
-
-/// Root and the daemon's own user.
-fn is_allowed(stream: &UnixStream) -> bool {
-    stream.peer_cred().is_ok_and(|c| c.uid() == 0 || c.uid() == rustix::process::geteuid().as_raw())
 }
 
 struct Commands {

@@ -3,6 +3,7 @@
 //! The only place besides `store` that names the database. Keys and values are bytes; `docs/format.md` describes them.
 
 use std::{
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::OnceLock,
 };
@@ -139,7 +140,14 @@ impl Db {
 /// state is shared.
 fn open_redb(path: &Path, cache_bytes: usize) -> Result<Database, JournalError> {
     let damaged = |why: String| JournalError::Damaged { path: path.to_owned(), why };
-    let open = || Database::builder().set_cache_size(cache_bytes).create(path);
+    // Nobody else reads it, whatever the umask and whoever may enter the directory.
+    let options = || {
+        std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+    };
+    let open = || {
+        let file = options().map_err(|e| redb::DatabaseError::Storage(redb::StorageError::Io(e)))?;
+        Database::builder().set_cache_size(cache_bytes).create_file(file)
+    };
     match std::panic::catch_unwind(open) {
         Ok(Ok(db)) => Ok(db),
         Ok(Err(redb::DatabaseError::Storage(redb::StorageError::Io(e)))) => match e.kind() {

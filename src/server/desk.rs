@@ -27,7 +27,7 @@ use super::{
 use crate::{
     catalog::Snapshot,
     clock::{Clock, SystemClock},
-    control::{Reply, Request},
+    control::{self, Reply, Request},
     ids::RelPath,
     offload::OwnerNames,
     store::{Store, gc::GcOptions},
@@ -60,6 +60,13 @@ fn listen(server: &Arc<Server>, socket: &Path) -> io::Result<()> {
     thread::Builder::new().name("store-desk".into()).spawn(move || {
         for stream in listener.incoming().flatten() {
             let Some(server) = Weak::upgrade(&server) else { return };
+            // The modes of the socket and of its directory keep the others out: unless somebody has changed them.
+            if !control::may_ask(&stream) {
+                tracing::warn!("refused a command from {}", asker(&stream));
+                // Who has gone already isn't told.
+                let _ = reply(&stream, &control::not_allowed());
+                continue;
+            }
             let turn = Arc::clone(&turn);
             let answer = move || {
                 if let Err(e) = one(&server, &turn, &stream) {
