@@ -284,6 +284,14 @@ pub enum PathError {
     TooLong,
 }
 
+/// What a decoder says is wrong, with the rule that was broken: by itself it says "decode error" of that.
+pub fn decoding_failed(error: &minicbor::decode::Error) -> String {
+    match std::error::Error::source(error) {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    }
+}
+
 /// A path below a results tree or a unit's root; any bytes but NUL, `/` between components. The empty path is the root.
 /// Ordered by bytes.
 #[derive(Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -31,6 +31,8 @@ pub const PACK_BYTES: u64 = 64 << 20;
 pub const MANIFEST_BYTES: usize = BLOCK_RAW_MAX_BYTES;
 /// Most entries in one manifest, and most of each other list in it.
 pub const MANIFEST_ENTRIES: usize = 2_000_000;
+/// Most users, and most groups, that one manifest names: a job's files are of some ten.
+pub const MANIFEST_NAMES: usize = 64 << 10;
 /// Longest text of a user, group or host name.
 pub const TEXT_BYTES: usize = 255;
 
@@ -84,7 +86,7 @@ pub const READS_NOTED: usize = 64 << 10;
 pub const QUESTIONS_OPEN: usize = 256;
 /// Fetches that a host may have open: as many readers wait at once.
 pub const FETCHES_OPEN: usize = 64;
-/// Of these, blocks that the store reads ahead for a host that is slow to take them: each may be large.
+/// Of these, blocks that the store reads ahead for a host that is slow to take them, in all its sessions together: each may be large.
 pub const FETCHES_READ: usize = 8;
 /// Records that the store may send ahead of what the host says it has taken in.
 pub const FOLLOW_WINDOW: u64 = 4 * RECORDS_PER_PUSH as u64;
@@ -92,8 +94,23 @@ pub const FOLLOW_WINDOW: u64 = 4 * RECORDS_PER_PUSH as u64;
 pub const OUTBOX_MESSAGES: usize = 1024;
 /// Blocks and record batches likewise.
 pub const OUTBOX_LARGE: usize = 4;
-/// Sessions of one daemon at once: twice a large lab's hosts.
+/// Sessions of one daemon at once: twice a large lab's hosts. Each is three descriptors, of the 65,536 that the unit allows.
 pub const SESSIONS: usize = 1000;
+/// Of one host: its mount, the daemon that takes over from it, imports and exports, and what is left of connections that broke without a
+/// word, of which there are at most ten in [`SILENCE_TIMEOUT_MS`].
+pub const SESSIONS_PER_HOST: usize = 32;
+/// Of those whose key is nobody's and that have not greeted: that takes milliseconds, and a whole lab may come back at once.
+pub const SESSIONS_UNNAMED: usize = 256;
+/// Connections that are open, with those that are being told why they end: beyond it they wait in the socket's queue.
+pub const CONNECTIONS: usize = 4 * SESSIONS;
+
+/// A frame above this is a large one: blocks of the usual size are a quarter of it, and no object but a manifest of some 100,000 entries makes one.
+pub const FRAME_LARGE_BYTES: usize = 4 << 20;
+/// Large frames of one host, in all its sessions, that the store takes from the stream at once: each may be [`FRAME_BYTES`].
+pub const FRAMES_LARGE: usize = 1;
+/// A frame that comes or goes slower than this is given up, after the patience for silence: otherwise a byte a minute would keep its memory
+/// for ever. The slowest line on which a lab's results get anywhere is faster.
+pub const FRAME_LEAST_BYTES_PER_S: u64 = 1 << 10;
 
 /// What the pipes to and from ssh and sshd are made to hold, where the user may: the kernel's usual 64 KiB are a wake-up each for both sides.
 pub const PIPE_BYTES: usize = 1 << 20;

@@ -8,11 +8,11 @@
 //!
 //! What comes from outside goes through [`Manifest::decode`], which checks every rule; a `Manifest` that exists obeys them.
 
-use minicbor::{Decode, Encode};
+use minicbor::{Decode, Encode, decode};
 
 use crate::{
     cbor,
-    ids::{Generation, Hash, RelPath, Seq},
+    ids::{Generation, Hash, RelPath, Seq, decoding_failed},
     limits,
 };
 
@@ -32,10 +32,10 @@ pub struct Manifest {
     #[cbor(n(2), decode_with = "cbor::at_most::<{ limits::MANIFEST_ENTRIES }, _, _>")]
     omitted: Vec<Omitted>,
     /// Names of the owners' numbers, ascending by number.
-    #[cbor(n(3), decode_with = "cbor::at_most::<{ limits::MANIFEST_ENTRIES }, _, _>")]
+    #[cbor(n(3), decode_with = "cbor::at_most::<{ limits::MANIFEST_NAMES }, _, _>")]
     users: Vec<Name>,
     /// Names of the groups' numbers, ascending by number.
-    #[cbor(n(4), decode_with = "cbor::at_most::<{ limits::MANIFEST_ENTRIES }, _, _>")]
+    #[cbor(n(4), decode_with = "cbor::at_most::<{ limits::MANIFEST_NAMES }, _, _>")]
     groups: Vec<Name>,
 }
 
@@ -210,7 +210,7 @@ impl Manifest {
         if bytes.len() > limits::MANIFEST_BYTES {
             return Err(ManifestError::TooLarge(bytes.len()));
         }
-        let manifest: Self = minicbor::decode(bytes).map_err(|e| ManifestError::Encoding(e.to_string()))?;
+        let manifest: Self = minicbor::decode(bytes).map_err(encoding)?;
         if manifest.version != VERSION {
             return Err(ManifestError::Version(manifest.version));
         }
@@ -223,7 +223,7 @@ impl Manifest {
 
     /// [`Manifest::contents`] of an encoding that was checked when it was taken in: nothing else of it is looked at.
     pub fn contents_of(bytes: &[u8]) -> Result<Vec<(Hash, u64)>, ManifestError> {
-        let files: Files = minicbor::decode(bytes).map_err(|e| ManifestError::Encoding(e.to_string()))?;
+        let files: Files = minicbor::decode(bytes).map_err(encoding)?;
         let content = |file: FileBody| match file.body {
             Body::File { size, content } => Some((content, size)),
             _ => None,
@@ -318,6 +318,10 @@ impl Manifest {
             _ => Ok(()),
         }
     }
+}
+
+fn encoding(error: decode::Error) -> ManifestError {
+    ManifestError::Encoding(decoding_failed(&error))
 }
 
 fn find_name(names: &[Name], id: u32) -> Option<&str> {

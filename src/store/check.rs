@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     chunk::{ChunkRef, ObjectKind, Recipe, block::Block},
-    ids::Hash,
+    ids::{Hash, decoding_failed},
     manifest::Manifest,
 };
 
@@ -157,7 +157,7 @@ impl Store {
 /// A recipe's encoding, which must be the one that its value has.
 pub(crate) fn decode_recipe(hash: &Hash, bytes: &[u8]) -> Result<Recipe, StoreError> {
     let fail = |why: String| StoreError::Recipe { hash: *hash, why };
-    let recipe = Recipe::decode(bytes).map_err(|e| fail(e.to_string()))?;
+    let recipe = Recipe::decode(bytes).map_err(|e| fail(decoding_failed(&e)))?;
     if recipe.chunks.is_empty() || recipe.encode() != bytes {
         return Err(fail("it isn't in canonical form".to_owned()));
     }

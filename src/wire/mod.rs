@@ -13,7 +13,7 @@ use crate::{
     catalog::{Head, Record, SnapshotChanges},
     cbor,
     chunk::{ChunkParams, ObjectKind, Stretch},
-    ids::{Generation, Hash, HostUuid, Incarnation, Seq, StoreUuid, UnitId},
+    ids::{Generation, Hash, HostUuid, Incarnation, Seq, StoreUuid, UnitId, decoding_failed},
     limits,
 };
 use frame::Frame;
@@ -50,7 +50,7 @@ pub fn message_frame<T: Encode<()>>(message: &T) -> Frame {
 
 fn decode_all<'b, T: Decode<'b, ()>>(bytes: &'b [u8]) -> Result<T, MessageError> {
     let mut decoder = minicbor::Decoder::new(bytes);
-    let message = decoder.decode().map_err(|e| MessageError::Encoding(e.to_string()))?;
+    let message = decoder.decode().map_err(|e| MessageError::Encoding(decoding_failed(&e)))?;
     match bytes.len() - decoder.position() {
         0 => Ok(message),
         more => Err(MessageError::Trailing(more)),
@@ -340,4 +340,7 @@ pub enum RefusalCode {
     /// The store can't go on (disk full, I/O error).
     #[n(4)]
     Store,
+    /// Too many sessions are open, of this host or of all: try again later.
+    #[n(5)]
+    Busy,
 }
