@@ -369,6 +369,14 @@ impl Machine {
         wait_for("the catalog to be followed", Duration::from_secs(30), || self.seq() >= seq);
     }
 
+    /// `verify --read-data` finds nothing.
+    #[track_caller]
+    pub fn verifies(&self, what: &str) {
+        let out = self.run(["verify", "--read-data"]);
+        let said = || format!("{}{}", text(&out.stdout), text(&out.stderr));
+        assert_eq!(out.status.code(), Some(0), "{what}: verify on {}: {}", self.name, said());
+    }
+
     pub fn pid(&self) -> u32 {
         u32::try_from(self.status()["pid"].as_u64().expect("a daemon")).expect("a pid")
     }

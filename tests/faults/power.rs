@@ -31,18 +31,6 @@ fn committed(machine: &Machine, jobs: std::ops::Range<u32>) -> Vec<u32> {
     jobs.filter(is_committed).collect()
 }
 
-fn verifies(machine: &Machine, what: &str) {
-    let out = machine.run(["verify", "--read-data"]);
-    assert_eq!(
-        out.status.code(),
-        Some(0),
-        "{what}: verify on {}: {}{}",
-        machine.name,
-        text(&out.stdout),
-        text(&out.stderr)
-    );
-}
-
 /// What runs on a drone's disk when its power fails: jobs that end, files that are synced and files that aren't, an offload, and evictions.
 /// Afterwards everything that was synced is there, everything that was called committed is there for a reader that has nothing cached, and the
 /// rest of the jobs goes on to be committed.
@@ -90,7 +78,7 @@ fn drone_loses_power(kind: Kind, seed: u64) {
         }
         drone.offload();
         (first..next).for_each(|job| kept.promise_job(job, seed));
-        verifies(&drone, &what);
+        drone.verifies(&what);
     }
     let (reader, results) = (lab.machine("drone2"), lab.machine("results"));
     lab.mount(&reader);
@@ -98,7 +86,7 @@ fn drone_loses_power(kind: Kind, seed: u64) {
     let mut committed = Witness::default();
     (1..next).for_each(|job| committed.promise_job(job, seed));
     committed.is_kept("on a reader with nothing cached", &reader);
-    verifies(&results, "in the end");
+    results.verifies("in the end");
 }
 
 #[test]
@@ -151,7 +139,7 @@ fn store_loses_power(kind: Kind, seed: u64) {
         lab.umount(&reader);
         drone.offload();
         (1..next).for_each(|job| kept.promise_job(job, seed));
-        verifies(&results, &what);
+        results.verifies(&what);
     }
     let out = drone.run(["verify", "--local", "--read-data"]);
     assert_eq!(out.status.code(), Some(0), "{}", text(&out.stdout));

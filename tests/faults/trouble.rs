@@ -209,15 +209,7 @@ fn live_through(place: Where, what: What) {
     // What has failed just now isn't asked for again at once.
     wait_for("the reader to have everything", PATIENCE, || scene.kept.broken(&scene.reader.mount).is_empty());
     for machine in [&scene.drone, &scene.results] {
-        let out = machine.run(["verify", "--read-data"]);
-        assert_eq!(
-            out.status.code(),
-            Some(0),
-            "{}: {}{}",
-            machine.name,
-            text(&out.stdout),
-            text(&out.stderr)
-        );
+        machine.verifies("in the end");
     }
 }
 
