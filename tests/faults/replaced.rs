@@ -2,10 +2,11 @@
 
 use std::{fs, path::Path, process::Command, time::Duration};
 
+use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 
 use crate::{
-    harness::{Lab, Machine, run, text, wait_for},
+    harness::{Lab, Machine, processes_with, run, text, wait_for},
     witness::{Witness, unit_of},
 };
 
@@ -49,6 +50,28 @@ fn is_told_as_lost(drone: &Machine, job: u32, freed: &Witness) {
     assert!(text(&verified.stdout).contains("commit-lost"), "{}", text(&verified.stdout));
 }
 
+/// Nobody has the store open any more: not the daemon, and no session that has opened it for itself meanwhile.
+fn close(lab: &mut Lab) {
+    lab.kill_serve();
+    let path = lab.path().display().to_string();
+    wait_for("everybody to be gone", PATIENCE, || {
+        let left = processes_with(&[&path, "serve", "--stdio"]);
+        left.iter().for_each(|pid| _ = kill_process(*pid, Signal::KILL));
+        left.is_empty()
+    });
+}
+
+/// Another store, or none, stands where the store was. Sessions come all the while, and may find the one or the other.
+fn exchange(lab: &mut Lab, away: &Path, other: Option<&Path>) {
+    close(lab);
+    fs::rename(lab.store(), away).expect("moved away");
+    close(lab);
+    if let Some(other) = other {
+        copy(other, &lab.store());
+    }
+    lab.start_serve();
+}
+
 fn copy(from: &Path, to: &Path) {
     run(Command::new("cp").arg("-a").arg(from).arg(to));
 }
@@ -73,9 +96,7 @@ fn an_empty_store_gets_what_drones_still_hold() {
 
     let kept = lab.path().join("the disk that was taken out");
     let old = store_of(&drone);
-    lab.kill_serve();
-    fs::rename(lab.store(), &kept).expect("moved away");
-    lab.start_serve();
+    exchange(&mut lab, &kept, None);
     follow_another(&[&drone, &reader], &old);
     wait_for("what the drone holds to be committed anew", PATIENCE, || {
         (1..=3).all(|job| state(&drone, job) == "committed")
@@ -86,10 +107,8 @@ fn an_empty_store_gets_what_drones_still_hold() {
     let verified = results.run(["verify", "--store", "--read-data"]);
     assert_eq!(verified.status.code(), Some(0), "{}", text(&verified.stdout));
 
-    lab.kill_serve();
-    fs::rename(lab.store(), lab.path().join("the new disk")).expect("moved away");
-    copy(&kept, &lab.store());
-    lab.start_serve();
+    let new = lab.path().join("the new disk");
+    exchange(&mut lab, &new, Some(&kept));
     wait_for("the old store to be followed", PATIENCE, || {
         freed.broken(&drone.mount).is_empty() && freed.broken(&reader.mount).is_empty()
     });
@@ -134,9 +153,12 @@ fn a_store_of_yesterday_gets_todays_again() {
     drone.offload();
     evict(&drone, 1);
     (1..=2).for_each(|job| held.promise_job(job, 2));
-    lab.kill_serve();
-    let yesterday = lab.path().join("yesterday");
-    copy(&lab.store(), &yesterday);
+    let (yesterday, original) = (lab.path().join("yesterday"), lab.path().join("original"));
+    close(&mut lab);
+    fs::rename(lab.store(), &original).expect("moved away");
+    close(&mut lab);
+    copy(&original, &yesterday);
+    copy(&original, &lab.store());
     lab.start_serve();
 
     for job in 3..=5 {
@@ -153,10 +175,8 @@ fn a_store_of_yesterday_gets_todays_again() {
     reader.catch_up(&drone);
     held.is_kept("before", &reader);
 
-    lab.kill_serve();
-    fs::rename(lab.store(), lab.path().join("today")).expect("moved away");
-    copy(&yesterday, &lab.store());
-    lab.start_serve();
+    let today = lab.path().join("today");
+    exchange(&mut lab, &today, Some(&yesterday));
     for machine in [&drone, &reader] {
         wait_for("yesterday's catalog to be followed", PATIENCE, || {
             let log = fs::read_to_string(machine.state.join("daemon.log")).expect("a log");
