@@ -92,7 +92,7 @@ pub enum ServeError {
     Stdio(io::Error),
     /// The daemon didn't take the session.
     #[error(
-        "the daemon on {} didn't take the session over: {source}; does it run another version?",
+        "the daemon on {} didn't take the session over: {source}; does it run another version, or as another user?",
         path.display()
     )]
     NotTaken { path: PathBuf, source: io::Error },
@@ -220,7 +220,7 @@ impl Sessions {
     pub(super) async fn accept(&mut self, listener: &Listener) {
         loop {
             tokio::select! {
-                stream = listener.accept(), if self.running.len() < limits::SESSIONS => self.begin(stream).await,
+                stream = listener.accept(), if self.running.len() < limits::CONNECTIONS => self.begin(stream).await,
                 Some(_) = self.running.join_next() => {}
             }
         }
@@ -230,7 +230,7 @@ impl Sessions {
     pub(super) async fn accept_rest(&mut self, listener: &Listener) {
         while !self.running.is_empty() {
             tokio::select! {
-                stream = listener.accept(), if self.running.len() < limits::SESSIONS => self.begin(stream).await,
+                stream = listener.accept(), if self.running.len() < limits::CONNECTIONS => self.begin(stream).await,
                 _ = self.running.join_next() => {}
             }
         }
@@ -261,14 +261,21 @@ impl Sessions {
 
 /// A session for this machine's own mount, on the socket itself; or for whom the joining process speaks, on the streams that it gives.
 async fn on_socket(server: Arc<Server>, socket: UnixStream, local: Identity) -> SessionEnd {
-    let greeting = Duration::from_millis(limits::GREETING_TIMEOUT_MS);
-    let First { bytes, streams } = match timeout(greeting, streams::receive(&socket)).await {
-        Ok(Ok(first)) => first,
-        Ok(Err(error)) => return SessionEnd::Broken(error.to_string()),
-        Err(_) => return SessionEnd::Broken("nothing was said in time".to_owned()),
+    let First { bytes, streams } = match first(&socket).await {
+        Ok(first) => first,
+        Err(end) => {
+            tracing::warn!(?end, "a process on this machine began no session");
+            return end;
+        }
     };
     match streams {
-        Some(streams) => joined(&server, socket, &bytes, streams).await,
+        Some(streams) => match joined(&server, socket, &bytes, streams).await {
+            Ok(end) => end,
+            Err(why) => {
+                tracing::warn!("a process on this machine could not join: {why}");
+                SessionEnd::Broken(why)
+            }
+        },
         None => {
             let (rest, writer) = socket.into_split();
             server.run_session(io::Cursor::new(bytes).chain(rest), writer, local).await
@@ -276,27 +283,40 @@ async fn on_socket(server: Arc<Server>, socket: UnixStream, local: Identity) -> 
     }
 }
 
+/// What is said first. Only root and this user's processes get here, and what sshd has started speaks at once: these have no place yet.
+async fn first(socket: &UnixStream) -> Result<First, SessionEnd> {
+    let greeting = Duration::from_millis(limits::GREETING_TIMEOUT_MS);
+    match timeout(greeting, streams::receive(socket)).await {
+        Ok(first) => first.map_err(|error| SessionEnd::Broken(error.to_string())),
+        Err(_) => Err(SessionEnd::Broken(format!("nothing was said in {} s", greeting.as_secs()))),
+    }
+}
+
 /// Tells the joining process that the session is taken, and serves it as long as that process lives.
-async fn joined(server: &Arc<Server>, mut socket: UnixStream, bytes: &[u8], streams: Streams) -> SessionEnd {
+async fn joined(
+    server: &Arc<Server>,
+    mut socket: UnixStream,
+    bytes: &[u8],
+    streams: Streams,
+) -> Result<SessionEnd, String> {
     let join = match Frame::decode(bytes, &Bounds::JOIN) {
         Ok(Some((Frame::Join(body), end))) if end == bytes.len() => Join::decode(&body),
-        other => return SessionEnd::Broken(format!("streams without a join: {other:?}")),
+        other => return Err(format!("streams without a join: {other:?}")),
     };
     let identity = match join {
         Ok(join) if join.version == JOIN_VERSION => {
             Identity { pinned_name: join.pinned_name, rights: join.rights }
         }
-        join => return SessionEnd::Broken(format!("a join of another version: {join:?}")),
+        join => return Err(format!("a join of another version: {join:?}")),
     };
-    let (reader, writer) = match streams.open() {
-        Ok(opened) => opened,
-        Err(error) => return SessionEnd::Broken(format!("the streams of a join: {error}")),
-    };
-    if let Err(error) = socket.write_u8(TAKEN).await {
-        return SessionEnd::Broken(error.to_string());
-    }
-    tokio::select! {
+    let (reader, writer) = streams.open().map_err(|error| format!("the streams of a join: {error}"))?;
+    socket.write_u8(TAKEN).await.map_err(|error| error.to_string())?;
+    let key = identity.pinned_name.clone();
+    Ok(tokio::select! {
         end = server.run_session(reader, writer, identity) => end,
-        _ = socket.read_u8() => SessionEnd::Closed,
-    }
+        _ = socket.read_u8() => {
+            tracing::info!(key, "session ended: the process that sshd waits for is gone");
+            SessionEnd::Closed
+        }
+    })
 }

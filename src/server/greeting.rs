@@ -26,7 +26,10 @@ pub(super) async fn greet<R: AsyncRead + Unpin>(
 ) -> Result<(Hello, Present), SessionEnd> {
     let frame = match timeout(Duration::from_millis(limits::GREETING_TIMEOUT_MS), reader.next()).await {
         Ok(frame) => frame?.ok_or(SessionEnd::Closed)?,
-        Err(_) => return Err(SessionEnd::Broken("no Hello in time".to_owned())),
+        Err(_) => {
+            let why = format!("no Hello in {} s", limits::GREETING_TIMEOUT_MS / 1000);
+            return Err(SessionEnd::Refused(RefusalCode::Protocol, why));
+        }
     };
     let hello = parse(&frame)?;
     check_name(&hello, who)?;

@@ -11,7 +11,7 @@ use crate::{
     chunk::{ObjectKind, block::Block},
     ids::{Hash, Seq},
     manifest::{Body, Manifest},
-    wire::rights::Rights,
+    wire::{RetireUnit, rights::Rights},
 };
 
 /// Of a layer that is to be committed now. Blocks. The error says which right is wanting.
@@ -67,11 +67,15 @@ fn check(
 }
 
 /// Whether a session may retire units: it hides what others have committed.
-pub(super) fn retire(rights: Rights) -> Result<(), StoreFault> {
-    match rights.add && rights.delete {
-        true => Ok(()),
-        false => Err(StoreFault::Unacceptable("this host has no right `delete`".to_owned())),
+pub(super) fn retire(rights: Rights, units: &[RetireUnit]) -> Result<(), StoreFault> {
+    if rights.add && rights.delete {
+        return Ok(());
     }
+    let first = units.first().map_or_else(|| "nothing".to_owned(), |wanted| wanted.unit.to_string());
+    let more = if units.len() > 1 { format!(" and {} more", units.len() - 1) } else { String::new() };
+    Err(StoreFault::Unacceptable(format!(
+        "{first}{more} would be retired, and this host has no right `delete`"
+    )))
 }
 
 /// The highest number that a whiteout is based on, if there is one.
@@ -92,5 +96,5 @@ pub(super) fn read_manifest(store: &dyn StoreApi, hash: &Hash) -> Result<Manifes
     let bytes = block
         .get(ObjectKind::Manifest, hash)
         .ok_or_else(|| StoreFault::Broken(format!("the block for manifest {hash} doesn't hold it")))?;
-    Manifest::decode(bytes).map_err(|e| unacceptable(e.to_string()))
+    Manifest::decode(bytes).map_err(|e| unacceptable(format!("manifest {hash}: {e}")))
 }

@@ -16,6 +16,7 @@ mod hosts;
 mod may;
 mod opened;
 mod outbox;
+mod places;
 mod promises;
 pub mod retention;
 mod session;
@@ -68,6 +69,7 @@ pub struct Server {
     store: Arc<dyn StoreApi>,
     settings: Vec<String>,
     live: hosts::LiveHosts,
+    places: places::Places,
     history: hosts::History,
     turns: turns::Turns,
     promises: promises::Promises,
@@ -91,8 +93,9 @@ impl Server {
     pub fn new(store: Arc<dyn StoreApi>, settings: Vec<String>, lasts: Lasting) -> Arc<Self> {
         let (live, history, turns, promises) = Default::default();
         let room = Arc::new(Semaphore::new(limits::UPLOADS_WAITING_BYTES));
-        let stop = CancellationToken::new();
-        let server = Arc::new(Self { store, settings, live, history, turns, promises, room, stop, lasts });
+        let (places, stop) = (places::Places::new(), CancellationToken::new());
+        let server =
+            Arc::new(Self { store, settings, live, places, history, turns, promises, room, stop, lasts });
         desk::open(&server);
         server
     }

@@ -8,8 +8,9 @@
 //! was checked.
 
 use std::{
+    collections::HashSet,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -24,8 +25,11 @@ use tokio::{
 use super::{
     Identity, Server,
     api::{NewCommit, NewRetirement, StoreApi, StoreFault},
-    greeting, may,
+    greeting,
+    hosts::Present,
+    may,
     outbox::{self, Outbox},
+    places::{Crowded, Place, Share},
     promises::{Promiser, Relied},
 };
 use crate::{
@@ -37,10 +41,11 @@ use crate::{
         hashes_in,
     },
     ids::{Hash, HostUuid, Seq},
-    limits::{self, FETCHES_OPEN, FETCHES_READ, FOLLOW_WINDOW, QUESTIONS_OPEN},
+    limits::{self, FETCHES_OPEN, FOLLOW_WINDOW, QUESTIONS_OPEN},
     wire::{
-        CommitRequest, FromStore, Lost, PublishRequest, RefusalCode, RequestId, RetireUnit, ToStore, charge,
-        frame::{Bounds, Frame, FrameReader, FrameWriter, StreamError},
+        CommitRequest, FromStore, Hello, Lost, PublishRequest, RefusalCode, RequestId, RetireUnit, ToStore,
+        charge,
+        frame::{Announced, Bounds, Frame, FrameKind, FrameReader, FrameWriter, StreamError},
         rights::Rights,
     },
 };
@@ -51,12 +56,15 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// What was lost is told not more often than this.
 const LOSSES_PAUSE: Duration = Duration::from_secs(1);
 
+/// Rejections that a session remembers to have logged.
+const TOLD: usize = 64;
+
 /// How a session ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SessionEnd {
     /// The host closed its end.
     Closed,
-    /// The connection failed or fell silent.
+    /// The connection failed.
     Broken(String),
     /// The host was refused; it was told so.
     Refused(RefusalCode, String),
@@ -67,9 +75,17 @@ pub enum SessionEnd {
 impl From<StreamError> for SessionEnd {
     fn from(error: StreamError) -> Self {
         match error {
-            StreamError::Frame(error) => Self::Refused(RefusalCode::Protocol, error.to_string()),
-            other => Self::Broken(other.to_string()),
+            error @ (StreamError::Frame(_) | StreamError::Silent(_) | StreamError::Slow { .. }) => {
+                protocol(error.to_string())
+            }
+            error @ (StreamError::Cut | StreamError::Io(_)) => Self::Broken(error.to_string()),
         }
+    }
+}
+
+impl From<Crowded> for SessionEnd {
+    fn from(crowded: Crowded) -> Self {
+        Self::Refused(RefusalCode::Busy, crowded.to_string())
     }
 }
 
@@ -102,10 +118,14 @@ where
     R: AsyncRead + Unpin + Send,
     W: AsyncWrite + Unpin + Send,
 {
-    let greeting = greeting::greet(server, &mut reader, &identity);
-    let (hello, _present) = match greeting.await {
+    let greeted = match server.places.enter(identity.pinned_name.as_deref()) {
+        Ok(place) => greet(server, &mut reader, &identity, place).await,
+        Err(crowded) => Err(crowded.into()),
+    };
+    let Greeted { hello, place, share, present: _present } = match greeted {
         Ok(greeted) => greeted,
         Err(end) => {
+            log_ungreeted(server, &identity, &end);
             refuse(&mut writer, &end).await;
             return end;
         }
@@ -115,16 +135,56 @@ where
     let (outbox, outlet) = outbox::new();
     let welcome = greeting::welcome(server, &hello, identity.rights);
     outbox.message(FromStore::Welcome(welcome)).await;
-    let (session, queues) = Session::new(server, hello.host, hello.host_name, identity.rights, outbox);
+    let (session, queues) = Session::new(server, hello, identity.rights, outbox, place, share);
     let end = session.run(reader, writer, outlet, queues).await;
     server.promises.end(session.promiser);
-    tracing::info!(host = session.host_name, ?end, "session ended");
+    // A refusal was logged when it was made.
+    if !matches!(end, SessionEnd::Refused(..)) {
+        tracing::info!(host = session.host_name, ?end, "session ended");
+    }
     end
+}
+
+/// A host that is let in, for as long as this lives.
+struct Greeted {
+    hello: Hello,
+    place: Place,
+    share: Arc<Share>,
+    present: Present,
+}
+
+async fn greet<R: AsyncRead + Unpin>(
+    server: &Arc<Server>,
+    reader: &mut FrameReader<R>,
+    identity: &Identity,
+    place: Place,
+) -> Result<Greeted, SessionEnd> {
+    let (hello, present) = tokio::select! {
+        greeted = greeting::greet(server, reader, identity) => greeted?,
+        crowded = place.overtaken() => return Err(crowded.into()),
+    };
+    let share = place.greeted(&hello.host_name)?;
+    Ok(Greeted { hello, place, share, present })
+}
+
+/// The one word in the log on a session that wasn't welcome. Whoever comes again and again with too many doesn't fill the log.
+fn log_ungreeted(server: &Server, identity: &Identity, end: &SessionEnd) {
+    let key = identity.pinned_name.as_deref().unwrap_or("any host");
+    match end {
+        SessionEnd::Refused(RefusalCode::Busy, why) => {
+            if let Some(more) = server.places.may_tell(key) {
+                tracing::warn!(key, before = more, "refused a session: {why}");
+            }
+        }
+        SessionEnd::Refused(code, why) => tracing::warn!(key, ?code, "refused a session: {why}"),
+        SessionEnd::Broken(why) => tracing::info!(key, "a session ended before it was greeted: {why}"),
+        // Who only looks whether somebody is there.
+        SessionEnd::Closed | SessionEnd::Stopped => {}
+    }
 }
 
 async fn refuse<W: AsyncWrite + Unpin>(writer: &mut FrameWriter<W>, end: &SessionEnd) {
     if let SessionEnd::Refused(code, why) = end {
-        tracing::warn!(?code, "refused a session: {why}");
         let last = crate::wire::message_frame(&FromStore::Refused(*code, why.clone()));
         // Whoever can't be told, can't be told.
         let _ = timeout(FAREWELL, async {
@@ -150,7 +210,10 @@ struct Session {
     queued: AtomicU64,
     questions: Arc<Semaphore>,
     fetches: Arc<Semaphore>,
-    fetching: Arc<Semaphore>,
+    place: Place,
+    share: Arc<Share>,
+    /// What was rejected and why, as far as it was logged.
+    told: Mutex<HashSet<(String, String)>>,
     following: watch::Sender<Following>,
     watching: watch::Sender<Option<Watching>>,
     failed: mpsc::Sender<SessionEnd>,
@@ -167,10 +230,17 @@ struct Queues {
 /// What must keep the stream's order.
 enum Intake {
     /// With its share of what may wait.
-    Block(Vec<u8>, OwnedSemaphorePermit),
+    Block(Vec<u8>, Room),
     Commit(RequestId, CommitRequest, OwnedSemaphorePermit),
     Publish(RequestId, PublishRequest, OwnedSemaphorePermit),
     Returned(RequestId, OwnedSemaphorePermit),
+}
+
+/// A block's share of what may wait, and of the large ones its host's only place.
+#[derive(Debug)]
+struct Room {
+    _waiting: OwnedSemaphorePermit,
+    _large: Option<OwnedSemaphorePermit>,
 }
 
 /// What a host asked to follow.
@@ -188,10 +258,11 @@ type Watching = (u64, Option<u64>);
 impl Session {
     fn new(
         server: &Arc<Server>,
-        host: HostUuid,
-        host_name: String,
+        hello: Hello,
         rights: Rights,
         outbox: Outbox,
+        place: Place,
+        share: Arc<Share>,
     ) -> (Arc<Self>, Queues) {
         let (intake, intake_queue) = mpsc::unbounded_channel();
         let (following, following_seen) = watch::channel(Following::default());
@@ -199,8 +270,8 @@ impl Session {
         let (failed, failures) = mpsc::channel(1);
         let session = Self {
             server: Arc::clone(server),
-            host,
-            host_name,
+            host: hello.host,
+            host_name: hello.host_name,
             rights,
             promiser: server.promises.begin(),
             relied: Relied::default(),
@@ -209,7 +280,9 @@ impl Session {
             queued: AtomicU64::new(0),
             questions: Arc::new(Semaphore::new(QUESTIONS_OPEN)),
             fetches: Arc::new(Semaphore::new(FETCHES_OPEN)),
-            fetching: Arc::new(Semaphore::new(FETCHES_READ)),
+            place,
+            share,
+            told: Mutex::default(),
             following,
             watching,
             failed,
@@ -238,16 +311,22 @@ impl Session {
         tokio::pin!(writing);
         let end = tokio::select! {
             end = self.read(&mut reader) => end,
-            error = &mut writing => return error.into(),
+            // Who takes nothing can't be told anything.
+            error = &mut writing => return SessionEnd::Broken(error.to_string()),
             end = self.take_in(&mut queues.intake) => end,
             end = self.follow(&mut queues.following) => end,
             end = self.tell_snapshots(&mut queues.watching) => end,
             () = self.tell_losses() => unreachable!("it doesn't end"),
             Some(end) = queues.failed.recv() => end,
+            crowded = self.place.overtaken() => crowded.into(),
             () = self.server.stop.cancelled() => SessionEnd::Stopped,
         };
         if let SessionEnd::Refused(code, why) = &end {
-            tracing::warn!(host = self.host_name, ?code, "refusing: {why}");
+            match code {
+                // There may be many; that there are too many is logged with those that aren't let in.
+                RefusalCode::Busy => tracing::info!(host = self.host_name, "session ended: {why}"),
+                _ => tracing::warn!(host = self.host_name, ?code, "session ended, refused: {why}"),
+            }
             self.outbox.last(*code, why.clone());
             // The writer goes on from wherever it is in a frame, says the last word and ends.
             let _ = timeout(FAREWELL, writing).await;
@@ -262,35 +341,63 @@ impl Session {
 
     async fn read<R: AsyncRead + Unpin>(self: &Arc<Self>, reader: &mut FrameReader<R>) -> SessionEnd {
         loop {
-            let took = match reader.next().await {
-                Ok(Some(Frame::Upload(block))) => self.upload(block).await,
-                Ok(Some(Frame::Message(bytes))) => match ToStore::decode(&bytes) {
-                    Ok(message) => self.message(message),
-                    Err(error) => Err(protocol(error.to_string())),
-                },
-                Ok(Some(Frame::Reply(..) | Frame::Join(_))) => unreachable!("the reader's bounds stop these"),
-                Ok(None) => return SessionEnd::Closed,
-                Err(error) => return error.into(),
-            };
-            if let Err(end) = took {
-                return end;
+            match self.read_one(reader).await {
+                Ok(true) => {}
+                Ok(false) => return SessionEnd::Closed,
+                Err(end) => return end,
             }
         }
     }
 
-    /// Where all hosts together have sent more than is to wait, this one's stream waits.
-    async fn upload(&self, block: Vec<u8>) -> Result<(), SessionEnd> {
+    /// `false` = the stream has ended.
+    async fn read_one<R: AsyncRead + Unpin>(
+        self: &Arc<Self>,
+        reader: &mut FrameReader<R>,
+    ) -> Result<bool, SessionEnd> {
+        let Some(announced) = reader.announced().await? else { return Ok(false) };
+        self.place.heard();
+        let large = self.expect(&announced).await?;
+        let frame = reader.payload(announced).await?;
+        self.place.heard();
+        match frame {
+            Frame::Upload(block) => self.upload(block, large).await?,
+            Frame::Message(bytes) => {
+                let message = ToStore::decode(&bytes).map_err(|error| protocol(error.to_string()))?;
+                self.message(message)?;
+            }
+            Frame::Reply(..) | Frame::Join(_) => unreachable!("the reader's bounds stop these"),
+        }
+        Ok(true)
+    }
+
+    /// Whether the host may send what it has announced. Memory for a large block is one host's for one at a time: the stream waits for it.
+    async fn expect(&self, announced: &Announced) -> Result<Option<OwnedSemaphorePermit>, SessionEnd> {
+        if announced.kind != FrameKind::Upload {
+            return Ok(None);
+        }
         if !self.rights.add {
             return Err(protocol("a block from a host that may not add"));
         }
-        let charged = charge(block.len());
-        let queued = self.queued.fetch_add(charged, Ordering::Relaxed) + charged;
-        if queued > limits::UPLOAD_CREDIT_BYTES {
+        if self.queued.load(Ordering::Relaxed) + charge(announced.payload_bytes())
+            > limits::UPLOAD_CREDIT_BYTES
+        {
             return Err(protocol("blocks beyond the credit"));
         }
-        let room = u32::try_from(charge(block.len())).expect("a charge is at most the credit of one host");
+        if announced.payload_bytes() <= limits::FRAME_LARGE_BYTES {
+            return Ok(None);
+        }
+        let permit = Arc::clone(&self.share.large).acquire_owned().await;
+        permit.map(Some).map_err(|_| SessionEnd::Stopped)
+    }
+
+    /// Where all hosts together have sent more than is to wait, this one's stream waits.
+    async fn upload(&self, block: Vec<u8>, large: Option<OwnedSemaphorePermit>) -> Result<(), SessionEnd> {
+        let charged = charge(block.len());
+        self.queued.fetch_add(charged, Ordering::Relaxed);
+        let room = u32::try_from(charged).expect("a charge is at most the credit of one host");
         let room = Arc::clone(&self.server.room).acquire_many_owned(room).await;
-        self.enqueue(Intake::Block(block, room.map_err(|_| SessionEnd::Stopped)?))
+        let room = Room { _waiting: room.map_err(|_| SessionEnd::Stopped)?, _large: large };
+        self.enqueue(Intake::Block(block, room))
     }
 
     fn enqueue(&self, intake: Intake) -> Result<(), SessionEnd> {
@@ -412,7 +519,7 @@ impl Session {
     fn fetch(self: &Arc<Self>, id: RequestId, kind: ObjectKind, hash: Hash) -> Result<(), SessionEnd> {
         let permit = open(&self.fetches, FETCHES_OPEN, "fetches")?;
         self.beside(permit, async move |session| {
-            let Ok(slot) = Arc::clone(&session.fetching).acquire_owned().await else { return };
+            let Ok(slot) = Arc::clone(&session.share.fetching).acquire_owned().await else { return };
             match on_store(&session.server.store, move |s| s.fetch(kind, &hash)).await {
                 Ok(Some(block)) => session.outbox.block(id, block, slot).await,
                 Ok(None) => session.outbox.message(FromStore::NotFound(id)).await,
@@ -512,10 +619,26 @@ impl Session {
         match committed {
             Ok(record) => self.outbox.message(FromStore::Committed(id, record)).await,
             Err(StoreFault::Unacceptable(why) | StoreFault::Full(why)) => {
-                self.outbox.message(FromStore::Rejected(id, why)).await;
+                self.reject(id, format!("a commit of {}", commit.unit), why).await
             }
             Err(StoreFault::Broken(why)) => self.fail(store_failed(why)),
         }
+    }
+
+    /// Says no, and logs it: once a session, since hosts try again what was rejected.
+    async fn reject(&self, id: RequestId, what: String, why: String) {
+        if self.is_news(&what, &why) {
+            tracing::warn!(host = self.host_name, "rejected {what}: {why}");
+        }
+        self.outbox.message(FromStore::Rejected(id, why)).await;
+    }
+
+    fn is_news(&self, what: &str, why: &str) -> bool {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.len() >= TOLD {
+            told.clear();
+        }
+        told.insert((what.to_owned(), why.to_owned()))
     }
 
     async fn enter(&self, commit: &NewCommit) -> Result<Record, StoreFault> {
@@ -536,14 +659,14 @@ impl Session {
     async fn retire(&self, id: RequestId, units: Vec<RetireUnit>) {
         let (host, host_name, rights) = (self.host, self.host_name.clone(), self.rights);
         let retired = on_store(&self.server.store, move |store| {
-            may::retire(rights)?;
+            may::retire(rights, &units)?;
             let units = units.into_iter().map(|wanted| (wanted.unit, wanted.seq)).collect();
             store.retire(NewRetirement { host, host_name, units })
         });
         match retired.await {
             Ok(record) => self.outbox.message(FromStore::Retired(id, record)).await,
             Err(StoreFault::Unacceptable(why) | StoreFault::Full(why)) => {
-                self.outbox.message(FromStore::Rejected(id, why)).await;
+                self.reject(id, "a retirement".to_owned(), why).await
             }
             Err(StoreFault::Broken(why)) => self.fail(store_failed(why)),
         }
@@ -552,6 +675,7 @@ impl Session {
     /// Rights are those of a commit; without any, a host can take back what it has shown.
     async fn publish(&self, id: RequestId, request: PublishRequest) {
         let PublishRequest { unit, generation, manifest, incarnation } = request;
+        let shown = unit.clone();
         let (host, host_name) = (self.host, self.host_name.clone());
         let published = match manifest {
             None => {
@@ -565,17 +689,17 @@ impl Session {
                 let (lost, adopted_by) = (false, None);
                 let snapshot =
                     NewCommit { host, host_name, unit, generation, manifest, lost, adopted_by, incarnation };
-                let mut shown = self.show(&snapshot).await;
-                if self.is_over(is_rejected(&shown)).await {
-                    shown = self.show(&snapshot).await;
+                let mut published = self.show(&snapshot).await;
+                if self.is_over(is_rejected(&published)).await {
+                    published = self.show(&snapshot).await;
                 }
-                shown
+                published
             }
         };
         match published {
             Ok(()) => self.outbox.message(FromStore::Published(id)).await,
             Err(StoreFault::Unacceptable(why) | StoreFault::Full(why)) => {
-                self.outbox.message(FromStore::Rejected(id, why)).await;
+                self.reject(id, format!("a snapshot of {shown}"), why).await
             }
             Err(StoreFault::Broken(why)) => self.fail(store_failed(why)),
         }

@@ -12,7 +12,8 @@
 //! There is no checksum: ssh authenticates every packet, a unix socket loses nothing, and what is kept, the block, has its own.
 //!
 //! Invariants: a length is checked against its kind's bound before anything is allocated, and a body's memory grows with the bytes that
-//! arrived, not with what the header claims. A kind whose bound is 0 may not come at all at that point of the stream.
+//! arrived, not with what the header claims. A kind whose bound is 0 may not come at all at that point of the stream. A frame that has begun
+//! ends, or fails: after the patience for silence it must have moved at a least rate since.
 
 use std::{
     io,
@@ -25,7 +26,7 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, BufWriter},
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 use super::RequestId;
@@ -99,6 +100,9 @@ pub enum StreamError {
     /// Nothing moved for this long.
     #[error("nothing moved on the connection for {} s", .0.as_secs())]
     Silent(Duration),
+    /// A frame took longer than any line is slow.
+    #[error("a frame came or went slower than {} bytes a second: {bytes} bytes in {} s", limits::FRAME_LEAST_BYTES_PER_S, .took.as_secs())]
+    Slow { bytes: usize, took: Duration },
     /// The stream failed.
     #[error("connection failed: {0}")]
     Io(#[from] io::Error),
@@ -243,6 +247,22 @@ pub struct Announced {
     payload_bytes: usize,
 }
 
+impl Announced {
+    /// Bytes of what follows.
+    pub fn payload_bytes(&self) -> usize {
+        self.payload_bytes
+    }
+}
+
+/// Whether a frame that began then may have moved no more than this by now.
+fn keep_pace(began: Instant, bytes: usize, silence: Duration) -> Result<(), StreamError> {
+    let took = began.elapsed();
+    match took > silence + Duration::from_millis(bytes as u64 * 1000 / limits::FRAME_LEAST_BYTES_PER_S) {
+        true => Err(StreamError::Slow { bytes, took }),
+        false => Ok(()),
+    }
+}
+
 /// Reads frames from a stream.
 #[derive(Debug)]
 pub struct FrameReader<R> {
@@ -277,21 +297,23 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         if self.some(&mut head, HEADER_BYTES).await? == 0 {
             return Ok(None);
         }
-        self.fill(&mut head, HEADER_BYTES).await?;
+        let began = Instant::now();
+        self.fill(&mut head, HEADER_BYTES, began).await?;
         let header = Header::parse(head.first_chunk().expect("just filled"), &self.bounds)?;
         if header.kind != FrameKind::Reply {
             return Ok(Some(Announced { kind: header.kind, id: 0, payload_bytes: header.bytes }));
         }
         head.clear();
-        self.fill(&mut head, REPLY_ID_BYTES).await?;
+        self.fill(&mut head, REPLY_ID_BYTES, began).await?;
         let id = u64::from_le_bytes(*head.first_chunk().expect("just filled"));
-        Ok(Some(Announced { kind: header.kind, id, payload_bytes: header.bytes - REPLY_ID_BYTES }))
+        let payload_bytes = header.bytes - REPLY_ID_BYTES;
+        Ok(Some(Announced { kind: header.kind, id, payload_bytes }))
     }
 
-    /// The frame that was announced.
+    /// The frame that was announced. Time that the caller has let it wait isn't the sender's.
     pub async fn payload(&mut self, announced: Announced) -> Result<Frame, StreamError> {
         let mut body = buffers::take(announced.payload_bytes.min(GROW_BYTES));
-        self.fill(&mut body, announced.payload_bytes).await?;
+        self.fill(&mut body, announced.payload_bytes, Instant::now()).await?;
         Ok(match announced.kind {
             FrameKind::Message => Frame::Message(body),
             FrameKind::Upload => Frame::Upload(body),
@@ -300,8 +322,9 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         })
     }
 
-    async fn fill(&mut self, buffer: &mut Vec<u8>, bytes: usize) -> Result<(), StreamError> {
+    async fn fill(&mut self, buffer: &mut Vec<u8>, bytes: usize, began: Instant) -> Result<(), StreamError> {
         while buffer.len() < bytes {
+            keep_pace(began, buffer.len(), self.silence)?;
             if self.some(buffer, bytes).await? == 0 {
                 return Err(StreamError::Cut);
             }
@@ -341,19 +364,23 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
 
     /// Writes one frame; it may stay in a buffer until [`Self::flush`].
     pub async fn write(&mut self, frame: &Frame) -> Result<(), StreamError> {
-        self.all(&frame.prefix()).await?;
-        self.all(frame.payload()).await
+        let began = Instant::now();
+        self.all(&frame.prefix(), began).await?;
+        self.all(frame.payload(), began).await
     }
 
-    async fn all(&mut self, bytes: &[u8]) -> Result<(), StreamError> {
+    async fn all(&mut self, bytes: &[u8], began: Instant) -> Result<(), StreamError> {
+        let mut written = 0;
         for piece in bytes.chunks(WRITE_BYTES) {
             let mut rest = piece;
             while !rest.is_empty() {
+                keep_pace(began, written, self.silence)?;
                 let wrote = self.moving(|inner| inner.write(rest)).await?;
                 if wrote == 0 {
                     return Err(io::Error::from(io::ErrorKind::WriteZero).into());
                 }
                 rest = &rest[wrote..];
+                written += wrote;
                 self.sent.fetch_add(wrote as u64, Ordering::Relaxed);
             }
         }
@@ -488,7 +515,10 @@ mod tests {
         let mut reader = reader(&wire, Bounds::TO_STORE);
         let mut body = Vec::new();
         assert!(reader.announced().await.expect("a good header").is_some());
-        assert!(matches!(reader.fill(&mut body, limits::FRAME_BYTES).await, Err(StreamError::Cut)));
+        assert!(matches!(
+            reader.fill(&mut body, limits::FRAME_BYTES, Instant::now()).await,
+            Err(StreamError::Cut)
+        ));
         assert!(body.len() == 100 && body.capacity() <= GROW_BYTES);
     }
 

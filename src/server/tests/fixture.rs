@@ -1,6 +1,11 @@
 //! A store in memory behind a socket, hosts with links, and a host that says what it likes.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use tempfile::TempDir;
 use tokio::{
@@ -191,6 +196,49 @@ pub async fn until(what: &str, mut is: impl FnMut() -> bool) {
     timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("{what} never came"));
 }
 
+/// Whoever may do as he likes with `rights`, and is only `name`.
+pub fn pinned(name: &str, rights: &str) -> Identity {
+    Identity { pinned_name: Some(name.to_owned()), rights: rights.parse().expect("rights") }
+}
+
+/// What is logged on this thread while it lives.
+pub struct Log {
+    lines: Arc<Mutex<Vec<u8>>>,
+    _guard: tracing::subscriber::DefaultGuard,
+}
+
+impl Log {
+    pub fn capture() -> Self {
+        let lines: Arc<Mutex<Vec<u8>>> = Arc::default();
+        let to = Arc::clone(&lines);
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_max_level(tracing::Level::INFO)
+            .with_writer(move || Lines(Arc::clone(&to)))
+            .finish();
+        Self { lines, _guard: tracing::subscriber::set_default(subscriber) }
+    }
+
+    /// The lines since the last call.
+    pub fn take(&self) -> Vec<String> {
+        let bytes = std::mem::take(&mut *self.lines.lock().expect("no test panics with the lock"));
+        String::from_utf8(bytes).expect("text").lines().map(str::to_owned).collect()
+    }
+}
+
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().expect("no test panics with the lock").extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// A host that says what it likes.
 pub struct Raw {
     pub stream: UnixStream,
@@ -199,7 +247,12 @@ pub struct Raw {
 
 impl Raw {
     pub fn new(store: &Arc<MemStore>, identity: Identity) -> Self {
-        let server = Server::new(Arc::clone(store) as _, vec![], Lasting::Always);
+        Self::of(&Server::new(Arc::clone(store) as _, vec![], Lasting::Always), identity)
+    }
+
+    /// To a server that others have sessions with, too.
+    pub fn of(server: &Arc<Server>, identity: Identity) -> Self {
+        let server = Arc::clone(server);
         let (near, far) = UnixStream::pair().expect("a pair");
         let session = tokio::spawn(async move {
             let (reader, writer) = far.into_split();

@@ -69,12 +69,49 @@ async fn what_a_lying_store_says_ends_the_session() {
         Frame::Message(b"what?".to_vec()).encode(),
     ] {
         let dir = tempfile::tempdir().expect("a directory");
+        let log = Log::capture();
         let mut host =
             Host::connect(Target::Unix(lying_store(dir.path(), vec![lie.clone()]).await), hello("drone1"));
         host.up().await;
         let (reason, _) = host.down().await;
         assert!(reason.contains("broke the protocol"), "{:?}: {reason}", &lie[..lie.len().min(20)]);
+        // It has tried again by then, and failed in another way, twice.
+        host.down().await;
+        host.down().await;
+        let lines = log.take();
+        assert_eq!(lines.iter().filter(|line| line.contains("broke the protocol")).count(), 1, "{lines:#?}");
+        assert_eq!(
+            lines.iter().filter(|line| line.contains("WARN")).count(),
+            2,
+            "each reason once: {lines:#?}"
+        );
     }
+}
+
+/// A store that sends a frame a byte at a time holds the host's memory no longer than a silent one, nearly.
+#[tokio::test]
+async fn a_store_that_hardly_moves_is_given_up() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("slow.sock");
+    let listener = UnixListener::bind(&path).expect("binds");
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.expect("accepts");
+        let server = Server::new(MemStore::new(), vec![], Lasting::Always);
+        let welcome = greeting::welcome(&server, &hello("x"), Rights::default());
+        stream.write_all(&message_frame(&FromStore::Welcome(welcome)).encode()).await.expect("writes");
+        let lost = FromStore::Lost(Lost { manifests: vec![Hash::of(b"m"); 1000], objects: Vec::new() });
+        for byte in message_frame(&lost).encode() {
+            if stream.write_all(&[byte]).await.is_err() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    let timing = Timing { silence: Duration::from_millis(200), ..Timing::default() };
+    let mut host = Host::connect_with(Target::Unix(path), hello("drone1"), timing);
+    host.up().await;
+    let (reason, _) = host.down().await;
+    assert!(reason.contains("slower than"), "{reason}");
 }
 
 #[tokio::test]

@@ -5,5 +5,7 @@ mod hiding;
 mod hostile;
 mod lies;
 mod sessions;
+mod siege;
+mod slow;
 mod snapshots;
 mod stdio;
