@@ -11,7 +11,7 @@ pub fn at_most<'b, const MOST: usize, C, T: Decode<'b, C>>(
     let mut list = Vec::new();
     for item in d.array_iter_with(ctx)? {
         if list.len() == MOST {
-            return Err(Error::message("a list is beyond its limit"));
+            return Err(Error::message(format!("more than {MOST} in a list")));
         }
         list.push(item?);
     }
@@ -33,7 +33,7 @@ mod tests {
             b"\x9f\x01\x02\x03\xff",
             b"\x9b\xff\xff\xff\xff\xff\xff\xff\xff\x01\x02\x03",
         ] {
-            assert!(list(long).expect_err("is too long").to_string().contains("beyond its limit"));
+            assert!(list(long).expect_err("is too long").to_string().contains("more than 2 in a list"));
         }
         assert!(list(b"\x82\x01").is_err(), "cut");
     }
