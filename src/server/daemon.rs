@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     buffers, durable, limits,
+    spool::raise_descriptor_limit,
     wire::{
         JOIN_VERSION, Join,
         frame::{Bounds, Frame},
@@ -109,6 +110,8 @@ pub enum ServeError {
 /// Serves the store until SIGTERM or SIGINT.
 pub async fn serve(open: OpenStore<'_>, options: ServeOptions) -> Result<(), ServeError> {
     buffers::restrain_allocator();
+    // Each session is three descriptors: by hand, without the unit's limit, a shell's 1024 would be 300 sessions.
+    raise_descriptor_limit();
     let mut signals = StopSignals::listen()?;
     serve_until(open, options, signals.stop()).await
 }

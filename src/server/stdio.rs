@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     buffers, limits,
+    spool::raise_descriptor_limit,
     wire::{JOIN_VERSION, Join},
 };
 
@@ -36,6 +37,7 @@ pub async fn serve_stdio(
     identity: Identity,
 ) -> Result<(), ServeError> {
     buffers::restrain_allocator();
+    raise_descriptor_limit();
     let streams = Streams::standard().map_err(ServeError::Stdio)?;
     serve_streams(streams, open, options, identity, JOIN_WAIT).await
 }

@@ -187,7 +187,7 @@ impl Lab {
         let dir = self.path().to_owned();
         fs::create_dir_all("/run/sshd").expect("sshd's privilege separation directory");
         for key in ["host_key", "user_key"] {
-            run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(dir.join(key)));
+            make_key(&dir.join(key));
         }
         fs::copy(dir.join("user_key.pub"), dir.join("authorized_keys")).expect("a key");
         let text = |name: &str| dir.join(name).display().to_string();
@@ -195,7 +195,7 @@ impl Lab {
             dir.join("sshd_config"),
             format!(
                 "Port {}\n{}HostKey {}\nAuthorizedKeysFile {}\nPidFile {}\nUsePAM no\nStrictModes no\n\
-                 PermitRootLogin yes\nLogLevel VERBOSE\nClientAliveInterval 10\nClientAliveCountMax 3\n",
+                 PermitRootLogin yes\nLogLevel VERBOSE\nClientAliveInterval 10\nClientAliveCountMax 3\nSubsystem sftp internal-sftp\n",
                 self.port,
                 self.addresses.iter().map(|address| format!("ListenAddress {address}\n")).collect::<String>(),
                 text("host_key"),
@@ -204,8 +204,6 @@ impl Lab {
             ),
         )
         .expect("a configuration");
-        let host_key = fs::read_to_string(dir.join("host_key.pub")).expect("a key");
-        fs::write(dir.join("known_hosts"), format!("[127.0.0.1]:{} {host_key}", self.port)).expect("a file");
         fs::write(
             dir.join("ssh_config"),
             format!(
@@ -216,11 +214,16 @@ impl Lab {
             ),
         )
         .expect("a configuration");
+        self.trust_host_key();
+        self.run_sshd();
+    }
+
+    fn run_sshd(&mut self) {
         let child = Command::new("/usr/sbin/sshd")
             .args(["-D", "-f"])
-            .arg(dir.join("sshd_config"))
+            .arg(self.path().join("sshd_config"))
             .arg("-E")
-            .arg(dir.join("sshd.log"))
+            .arg(self.path().join("sshd.log"))
             // What it keeps of a peer that is gone without a word must not keep the test program's streams.
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -232,6 +235,22 @@ impl Lab {
         wait_for("sshd", Duration::from_secs(20), || {
             std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
         });
+    }
+
+    /// The results host has another ssh key from now on. Connections that there are go on.
+    pub fn replace_host_key(&mut self) {
+        self.sshd.take().map(terminate).expect("it runs");
+        let key = self.path().join("host_key");
+        fs::remove_file(&key).expect("a key");
+        make_key(&key);
+        self.run_sshd();
+    }
+
+    /// What the drones know as the results host's key is the one that it has.
+    pub fn trust_host_key(&self) {
+        let key = fs::read_to_string(self.path().join("host_key.pub")).expect("a key");
+        let known = format!("[127.0.0.1]:{} {key}", self.port);
+        fs::write(self.path().join("known_hosts"), known).expect("a file");
     }
 
     /// How many times somebody has logged in.
@@ -402,7 +421,8 @@ pub fn run(command: &mut Command) -> String {
     text(&out.stdout)
 }
 
-fn terminate(mut child: Child) {
+/// Ends a child that was started here.
+pub fn terminate(mut child: Child) {
     let pid = rustix::process::Pid::from_child(&child);
     let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
     let end = Instant::now() + Duration::from_secs(5);
@@ -414,7 +434,11 @@ fn terminate(mut child: Child) {
     }
 }
 
-fn free_port() -> u16 {
+fn make_key(place: &Path) {
+    run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(place));
+}
+
+pub fn free_port() -> u16 {
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
     listener.local_addr().expect("bound").port()
 }

@@ -105,6 +105,7 @@ async fn a_frame_that_hardly_moves_is_given_up() {
     let honest = pings(&server).await;
     let upload = Frame::Upload(block(ObjectKind::Chunk, &noise(1, 1 << 20))).encode();
     for (what, at_once, pause, names, bound) in [
+        ("silence between frames", 0, 1000 * SECOND, "nothing moved on the connection for 60 s", 60),
         ("silence within a frame", 1000, 1000 * SECOND, "nothing moved on the connection for 60 s", 60),
         ("a byte each 50 s", 0, 50 * SECOND, "slower than 1024 bytes a second", 150),
         ("a byte each 50 s of a header", 0, 50 * SECOND, "slower than 1024 bytes a second", 150),
