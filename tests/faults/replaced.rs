@@ -40,6 +40,8 @@ fn is_told_as_lost(drone: &Machine, job: u32, freed: &Witness) {
     let broken = freed.broken(&drone.mount);
     assert!(!broken.is_empty() && broken.iter().all(|line| line.contains("os error 5")), "{broken:#?}");
     assert_eq!(fs::read_dir(drone.mount.join(&unit)).expect("lists").count(), 5);
+    let other = fs::metadata(drone.mount.join(&unit).join("what never was")).expect_err("isn't there");
+    assert_eq!(other.kind(), std::io::ErrorKind::NotFound, "what is known is known: {other}");
     let why = text(&drone.run(["explain", &unit]).stdout);
     assert!(why.contains("sealed") && why.contains("neither in the store nor in the spool"), "{why}");
     let health = drone.run(["health"]);
@@ -85,10 +87,11 @@ fn an_empty_store_gets_what_drones_still_hold() {
     lab.mount(&drone);
     lab.mount(&reader);
     let (mut held, mut freed) = (Witness::default(), Witness::default());
+    // The last one's number is beyond all that the new store will have given.
     for job in 1..=4 {
         held.job(&drone.mount, job, 1).expect("played");
+        drone.offload();
     }
-    drone.offload();
     (1..=3).for_each(|job| held.promise_job(job, 1));
     freed.promise_job(4, 1);
     evict(&drone, 4);
