@@ -233,19 +233,12 @@ pub fn hear(socket: &Path, request: &Request, mut each: impl FnMut(Told)) -> Res
     let broken = |source| ControlError::Broken { path: path.clone(), source };
     let mut line = serde_json::to_string(request).map_err(|e| broken(e.into()))?;
     line.push('\n');
-    let sent = (&stream).write_all(line.as_bytes());
+    // Whoever may not ask is told so before he has asked: what went wrong with the question counts where there is no answer.
+    let mut unsent = (&stream).write_all(line.as_bytes()).err();
     let mut answer = BufReader::new(&stream);
-    // Whoever may not ask is told so before he has asked.
-    let mut first = match (next(&mut answer), sent) {
-        (Err(_), Err(source)) | (Err(source), Ok(())) => return Err(broken(source)),
-        (Ok(reply), _) => Some(reply),
-    };
     loop {
-        let reply = match first.take() {
-            Some(reply) => reply,
-            None => next(&mut answer).map_err(broken)?,
-        };
-        match reply {
+        let unsent = unsent.take();
+        match next(&mut answer).map_err(|unheard| broken(unsent.unwrap_or(unheard)))? {
             Reply::Item(value) => each(Told::Item(value)),
             Reply::Bytes(count) => each(Told::Bytes(piece(&mut answer, count).map_err(broken)?)),
             Reply::Done { exit } => return Ok(exit),
