@@ -139,7 +139,7 @@ impl Journal {
             journal.catch_up_with_replica()?;
         }
         journal.forget_settled_notes(journal.noted_units())?;
-        journal.show_stranded(journal.units().into_iter().filter(|record| record.stranded_ms.is_some()));
+        journal.show_stranded(journal.units_that(|record| record.stranded_ms.is_some()));
         Ok(Arc::new(journal))
     }
 
@@ -176,7 +176,11 @@ impl Journal {
 
     /// The records of units in this state.
     pub fn by_state(&self, state: State) -> Vec<UnitRecord> {
-        self.memory().records.values().filter(|record| record.state == state).cloned().collect()
+        self.units_that(|record| record.state == state)
+    }
+
+    fn units_that(&self, is_wanted: impl Fn(&UnitRecord) -> bool) -> Vec<UnitRecord> {
+        self.memory().records.values().filter(|record| is_wanted(record)).cloned().collect()
     }
 
     /// The records of units at or below `dir`.
@@ -375,7 +379,7 @@ impl Journal {
         self.retired_mut().clear();
         self.epoch.fetch_add(1, Ordering::AcqRel);
         // Until it is known whether the store still has them: what isn't in the spool goes on showing.
-        self.show_stranded(self.units().into_iter().filter(|record| record.partial));
+        self.show_stranded(self.units_that(|record| record.partial));
         reset
     }
 
