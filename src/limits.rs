@@ -29,7 +29,7 @@ pub const PACK_BYTES: u64 = 64 << 20;
 
 /// Largest manifest, encoded: 2 million entries of about 100 bytes.
 pub const MANIFEST_BYTES: usize = BLOCK_RAW_MAX_BYTES;
-/// Most entries in one manifest, and most of each other list in it.
+/// Most entries in one manifest, and most of what it says can't be carried.
 pub const MANIFEST_ENTRIES: usize = 2_000_000;
 /// Most users, and most groups, that one manifest names: a job's files are of some ten.
 pub const MANIFEST_NAMES: usize = 64 << 10;
@@ -56,8 +56,6 @@ pub const MESSAGE_BYTES: usize = 8 << 20;
 pub const HELLO_BYTES: usize = 64 << 10;
 /// Longest join preamble: a name and a number.
 pub const JOIN_BYTES: usize = 1 << 10;
-/// Bytes that must find room where a write has failed before it is tried again: what a journal or an index grows by.
-pub const PROBE_BYTES: usize = 1 << 20;
 /// Hashes in one question; a larger layer asks several times.
 pub const HASHES_PER_ASK: usize = 64 << 10;
 /// Catalog records in one push.

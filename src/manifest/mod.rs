@@ -279,8 +279,9 @@ impl Manifest {
     }
 
     fn check(&self) -> Result<(), ManifestError> {
-        let lists = [self.entries.len(), self.omitted.len(), self.users.len(), self.groups.len()];
-        if let Some(len) = lists.into_iter().find(|len| *len > limits::MANIFEST_ENTRIES) {
+        let paths = [self.entries.len(), self.omitted.len()].map(|len| (len, limits::MANIFEST_ENTRIES));
+        let names = [self.users.len(), self.groups.len()].map(|len| (len, limits::MANIFEST_NAMES));
+        if let Some((len, _)) = paths.into_iter().chain(names).find(|(len, most)| len > most) {
             return Err(ManifestError::TooLarge(len));
         }
         let mut last: Option<&RelPath> = None;
