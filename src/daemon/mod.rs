@@ -52,7 +52,6 @@ use crate::{
     fuse::{self, Mounted, Passthrough},
     journal::{Journal, JournalError},
     layout::{self, LayoutRules},
-    limits,
     offload::{Engine, EngineError, EvictionRules, Settings},
     spool::{Spool, SpoolError, activity::Activity, raise_descriptor_limit},
     wire::link::{Link, LinkEvent},
@@ -60,8 +59,6 @@ use crate::{
 
 /// sysexits.h: EX_TEMPFAIL. The service manager starts a daemon again that ends with it, which after code 1 it doesn't.
 pub const TRY_AGAIN: u8 = 75;
-/// Between two looks whether a journal that has failed can be opened anew.
-const MEND_PAUSE: Duration = Duration::from_secs(5);
 
 /// What the daemon is started with.
 #[derive(Debug)]
@@ -233,24 +230,25 @@ fn start_link(
     (link, events)
 }
 
-/// For files on their way into the spool; beside it, so that they can be renamed into place.
+/// For files on their way into the spool, so that they can be renamed into place.
 fn tmp_dir(config: &Config) -> PathBuf {
-    if config.spool_dir.starts_with(&config.state_dir) {
-        return config.state_dir.join("tmp");
-    }
-    let mut name = config.spool_dir.clone().into_os_string();
-    name.push(".tmp");
-    name.into()
+    beside_spool(config, "tmp")
 }
 
-/// For what a repair takes out of the spool, on its file system.
+/// For what a repair takes out of the spool.
 fn quarantine_dir(config: &Config) -> PathBuf {
+    beside_spool(config, "quarantine")
+}
+
+/// On the spool's file system.
+fn beside_spool(config: &Config, name: &str) -> PathBuf {
     if config.spool_dir.starts_with(&config.state_dir) {
-        return config.state_dir.join("quarantine");
+        return config.state_dir.join(name);
     }
-    let mut name = config.spool_dir.clone().into_os_string();
-    name.push(".quarantine");
-    name.into()
+    let mut beside = config.spool_dir.clone().into_os_string();
+    beside.push(".");
+    beside.push(name);
+    beside.into()
 }
 
 fn engine_settings(config: &Config, rules: &LayoutRules) -> Settings {
@@ -302,23 +300,16 @@ fn control_listener(config: &Config) -> Result<tokio::net::UnixListener, DaemonE
 /// Ends this process, as if it had been killed, when a write of the journal has failed and its disk can be written again: the next one opens the
 /// journal anew and takes the mount over. Without anybody who keeps the mount that is left to a person.
 async fn watch_journal(host: Arc<Host>) {
-    let mut is_told = false;
-    loop {
-        tokio::time::sleep(MEND_PAUSE).await;
-        let Some(failure) = host.journal.failure() else { continue };
-        if !is_told {
-            error!(
-                "{failure}; nothing is offloaded, and nothing that was can be changed, until the state directory's disk can be written again"
-            );
-            is_told = true;
-        }
-        let dir = host.config.state_dir.clone();
-        let probe = tokio::task::spawn_blocking(move || durable::can_write(&dir, limits::PROBE_BYTES)).await;
-        if matches!(probe, Ok(Ok(()))) && host.held_by() != HeldBy::Nobody {
-            warn!("the state directory's disk can be written again: the next daemon takes the mount over");
-            std::process::exit(TRY_AGAIN.into());
-        }
+    let meanwhile = "nothing is offloaded, and nothing that was can be changed";
+    durable::mended(&host.config.state_dir, meanwhile, || host.journal.failure()).await;
+    if host.held_by() == HeldBy::Nobody {
+        warn!(
+            "the state directory's disk can be written again, and nobody keeps this mount for another daemon: unmount, and mount again"
+        );
+        return;
     }
+    warn!("the state directory's disk can be written again: the next daemon takes the mount over");
+    std::process::exit(TRY_AGAIN.into());
 }
 
 fn watch_session(mounted: Arc<Mounted>, stop: mpsc::Sender<End>) {

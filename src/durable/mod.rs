@@ -9,12 +9,21 @@
 //! - before that, after a crash, any part of what was written may be there, in any order;
 //! - what was synced and not written over since is there.
 
+mod mended;
 mod real;
 #[cfg(test)]
 pub mod sim;
 
-use std::{any::Any, ffi::OsString, fmt::Debug, io, path::Path, sync::Arc};
+use std::{
+    any::Any,
+    ffi::OsString,
+    fmt::Debug,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
+pub use mended::mended;
 pub use real::RealDisk;
 
 /// An open file of a [`Disk`]. All offsets and lengths are bytes.
@@ -132,14 +141,26 @@ pub fn there<T>(asked: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
-/// Whether so many bytes can be written below `dir` and synced, as far as a file without a name tells that is gone afterwards. For who has met an
-/// error, and wants to know when to try again.
-pub fn can_write(dir: &Path, bytes: usize) -> io::Result<()> {
-    use rustix::fs::{Mode, OFlags};
-    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
-    let mut file = fs_err::File::from_parts(rustix::fs::open(dir, flags, Mode::RUSR)?.into(), dir);
-    io::Write::write_all(&mut file, &vec![0; bytes])?;
-    file.sync_all()
+/// Gives `path` a second, durable name in `dir`, which is made: its own with a number that is free. `None` if there is no such file.
+pub fn keep_in(disk: &dyn Disk, dir: &Path, path: &Path) -> io::Result<Option<PathBuf>> {
+    disk.create_dir(dir)?;
+    disk.sync_dir(dir.parent().expect("it is in a directory of ours"))?;
+    let name = path.file_name().expect("a file has a name");
+    for number in 1u32.. {
+        let mut numbered = OsString::from(name);
+        numbered.push(format!(".{number}"));
+        let kept = dir.join(numbered);
+        match disk.link(path, &kept) {
+            Ok(()) => {
+                disk.sync_dir(dir)?;
+                return Ok(Some(kept));
+            }
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e),
+        }
+    }
+    unreachable!("some number is free")
 }
 
 /// Makes creations, renames and removals in `dir` durable.

@@ -38,8 +38,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long somebody else may take to close the store.
 const LOCK_WAIT: Duration = Duration::from_secs(3);
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
-/// Between two looks whether a store that has failed can be opened anew.
-const MEND_PAUSE: Duration = Duration::from_secs(5);
 
 /// What a joining process is told when its streams were taken.
 const TAKEN: u8 = 1;
@@ -165,20 +163,9 @@ async fn open_alone(open: OpenStore<'_>, socket: &Path) -> Result<Arc<dyn StoreA
 
 /// Returns when a write to the store has failed and its disk can be written again: then somebody must open it anew, and that is the next process.
 pub(super) async fn mended(server: &Server) {
-    let mut is_told = false;
-    loop {
-        tokio::time::sleep(MEND_PAUSE).await;
-        let Some(store) = server.store.on_disk().filter(|store| store.has_failed()) else { continue };
-        if !is_told {
-            tracing::error!(dir = %store.dir().display(), "a write has failed; nothing is taken in until the store's disk can be written again");
-            is_told = true;
-        }
-        let dir = store.dir().to_owned();
-        let probe = tokio::task::spawn_blocking(move || durable::can_write(&dir, limits::PROBE_BYTES));
-        if matches!(probe.await, Ok(Ok(()))) {
-            return;
-        }
-    }
+    let Some(store) = server.store.on_disk() else { return std::future::pending().await };
+    let failure = || store.has_failed().then(|| "a write has failed".to_owned());
+    durable::mended(store.dir(), "nothing is taken in", failure).await;
 }
 
 /// SIGTERM and SIGINT; SIGHUP is ignored, since an ssh session that ends must not end others' work.

@@ -17,7 +17,7 @@
 mod catalog;
 mod salvage;
 
-use std::{ffi::OsString, io, path::Path};
+use std::path::Path;
 
 pub(crate) use catalog::{Mend, mend_catalog, plan_catalog};
 pub(crate) use salvage::{Known, Salvaged};
@@ -30,21 +30,8 @@ use crate::durable::{self, Disk};
 
 /// Gives `path` a second, durable name in quarantine. Nothing if there is no such file.
 fn quarantine(disk: &dyn Disk, layout: &Layout, path: &Path) -> Result<(), StoreError> {
-    let dir = layout.quarantine();
-    disk.create_dir(&dir)?;
-    disk.sync_dir(layout.dir())?;
-    let name = path.file_name().expect("a file of the store has a name");
-    for number in 1u32.. {
-        let mut numbered = OsString::from(name);
-        numbered.push(format!(".{number}"));
-        match disk.link(path, &dir.join(numbered)) {
-            Ok(()) => break,
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(e) => return Err(e.into()),
-        }
-    }
-    Ok(disk.sync_dir(&dir)?)
+    durable::keep_in(disk, &layout.quarantine(), path)?;
+    Ok(())
 }
 
 /// Puts the header's copy in place of a header that is missing or damaged. The copy is good.

@@ -1,0 +1,36 @@
+//! When to try again where a write has failed. After that nothing is written until whoever wrote has opened its files anew, which is for the next process;
+//! and that there is a next one helps only once the disk takes writes again.
+
+use std::{io, path::Path, time::Duration};
+
+/// Between two looks.
+const PAUSE: Duration = Duration::from_secs(5);
+/// Bytes that must find room: what a journal or an index grows by.
+const PROBE_BYTES: usize = 1 << 20;
+
+/// Returns when `failure` has told of a failed write and the file system of `dir` can be written again. The failure is logged once, with what it means
+/// for as long.
+pub async fn mended(dir: &Path, meanwhile: &str, failure: impl Fn() -> Option<String>) {
+    let mut is_told = false;
+    loop {
+        tokio::time::sleep(PAUSE).await;
+        let Some(why) = failure() else { continue };
+        if !is_told {
+            tracing::error!(dir = %dir.display(), "{why}; {meanwhile}, until that disk can be written again");
+            is_told = true;
+        }
+        let dir = dir.to_owned();
+        if matches!(tokio::task::spawn_blocking(move || can_write(&dir)).await, Ok(Ok(()))) {
+            return;
+        }
+    }
+}
+
+/// As far as a file without a name tells that is gone afterwards.
+fn can_write(dir: &Path) -> io::Result<()> {
+    use rustix::fs::{Mode, OFlags};
+    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    let mut file = fs_err::File::from_parts(rustix::fs::open(dir, flags, Mode::RUSR)?.into(), dir);
+    io::Write::write_all(&mut file, &vec![0; PROBE_BYTES])?;
+    file.sync_all()
+}
