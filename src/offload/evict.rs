@@ -17,7 +17,7 @@ use super::{
 use crate::{
     ids::{Hash, Incarnation, RelPath, Scope, UnitId},
     journal::{Journal, JournalError, State, UnitRecord},
-    manifest::Manifest,
+    manifest::{Entry, Manifest},
     spool::activity::{Activity, FreezeGuard},
 };
 
@@ -159,10 +159,7 @@ impl Evictor<'_> {
         let fail = |source| EvictError::Io { unit: unit.clone(), source };
         for (path, found) in self.files_of(unit).map_err(fail)? {
             let is_same = match manifest.get(&path) {
-                Some(entry) => {
-                    let size = manifest.file_of(entry).map(|(size, _)| size);
-                    attrs_of(&found) == entry.attrs && size.is_none_or(|size| size == found.len())
-                }
+                Some(entry) => is_as_described(manifest, entry, &found),
                 None => manifest.omitted().iter().any(|omitted| omitted.path == path),
             };
             if !is_same {
@@ -250,6 +247,12 @@ impl Evictor<'_> {
             dir = parent;
         }
     }
+}
+
+/// Whether what was found has the attributes of an entry that isn't a directory, and a file its size.
+pub fn is_as_described(manifest: &Manifest, entry: &Entry, found: &Metadata) -> bool {
+    let size = manifest.file_of(entry).map(|(size, _)| size);
+    attrs_of(found) == entry.attrs && size.is_none_or(|size| size == found.len())
 }
 
 fn remove(place: &Path) -> io::Result<()> {

@@ -7,7 +7,9 @@
 //! says.
 
 use std::{
+    collections::BTreeMap,
     io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -15,20 +17,20 @@ use fs_err as fs;
 
 use super::{
     engine::OnEvicted,
-    evict::keep_times,
+    evict::{is_as_described, keep_times},
     recall::{Copy, RecallError, Recaller, Scratch},
-    tree::attrs_of,
 };
 use crate::{
     durable,
-    ids::{Hash, RelPath, UnitId},
+    ids::{RelPath, UnitId},
     journal::State,
     manifest::{Body, Entry, Manifest},
+    spool,
 };
 
 impl Recaller<'_> {
-    /// Puts the committed file at `path`, below the unit's root, in the place of what the spool has; says where that is now. Nothing, if
-    /// it is what was committed, as it is when another name of it was mended.
+    /// Puts the committed file at `path`, below the unit's root, in the place of what the spool has under each of its names; says where the first of that
+    /// is now. Nothing, if it is what was committed, as it is when another name of it was mended.
     pub fn mend(
         &self,
         unit: &UnitId,
@@ -41,56 +43,82 @@ impl Recaller<'_> {
         let record = self.journal.get(unit).filter(|record| record.state == State::Committed);
         let record = record.ok_or_else(busy)?;
         let manifest = self.manifest(&record)?;
-        let entry = first_name(&manifest, path).ok_or_else(busy)?;
-        let place = self.place(unit, &entry.path).map_err(fail)?;
-        let (size, content) = manifest.file_of(entry).ok_or_else(busy)?;
-        if is_content(&place, &content) {
+        let first = first_name(&manifest, path).ok_or_else(busy)?;
+        let (_, content) = manifest.file_of(first).ok_or_else(busy)?;
+        let is_good = |place: &Path| spool::hash_file(place).is_ok_and(|found| found == content);
+        if is_good(&self.place(unit, path).map_err(fail)?) {
             return Ok(None);
         }
+        let names = self.names(unit, &manifest, first).map_err(fail)?;
+        // After a crash they may be more than one file.
+        let spoiled: Vec<&PathBuf> =
+            distinct(&names).map_err(fail)?.filter(|place| !is_good(place)).collect();
         let scratch = Scratch::new(self.tmp_dir).map_err(fail)?;
         let dir = scratch.tree();
         Copy { manifest: &manifest, gone: &Default::default(), contents: self.contents, dir: &dir }
-            .make_alone(entry)?;
-        let new = entry.path.under(&dir);
+            .make_alone(first)?;
+        let new = first.path.under(&dir);
         fs::File::open(&new).and_then(|file| file.sync_all()).map_err(fail)?;
 
-        let _frozen = self.activity.try_freeze(unit).ok_or_else(busy)?;
-        let now = self.journal.get(unit).ok_or_else(busy)?;
-        if (now.state, now.generation, now.committed) != (record.state, record.generation, record.committed) {
-            return Err(busy());
+        let _frozen = self.freeze(&record)?;
+        for (entry, place) in &names {
+            let found = fs::symlink_metadata(place).map_err(fail)?;
+            if !is_as_described(&manifest, entry, &found) {
+                return Err(busy());
+            }
         }
-        let found = fs::symlink_metadata(&place).map_err(fail)?;
-        if attrs_of(&found) != entry.attrs || size != found.len() {
-            return Err(busy());
+        let mut kept = None;
+        for place in spoiled {
+            let here = durable::keep_in(&durable::RealDisk, quarantine, place).map_err(fail)?;
+            kept = kept.or(here);
         }
-        let kept = keep(&place, quarantine).map_err(fail)?;
-        self.put_in_place(unit, &manifest, entry, &new).map_err(fail)?;
+        put_in_place(&new, names.iter().map(|(_, place)| place)).map_err(fail)?;
         on_evicted(unit);
-        tracing::warn!(%unit, %path, kept = %kept.display(), "brought back from the store: its bytes were not those that were committed");
-        Ok(Some(kept))
+        tracing::warn!(%unit, %path, ?kept, "brought back from the store: its bytes were not those that were committed");
+        Ok(kept)
     }
 
     fn place(&self, unit: &UnitId, path: &RelPath) -> io::Result<PathBuf> {
         Ok(self.spool.place(&unit.root.append(path).map_err(io::Error::other)?))
     }
 
-    fn put_in_place(&self, unit: &UnitId, manifest: &Manifest, entry: &Entry, new: &Path) -> io::Result<()> {
-        let place = self.place(unit, &entry.path)?;
-        let parent = |place: &Path| place.parent().expect("it is below the spool").to_owned();
-        keep_times(&parent(&place), || fs::rename(new, &place))?;
-        for other in manifest.entries() {
-            if !matches!(&other.body, Body::Link { to } if *to == entry.path) {
-                continue;
-            }
-            let link = self.place(unit, &other.path)?;
-            keep_times(&parent(&link), || {
-                fs::hard_link(&place, new)?;
-                fs::rename(new, &link)
-            })?;
-            durable::sync_dir(&parent(&link))?;
-        }
-        durable::sync_dir(&parent(&place))
+    /// The file's names, with where they are in the spool.
+    fn names<'m>(
+        &self,
+        unit: &UnitId,
+        manifest: &'m Manifest,
+        first: &'m Entry,
+    ) -> io::Result<Vec<(&'m Entry, PathBuf)>> {
+        let is_link = |entry: &&Entry| matches!(&entry.body, Body::Link { to } if *to == first.path);
+        let entries = std::iter::once(first).chain(manifest.entries().iter().filter(is_link));
+        entries.map(|entry| Ok((entry, self.place(unit, &entry.path)?))).collect()
     }
+}
+
+/// One place of each file that is at these.
+fn distinct<'a>(names: &'a [(&Entry, PathBuf)]) -> io::Result<impl Iterator<Item = &'a PathBuf>> {
+    let mut places = BTreeMap::new();
+    for (_, place) in names.iter().rev() {
+        let meta = fs::symlink_metadata(place)?;
+        places.insert((meta.dev(), meta.ino()), place);
+    }
+    Ok(places.into_values())
+}
+
+/// Makes `new` the file at all of these.
+fn put_in_place<'a>(new: &Path, mut places: impl Iterator<Item = &'a PathBuf>) -> io::Result<()> {
+    let replace = |place: &Path| {
+        let dir = place.parent().expect("it is below the spool");
+        keep_times(dir, || fs::rename(new, place))?;
+        durable::sync_dir(dir)
+    };
+    let first = places.next().expect("a file has a name");
+    replace(first)?;
+    for place in places {
+        fs::hard_link(first, new)?;
+        replace(place)?;
+    }
+    Ok(())
 }
 
 /// Where the manifest describes the file of which `path` is a name.
@@ -101,29 +129,4 @@ fn first_name<'a>(manifest: &'a Manifest, path: &RelPath) -> Option<&'a Entry> {
         Body::Link { to } => manifest.get(to),
         _ => None,
     }
-}
-
-/// Whether the file can be read, and is this.
-fn is_content(place: &Path, content: &Hash) -> bool {
-    let mut hasher = blake3::Hasher::new();
-    let read = std::fs::File::open(place).and_then(|file| hasher.update_reader(file).map(drop));
-    read.is_ok() && Hash::from(hasher.finalize()) == *content
-}
-
-/// Gives what is at `place` another name in `quarantine`, durably.
-fn keep(place: &Path, quarantine: &Path) -> io::Result<PathBuf> {
-    durable::Disk::create_dir(&durable::RealDisk, quarantine)?;
-    let name = place.file_name().expect("a file has a name").to_string_lossy().into_owned();
-    for number in 1u32.. {
-        let kept = quarantine.join(format!("{name}.{number}"));
-        match std::fs::hard_link(place, &kept) {
-            Ok(()) => {
-                durable::sync_dir(quarantine)?;
-                return Ok(kept);
-            }
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(e) => return Err(io::Error::new(e.kind(), format!("{}: {e}", kept.display()))),
-        }
-    }
-    unreachable!("some number is free")
 }

@@ -32,7 +32,10 @@ use crate::{
     ids::{Hash, RelPath, UnitId},
     journal::{Journal, JournalError, UnitRecord},
     manifest::{Attrs, Body, Entry, Manifest},
-    spool::{activity::Activity, sparse::write_sparsely},
+    spool::{
+        activity::{Activity, FreezeGuard},
+        sparse::write_sparsely,
+    },
 };
 
 /// Read from the store at once: one block's worth, which comes as a whole anyway.
@@ -128,12 +131,7 @@ impl Recaller<'_> {
         on_evicted: &OnEvicted,
     ) -> Result<(), RecallError> {
         let unit = &record.unit;
-        let busy = || RecallError::Busy { unit: unit.clone() };
-        let _frozen = self.activity.try_freeze(unit).ok_or_else(busy)?;
-        let now = self.journal.get(unit).ok_or_else(busy)?;
-        if (now.state, now.generation, now.committed) != (record.state, record.generation, record.committed) {
-            return Err(busy());
-        }
+        let _frozen = self.freeze(record)?;
         if let Some(built) = built {
             self.put(unit, built).map_err(|e| at(&unit.root, e))?;
         }
@@ -141,6 +139,16 @@ impl Recaller<'_> {
         self.journal.recalled(unit)?;
         on_evicted(unit);
         Ok(())
+    }
+
+    /// Nobody is in the unit and nobody gets in, and it is where it was.
+    pub(super) fn freeze(&self, record: &UnitRecord) -> Result<FreezeGuard, RecallError> {
+        let busy = || RecallError::Busy { unit: record.unit.clone() };
+        let frozen = self.activity.try_freeze(&record.unit).ok_or_else(busy)?;
+        let now = self.journal.get(&record.unit).ok_or_else(busy)?;
+        let is_same =
+            (now.state, now.generation, now.committed) == (record.state, record.generation, record.committed);
+        if is_same { Ok(frozen) } else { Err(busy()) }
     }
 
     fn put(&self, unit: &UnitId, built: &Path) -> io::Result<()> {

@@ -24,7 +24,7 @@ use rustix::fs::{self as sys, AtFlags, FileType, Mode, OFlags, Stat};
 
 use self::handle::Handle;
 pub use self::handle::InodeName;
-use crate::ids::RelPath;
+use crate::ids::{Hash, RelPath};
 
 /// What opening a path component for its identity takes: never its content, never what a link points to.
 const IDENTITY: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
@@ -273,6 +273,13 @@ fn identify_by_fd(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<(Inode, Stat)>
     let fd = sys::openat(dir, OsStr::from_bytes(name), IDENTITY, Mode::empty())?;
     let stat = sys::fstat(&fd)?;
     Ok((Inode { dev: stat.st_dev, ino: stat.st_ino, reference: Reference::Fd(Arc::new(fd)) }, stat))
+}
+
+/// The hash of what a file holds.
+pub fn hash_file(path: &Path) -> io::Result<Hash> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(fs_err::File::open(path)?)?;
+    Ok(hasher.finalize().into())
 }
 
 /// An open file costs a descriptor, and so does an inode without a file handle: as many as the system lets us have.

@@ -15,10 +15,10 @@ use fs_err as fs;
 use super::{Finding, Meter, OnProgress, Report, Severity};
 use crate::{
     fs::{conflict::conflicts_in, union::Layer},
-    ids::{Hash, RelPath, Scope, UnitId},
+    ids::{RelPath, Scope, UnitId},
     journal::{Damage, Journal, LayerHead, State, UnitRecord},
     manifest::{Body, Entry, Manifest},
-    spool::{Spool, activity::Activity},
+    spool::{self, Spool, activity::Activity},
 };
 
 /// Checks the units at or below these paths, or holding them; all, if none are named.
@@ -279,7 +279,7 @@ impl Check<'_> {
         }
         self.report.counts.bytes_read += size;
         let path = record.unit.root.append(&entry.path).ok()?.under(self.spool.path());
-        match hash_file(&path) {
+        match spool::hash_file(&path) {
             Ok(hash) if hash == content => None,
             Ok(_) => {
                 Some(rot("has other content, though its size and time say that nobody changed it".to_owned()))
@@ -328,10 +328,4 @@ fn walk(spool: &Path, unit: &UnitId) -> io::Result<BTreeMap<RelPath, std::fs::Me
         found.insert(path, entry.metadata()?);
     }
     Ok(found)
-}
-
-fn hash_file(path: &Path) -> io::Result<Hash> {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update_reader(fs::File::open(path)?)?;
-    Ok(hasher.finalize().into())
 }

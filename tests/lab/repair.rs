@@ -179,4 +179,22 @@ fn what_the_spools_disk_has_spoiled_comes_back_from_the_store() {
         .collect();
     assert_eq!(kept, BTreeSet::from(["again.1".to_owned(), "own.1".to_owned()]));
     assert_ne!(fs::read(drone.state.join("quarantine/own.1")).expect("there"), content(1, "own", 9_000));
+
+    // A crash has left one of the names with what was spoiled.
+    let again = spool.join("again");
+    fs::remove_file(&again).expect("its own");
+    let mut copy = std::process::Command::new("cp");
+    assert!(copy.arg("-p").arg(spool.join("core")).arg(&again).status().expect("runs").success());
+    spoil(&again);
+    assert_eq!(paths(&rows(&drone, &check, 4)), full(&["again", ".parser_execute"]));
+    assert_eq!(paths(&rows(&drone, &repair, 4)), full(&[".parser_execute"]));
+    assert_eq!(
+        inode(fs::metadata(spool.join("core"))),
+        inode(fs::metadata(&again)),
+        "they are one file again"
+    );
+    assert_eq!(fs::read(&again).expect("there"), content(1, "core", 3_000_000));
+    assert!(
+        drone.state.join("quarantine/again.2").exists() && !drone.state.join("quarantine/core.1").exists()
+    );
 }
