@@ -1,5 +1,7 @@
 //! What a session needs of a store. All calls block; the session runs them on the blocking pool.
 
+use std::sync::Arc;
+
 use tokio::sync::watch;
 
 pub use crate::store::{NewCommit, NewRetirement, Slots};
@@ -85,4 +87,14 @@ pub trait StoreApi: Send + Sync + 'static {
     }
     /// Tells of each new head.
     fn watch(&self) -> watch::Receiver<Head>;
+}
+
+/// Runs `work` on the blocking pool. A panic there is the store's failure, not the process's.
+pub(super) async fn on_store<T: Send + 'static>(
+    store: &Arc<dyn StoreApi>,
+    work: impl FnOnce(&dyn StoreApi) -> Result<T, StoreFault> + Send + 'static,
+) -> Result<T, StoreFault> {
+    let store = Arc::clone(store);
+    let done = tokio::task::spawn_blocking(move || work(&*store)).await;
+    done.unwrap_or_else(|e| Err(StoreFault::Broken(format!("a worker failed: {e}"))))
 }

@@ -4,7 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{io::AsyncRead, time::timeout};
 
-use super::{Identity, Server, hosts::Present, session::SessionEnd, session::on_store};
+use super::{
+    Identity, Server,
+    api::on_store,
+    end::{SessionEnd, protocol, store_failed},
+    hosts::Present,
+    places::{Place, Share},
+};
 use crate::{
     limits,
     wire::{
@@ -18,8 +24,48 @@ fn identity(why: String) -> SessionEnd {
     SessionEnd::Refused(RefusalCode::Identity, why)
 }
 
-/// Reads Hello and checks who that is.
+/// A host that is let in, for as long as this lives.
+pub(super) struct Greeted {
+    pub(super) hello: Hello,
+    pub(super) place: Place,
+    pub(super) share: Arc<Share>,
+    /// That its name is taken, for as long.
+    pub(super) present: Present,
+}
+
+/// Finds a place, reads Hello and checks who that is.
 pub(super) async fn greet<R: AsyncRead + Unpin>(
+    server: &Arc<Server>,
+    reader: &mut FrameReader<R>,
+    identity: &Identity,
+) -> Result<Greeted, SessionEnd> {
+    let place = server.places.enter(identity.pinned_name.as_deref())?;
+    let (hello, present) = tokio::select! {
+        greeted = hear(server, reader, identity) => greeted?,
+        crowded = place.overtaken() => return Err(crowded.into()),
+    };
+    let share = place.greeted(&hello.host_name)?;
+    Ok(Greeted { hello, place, share, present })
+}
+
+/// The one word in the log on a session that wasn't welcome. Whoever comes again and again with too many doesn't fill the log.
+pub(super) fn log_ungreeted(server: &Server, identity: &Identity, end: &SessionEnd) {
+    let key = identity.pinned_name.as_deref().unwrap_or("any host");
+    match end {
+        SessionEnd::Refused(RefusalCode::Busy, why) => {
+            if let Some(more) = server.places.may_tell(key) {
+                tracing::warn!(key, before = more, "refused a session: {why}");
+            }
+        }
+        SessionEnd::Refused(code, why) => tracing::warn!(key, ?code, "refused a session: {why}"),
+        SessionEnd::Broken(why) => tracing::info!(key, "a session ended before it was greeted: {why}"),
+        // Who only looks whether somebody is there.
+        SessionEnd::Closed | SessionEnd::Stopped => {}
+    }
+}
+
+/// Reads Hello and checks who that is.
+async fn hear<R: AsyncRead + Unpin>(
     server: &Arc<Server>,
     reader: &mut FrameReader<R>,
     who: &Identity,
@@ -27,8 +73,7 @@ pub(super) async fn greet<R: AsyncRead + Unpin>(
     let frame = match timeout(Duration::from_millis(limits::GREETING_TIMEOUT_MS), reader.next()).await {
         Ok(frame) => frame?.ok_or(SessionEnd::Closed)?,
         Err(_) => {
-            let why = format!("no Hello in {} s", limits::GREETING_TIMEOUT_MS / 1000);
-            return Err(SessionEnd::Refused(RefusalCode::Protocol, why));
+            return Err(protocol(format!("no Hello in {} s", limits::GREETING_TIMEOUT_MS / 1000)));
         }
     };
     let hello = parse(&frame)?;
@@ -45,12 +90,11 @@ pub(super) async fn greet<R: AsyncRead + Unpin>(
 }
 
 fn parse(frame: &Frame) -> Result<Hello, SessionEnd> {
-    let broken = |why: String| SessionEnd::Refused(RefusalCode::Protocol, why);
-    let Frame::Message(bytes) = frame else { return Err(broken("a session begins with Hello".to_owned())) };
+    let Frame::Message(bytes) = frame else { return Err(protocol("a session begins with Hello")) };
     let hello = match ToStore::decode(bytes) {
         Ok(ToStore::Hello(hello)) => hello,
-        Ok(_) => return Err(broken("a session begins with Hello".to_owned())),
-        Err(error) => return Err(broken(error.to_string())),
+        Ok(_) => return Err(protocol("a session begins with Hello")),
+        Err(error) => return Err(protocol(error.to_string())),
     };
     if hello.version != PROTOCOL_VERSION {
         let why = format!("this store speaks version {PROTOCOL_VERSION}, the host version {}", hello.version);
@@ -87,7 +131,7 @@ async fn check_history(server: &Arc<Server>, hello: &Hello, who: &Identity) -> R
     }
     let (host, for_history) = (hello.host, Arc::clone(server));
     let named = on_store(&server.store, move |store| for_history.history.name_of(store, host)).await;
-    match named.map_err(|fault| SessionEnd::Refused(RefusalCode::Store, fault.to_string()))? {
+    match named.map_err(|fault| store_failed(fault.to_string()))? {
         Some(name) if name != hello.host_name => Err(identity(format!(
             "the UUID {host} belongs to the host `{name}`, not to `{}`",
             hello.host_name

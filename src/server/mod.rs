@@ -10,6 +10,7 @@ mod authorized;
 mod collect;
 mod daemon;
 mod desk;
+mod end;
 mod greeting;
 mod hiding;
 mod hosts;
@@ -51,8 +52,8 @@ pub use api::{NewCommit, NewRetirement, Slots, StoreApi, StoreFault};
 pub use authorized::{AuthorizedKeyError, print_authorized_key};
 pub use collect::collect;
 pub use daemon::{OpenStore, OpenStoreError, ServeError, ServeOptions, serve};
+pub use end::SessionEnd;
 pub use opened::{CONTROL_SOCKET, has_store, open_store, open_store_there};
-pub use session::SessionEnd;
 pub use stdio::serve_stdio;
 
 /// Who a session is, as far as that was settled before its first byte.

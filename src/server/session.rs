@@ -7,6 +7,8 @@
 //! lengths); a commit begins when every block that came before it on the stream is taken in; nothing is done for a host before its Hello
 //! was checked.
 
+mod telling;
+
 use std::{
     collections::HashSet,
     sync::{
@@ -24,88 +26,37 @@ use tokio::{
 
 use super::{
     Identity, Server,
-    api::{NewCommit, NewRetirement, StoreApi, StoreFault},
-    greeting,
-    hosts::Present,
+    api::{NewCommit, NewRetirement, StoreApi, StoreFault, on_store},
+    end::{SessionEnd, protocol, store_failed},
+    greeting::{self, Greeted},
     may,
     outbox::{self, Outbox},
-    places::{Crowded, Place, Share},
+    places::{Place, Share},
     promises::{Promiser, Relied},
 };
 use crate::{
     buffers,
-    catalog::{Head, Record},
+    catalog::Record,
     chunk::{
         ObjectKind, Stretch,
         block::{self, parse_table},
         hashes_in,
     },
-    ids::{Hash, HostUuid, Seq},
-    limits::{self, FETCHES_OPEN, FOLLOW_WINDOW, QUESTIONS_OPEN},
+    ids::{Hash, HostUuid},
+    limits::{self, FETCHES_OPEN, QUESTIONS_OPEN},
     wire::{
-        CommitRequest, FromStore, Hello, Lost, PublishRequest, RefusalCode, RequestId, RetireUnit, ToStore,
-        charge,
-        frame::{Announced, Bounds, Frame, FrameKind, FrameReader, FrameWriter, StreamError},
+        CommitRequest, FromStore, Hello, PublishRequest, RefusalCode, RequestId, RetireUnit, ToStore, charge,
+        frame::{Announced, Bounds, Frame, FrameKind, FrameReader, FrameWriter},
         rights::Rights,
     },
 };
+use telling::{Following, Watching};
 
 /// How long a refused host may take to hear why.
 const FAREWELL: Duration = Duration::from_secs(5);
 
-/// What was lost is told not more often than this.
-const LOSSES_PAUSE: Duration = Duration::from_secs(1);
-
 /// Rejections that a session remembers to have logged.
 const TOLD: usize = 64;
-
-/// How a session ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SessionEnd {
-    /// The host closed its end.
-    Closed,
-    /// The connection failed.
-    Broken(String),
-    /// The host was refused; it was told so.
-    Refused(RefusalCode, String),
-    /// The server is stopping.
-    Stopped,
-}
-
-impl From<StreamError> for SessionEnd {
-    fn from(error: StreamError) -> Self {
-        match error {
-            error @ (StreamError::Frame(_) | StreamError::Silent(_) | StreamError::Slow { .. }) => {
-                protocol(error.to_string())
-            }
-            error @ (StreamError::Cut | StreamError::Io(_)) => Self::Broken(error.to_string()),
-        }
-    }
-}
-
-impl From<Crowded> for SessionEnd {
-    fn from(crowded: Crowded) -> Self {
-        Self::Refused(RefusalCode::Busy, crowded.to_string())
-    }
-}
-
-fn protocol(why: impl Into<String>) -> SessionEnd {
-    SessionEnd::Refused(RefusalCode::Protocol, why.into())
-}
-
-fn store_failed(why: String) -> SessionEnd {
-    SessionEnd::Refused(RefusalCode::Store, why)
-}
-
-/// Runs `work` on the blocking pool. A panic there is the store's failure, not the process's.
-pub(super) async fn on_store<T: Send + 'static>(
-    store: &Arc<dyn StoreApi>,
-    work: impl FnOnce(&dyn StoreApi) -> Result<T, StoreFault> + Send + 'static,
-) -> Result<T, StoreFault> {
-    let store = Arc::clone(store);
-    let done = tokio::task::spawn_blocking(move || work(&*store)).await;
-    done.unwrap_or_else(|e| Err(StoreFault::Broken(format!("a worker failed: {e}"))))
-}
 
 /// Greets and serves one host.
 pub(super) async fn run<R, W>(
@@ -118,14 +69,11 @@ where
     R: AsyncRead + Unpin + Send,
     W: AsyncWrite + Unpin + Send,
 {
-    let greeted = match server.places.enter(identity.pinned_name.as_deref()) {
-        Ok(place) => greet(server, &mut reader, &identity, place).await,
-        Err(crowded) => Err(crowded.into()),
-    };
+    let greeted = greeting::greet(server, &mut reader, &identity).await;
     let Greeted { hello, place, share, present: _present } = match greeted {
         Ok(greeted) => greeted,
         Err(end) => {
-            log_ungreeted(server, &identity, &end);
+            greeting::log_ungreeted(server, &identity, &end);
             refuse(&mut writer, &end).await;
             return end;
         }
@@ -143,44 +91,6 @@ where
         tracing::info!(host = session.host_name, ?end, "session ended");
     }
     end
-}
-
-/// A host that is let in, for as long as this lives.
-struct Greeted {
-    hello: Hello,
-    place: Place,
-    share: Arc<Share>,
-    present: Present,
-}
-
-async fn greet<R: AsyncRead + Unpin>(
-    server: &Arc<Server>,
-    reader: &mut FrameReader<R>,
-    identity: &Identity,
-    place: Place,
-) -> Result<Greeted, SessionEnd> {
-    let (hello, present) = tokio::select! {
-        greeted = greeting::greet(server, reader, identity) => greeted?,
-        crowded = place.overtaken() => return Err(crowded.into()),
-    };
-    let share = place.greeted(&hello.host_name)?;
-    Ok(Greeted { hello, place, share, present })
-}
-
-/// The one word in the log on a session that wasn't welcome. Whoever comes again and again with too many doesn't fill the log.
-fn log_ungreeted(server: &Server, identity: &Identity, end: &SessionEnd) {
-    let key = identity.pinned_name.as_deref().unwrap_or("any host");
-    match end {
-        SessionEnd::Refused(RefusalCode::Busy, why) => {
-            if let Some(more) = server.places.may_tell(key) {
-                tracing::warn!(key, before = more, "refused a session: {why}");
-            }
-        }
-        SessionEnd::Refused(code, why) => tracing::warn!(key, ?code, "refused a session: {why}"),
-        SessionEnd::Broken(why) => tracing::info!(key, "a session ended before it was greeted: {why}"),
-        // Who only looks whether somebody is there.
-        SessionEnd::Closed | SessionEnd::Stopped => {}
-    }
 }
 
 async fn refuse<W: AsyncWrite + Unpin>(writer: &mut FrameWriter<W>, end: &SessionEnd) {
@@ -242,18 +152,6 @@ struct Room {
     _waiting: OwnedSemaphorePermit,
     _large: Option<OwnedSemaphorePermit>,
 }
-
-/// What a host asked to follow.
-#[derive(Clone, Copy, Debug, Default)]
-struct Following {
-    /// Counts the Follow messages.
-    asked: u64,
-    from: Option<Head>,
-    taken: Seq,
-}
-
-/// From where a host wants to hear of snapshots: version, and the version at which it began anew. Answered once.
-type Watching = (u64, Option<u64>);
 
 impl Session {
     fn new(
@@ -616,21 +514,28 @@ impl Session {
         if self.is_over(is_rejected(&committed)).await {
             committed = self.enter(&commit).await;
         }
-        match committed {
-            Ok(record) => self.outbox.message(FromStore::Committed(id, record)).await,
+        let committed = committed.map(|record| FromStore::Committed(id, record));
+        self.decided(id, committed, || format!("a commit of {}", commit.unit)).await;
+    }
+
+    /// Says yes or no to what honest hosts may ask for in vain. A no is logged once a session, since hosts try again what was rejected.
+    async fn decided(
+        &self,
+        id: RequestId,
+        decided: Result<FromStore, StoreFault>,
+        what: impl FnOnce() -> String,
+    ) {
+        match decided {
+            Ok(message) => self.outbox.message(message).await,
             Err(StoreFault::Unacceptable(why) | StoreFault::Full(why)) => {
-                self.reject(id, format!("a commit of {}", commit.unit), why).await
+                let what = what();
+                if self.is_news(&what, &why) {
+                    tracing::warn!(host = self.host_name, "rejected {what}: {why}");
+                }
+                self.outbox.message(FromStore::Rejected(id, why)).await;
             }
             Err(StoreFault::Broken(why)) => self.fail(store_failed(why)),
         }
-    }
-
-    /// Says no, and logs it: once a session, since hosts try again what was rejected.
-    async fn reject(&self, id: RequestId, what: String, why: String) {
-        if self.is_news(&what, &why) {
-            tracing::warn!(host = self.host_name, "rejected {what}: {why}");
-        }
-        self.outbox.message(FromStore::Rejected(id, why)).await;
     }
 
     fn is_news(&self, what: &str, why: &str) -> bool {
@@ -663,13 +568,8 @@ impl Session {
             let units = units.into_iter().map(|wanted| (wanted.unit, wanted.seq)).collect();
             store.retire(NewRetirement { host, host_name, units })
         });
-        match retired.await {
-            Ok(record) => self.outbox.message(FromStore::Retired(id, record)).await,
-            Err(StoreFault::Unacceptable(why) | StoreFault::Full(why)) => {
-                self.reject(id, "a retirement".to_owned(), why).await
-            }
-            Err(StoreFault::Broken(why)) => self.fail(store_failed(why)),
-        }
+        let retired = retired.await.map(|record| FromStore::Retired(id, record));
+        self.decided(id, retired, || "a retirement".to_owned()).await;
     }
 
     /// Rights are those of a commit; without any, a host can take back what it has shown.
@@ -696,13 +596,8 @@ impl Session {
                 published
             }
         };
-        match published {
-            Ok(()) => self.outbox.message(FromStore::Published(id)).await,
-            Err(StoreFault::Unacceptable(why) | StoreFault::Full(why)) => {
-                self.reject(id, format!("a snapshot of {shown}"), why).await
-            }
-            Err(StoreFault::Broken(why)) => self.fail(store_failed(why)),
-        }
+        self.decided(id, published.map(|()| FromStore::Published(id)), || format!("a snapshot of {shown}"))
+            .await;
     }
 
     async fn show(&self, snapshot: &NewCommit) -> Result<(), StoreFault> {
@@ -717,116 +612,6 @@ impl Session {
             store.publish(snapshot)
         };
         on_store(&self.server.store, show).await
-    }
-
-    /// Answers each question about snapshots as soon as there is something to say; who asks from nothing hears at once.
-    async fn tell_snapshots(&self, wanted: &mut watch::Receiver<Option<Watching>>) -> SessionEnd {
-        let slots = self.server.store.slots();
-        let mut versions = slots.watch();
-        loop {
-            let asked = *wanted.borrow_and_update();
-            let version = *versions.borrow_and_update();
-            match asked {
-                Some((from, started)) if from != version || from == 0 => {
-                    self.watching.send_if_modified(|now| {
-                        // Another question may have come meanwhile.
-                        if *now == asked {
-                            *now = None;
-                        }
-                        false
-                    });
-                    self.outbox.snapshots(slots.since(from, started)).await;
-                }
-                _ => tokio::select! {
-                    Ok(()) = wanted.changed() => {}
-                    Ok(()) = versions.changed() => {}
-                    else => return store_failed("the slots have closed".to_owned()),
-                },
-            }
-        }
-    }
-
-    /// Asks the host for what was lost; again when another has given something back, by which more may be known of what is lacking.
-    async fn tell_losses(&self) {
-        let mut changes = self.server.store.watch_losses();
-        let mut told = Lost::default();
-        if !self.rights.add {
-            return std::future::pending().await;
-        }
-        loop {
-            changes.mark_unchanged();
-            match on_store(&self.server.store, |store| store.lost()).await {
-                Ok(lost) if lost == told => {}
-                Ok(lost) => {
-                    self.outbox.message(FromStore::Lost(lost.clone())).await;
-                    told = lost;
-                }
-                Err(fault) => tracing::error!("what was lost can't be told: {fault}"),
-            }
-            tokio::time::sleep(LOSSES_PAUSE).await;
-            if changes.changed().await.is_err() {
-                break;
-            }
-        }
-        std::future::pending().await
-    }
-
-    async fn follow(&self, wanted: &mut watch::Receiver<Following>) -> SessionEnd {
-        let mut heads = self.server.store.watch();
-        let mut answered = 0;
-        let mut at = None;
-        loop {
-            let following = *wanted.borrow_and_update();
-            let head = *heads.borrow_and_update();
-            if following.asked != answered {
-                answered = following.asked;
-                at = match self.agree(following.from).await {
-                    Ok(at) => at,
-                    Err(end) => return end,
-                };
-            }
-            // A `Taken` beyond what was sent can't make the window larger.
-            let limit = at.map(|at: Seq| Seq(following.taken.min(at).0 + FOLLOW_WINDOW).min(head.seq));
-            match (at, limit) {
-                (Some(from), Some(limit)) if from < limit => match self.push(from, limit).await {
-                    Ok(sent) => at = Some(sent),
-                    Err(end) => return end,
-                },
-                _ => tokio::select! {
-                    Ok(()) = wanted.changed() => {}
-                    Ok(()) = heads.changed() => {}
-                    else => return store_failed("the catalog has closed".to_owned()),
-                },
-            }
-        }
-    }
-
-    /// Whether the host's replica is a beginning of this catalog; if not, says so and sends nothing.
-    async fn agree(&self, from: Option<Head>) -> Result<Option<Seq>, SessionEnd> {
-        let Some(from) = from else { return Ok(None) };
-        let agreed = on_store(&self.server.store, move |store| match from.seq {
-            Seq(0) => Ok(from == Head::genesis(store.uuid())),
-            seq => Ok(store.record(seq)?.is_some_and(|record| record.link() == from)),
-        });
-        match agreed.await {
-            Ok(true) => Ok(Some(from.seq)),
-            Ok(false) => {
-                self.outbox.message(FromStore::Resync(self.server.store.head())).await;
-                Ok(None)
-            }
-            Err(fault) => Err(store_failed(fault.to_string())),
-        }
-    }
-
-    async fn push(&self, from: Seq, limit: Seq) -> Result<Seq, SessionEnd> {
-        let max = usize::try_from(limit.0 - from.0).unwrap_or(usize::MAX).min(limits::RECORDS_PER_PUSH);
-        let records = on_store(&self.server.store, move |s| s.records_after(from, max)).await;
-        let records = records.map_err(|fault| store_failed(fault.to_string()))?;
-        let Some(last) = records.last().map(|r| r.seq) else {
-            return Err(store_failed(format!("the catalog has no record after {from}")));
-        };
-        self.outbox.records(records).await;
-        Ok(last)
     }
 }
 
