@@ -49,6 +49,9 @@ pub enum Request {
     Verify {
         paths: Vec<RawPath>,
         read_data: bool,
+        /// At most so many; 0 = no bound.
+        #[serde(default)]
+        mib_per_s: u32,
         repair: bool,
     },
     /// What is committed at these paths, in the present life of their units or in the one with this number: entries, each file's followed by its bytes.
@@ -63,11 +66,12 @@ pub enum Request {
         before_ms: Option<u64>,
         dry_run: bool,
     },
-    /// Of the store that is open here. `sample` is part and number of parts.
-    VerifyStore {
-        read_data: bool,
-        unpack: bool,
-        sample: Option<(u32, u32)>,
+    /// Of whoever has the store open.
+    VerifyStore(StoreCheck),
+    /// Likewise: what is found is mended, for which its sessions end and the store is closed for a while. `level` is zstd's.
+    RepairStore {
+        check: StoreCheck,
+        level: i32,
     },
     /// End without unmounting: a process of this program takes the mount over.
     HandOver {
@@ -94,13 +98,26 @@ pub enum Request {
     },
     /// Of whoever has the store open: its sizes, and whether it can go on.
     StoreStatus,
-    /// Of whoever has the store open for sessions: end them, and close the store. Its daemon doesn't.
-    Leave,
     /// Unmount and end.
     Umount {
         lazy: bool,
         timeout_s: u64,
     },
+}
+
+/// How to check a store.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreCheck {
+    /// Read every byte.
+    pub read_data: bool,
+    /// And unpack it.
+    pub unpack: bool,
+    /// Of what is read, only this part of so many.
+    pub sample: Option<(u32, u32)>,
+    /// Not what a check that was cut off has read.
+    pub resume: bool,
+    /// At most so many; 0 = no bound.
+    pub mib_per_s: u32,
 }
 
 /// By which rule to prune.

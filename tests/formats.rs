@@ -234,8 +234,8 @@ fn a_store_of_the_first_version_opens() {
         .map(|chunk| store.read_object(ObjectKind::Chunk, &chunk.hash).expect("reads").expect("is there"));
     assert_eq!(parts.collect::<Vec<_>>().concat(), log());
     drop(store);
-    let options = VerifyOptions { read_data: true, unpack: true, sample: None };
-    let report = verify_store(Source::Closed(dir.path()), &options, &|_| {});
+    let report =
+        verify_store(Source::Closed(dir.path()), &VerifyOptions::EVERYTHING, &|_| true).expect("it runs");
     assert!(report.is_clean(), "{report:?}");
 }
 

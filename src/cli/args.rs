@@ -326,6 +326,12 @@ pub struct VerifyArgs {
     /// Of the store, unpack every byte, too, and hash every object and every large file as a whole.
     #[arg(long, requires = "read_data")]
     pub unpack: bool,
+    /// Of the store, go on where a check that was cut off has been; with --repair, read only what the last check has not found good.
+    #[arg(long, conflicts_with = "sample")]
+    pub resume: bool,
+    /// Read at most so many MiB a second.
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..))]
+    pub throttle: Option<u32>,
     /// Read only slice N of M; `day/M` is another one each day.
     #[arg(long, value_name = "N/M", requires = "read_data")]
     pub sample: Option<String>,

@@ -2,6 +2,7 @@
 
 use std::{
     ffi::OsStr,
+    io,
     os::unix::ffi::OsStrExt,
     path::Path,
     sync::Arc,
@@ -10,35 +11,39 @@ use std::{
 };
 
 use serde_json::Value;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
     args::{Cli, VerifyArgs},
     bar::Bar,
     failure::{Failure, Outcome},
     load_config, print, remote,
-    say::say,
+    say::{say, talk},
 };
 use crate::{
     clock::{Clock as _, SystemClock},
     config::Config,
-    control::{self, ControlError, Request},
+    control::{self, ControlError, Request, StoreCheck},
     ids::RelPath,
     journal::{self, Journal},
     server,
     spool::{Spool, activity::Activity},
-    store::StoreOptions,
+    store::{StoreError, StoreOptions},
     verify::{
-        self, Report, Sample, VerifyOptions, json,
+        self, Report, VerifyOptions, json,
         store::{RepairWith, Source, repair_store, verify_store},
     },
 };
 
 /// fsck(8): it could not be checked.
 const COULD_NOT: u8 = 8;
+/// fsck(8): the user has had enough.
+const CANCELLED: u8 = 32;
 
 /// `verify`. The exit code is fsck(8)'s: a sum of bits.
 pub fn verify(cli: &Cli, args: &VerifyArgs) -> Outcome {
     let config = load_config(cli).map_err(|f| f.exit(COULD_NOT))?;
+    end_when_cancelled()?;
     let store_here = server::has_store(&config.store_dir);
     let local_here = config.state_dir.join("journal.redb").exists();
     let (local, store) = (!args.store && local_here, !args.local && store_here);
@@ -57,9 +62,31 @@ pub fn verify(cli: &Cli, args: &VerifyArgs) -> Outcome {
     Ok(code)
 }
 
+/// A check may end anywhere, and so may a repair.
+fn end_when_cancelled() -> Result<(), Failure> {
+    let could_not = |e: io::Error| Failure::new(format!("signals: {e}")).exit(COULD_NOT);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(could_not)?;
+    let guard = runtime.enter();
+    let (int, term) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
+    drop(guard);
+    let (mut int, mut term) = (int.map_err(could_not)?, term.map_err(could_not)?);
+    thread::spawn(move || {
+        runtime.block_on(async {
+            tokio::select! {
+                _ = int.recv() => {}
+                _ = term.recv() => {}
+            }
+        });
+        talk!("\nresultsfs: cancelled; of a store, `--resume` goes on where this one was");
+        std::process::exit(CANCELLED.into());
+    });
+    Ok(())
+}
+
 fn check_local(cli: &Cli, args: &VerifyArgs, config: &Config) -> Outcome {
     let paths = remote::raws(&args.paths)?;
-    let request = Request::Verify { paths, read_data: args.read_data, repair: args.repair };
+    let mib_per_s = args.throttle.unwrap_or(0);
+    let request = Request::Verify { paths, read_data: args.read_data, mib_per_s, repair: args.repair };
     match ask(cli, &config.control_socket(), &request) {
         Err(ControlError::NotRunning { .. }) => check_alone(cli, args, config),
         Err(e) => Err(Failure::from_control(e).exit(COULD_NOT)),
@@ -100,8 +127,13 @@ fn check_alone(cli: &Cli, args: &VerifyArgs, config: &Config) -> Outcome {
     let paths = args.paths.iter().map(|path| tree_path(path)).collect::<Result<Vec<_>, _>>()?;
     let (activity, _touched) = Activity::new();
     let bar = Bar::new(cli);
-    let progress = |at: verify::Progress| bar.show_some(at.done, at.total, at.is_bytes(), at.phase);
-    let report = verify::local::check(&journal, &spool, &activity, &paths, args.read_data, &progress);
+    let progress = |at: verify::Progress| {
+        bar.show_some(at.done, at.total, at.is_bytes(), at.phase);
+        true
+    };
+    let bytes_per_s = u64::from(args.throttle.unwrap_or(0)) << 20;
+    let options = VerifyOptions { read_data: args.read_data, bytes_per_s, ..VerifyOptions::default() };
+    let report = verify::local::check(&journal, &spool, &activity, &paths, &options, &progress);
     bar.clear();
     found.merge(report);
     Ok(show_report(cli, &found, "local"))
@@ -118,75 +150,68 @@ fn tree_path(path: &OsStr) -> Result<RelPath, Failure> {
 
 /// By whoever has the store open, or else by its files.
 fn check_store(cli: &Cli, args: &VerifyArgs, config: &Config) -> Outcome {
-    let sample = sample(args.sample.as_deref())?;
-    if args.repair {
-        return repair_store_here(cli, args, config, sample);
-    }
-    let socket = config.store_dir.join(server::CONTROL_SOCKET);
-    let request = Request::VerifyStore { read_data: args.read_data, unpack: args.unpack, sample };
-    match ask(cli, &socket, &request) {
-        Err(ControlError::NotRunning { .. }) => {}
-        Err(e) => return Err(Failure::from_control(e).exit(COULD_NOT)),
-        Ok(code) => return Ok(code),
-    }
-    let sample = sample.and_then(|(part, of)| Sample::new(part, of));
-    let options = VerifyOptions { read_data: args.read_data, unpack: args.unpack, sample };
-    let bar = Bar::new(cli);
-    let report = verify_store(Source::Closed(&config.store_dir), &options, &|at| {
-        bar.show_some(at.done, at.total, at.is_bytes(), at.phase);
-    });
-    bar.clear();
-    if let Some(why) = &report.could_not_run {
-        return Err(Failure::new(why).exit(COULD_NOT));
-    }
-    Ok(show_report(cli, &report, "store"))
-}
-
-/// By its files, of which nobody else has any open. What isn't read can't be found damaged, so all is read, or the slice that was asked for.
-fn repair_store_here(cli: &Cli, args: &VerifyArgs, config: &Config, sample: Option<(u32, u32)>) -> Outcome {
-    let sample = sample.and_then(|(part, of)| Sample::new(part, of));
-    let options = VerifyOptions { read_data: true, unpack: args.unpack, sample };
-    let with =
-        RepairWith { store: StoreOptions { clock: Arc::new(SystemClock) }, level: config.compression_level };
-    let bar = Bar::new(cli);
-    let repair = || {
-        repair_store(&config.store_dir, &options, &with, &|at| {
-            bar.show_some(at.done, at.total, at.is_bytes(), at.phase);
-        })
+    let check = StoreCheck {
+        // What isn't read can't be found damaged.
+        read_data: args.read_data || args.repair,
+        unpack: args.unpack,
+        sample: sample(args.sample.as_deref())?,
+        resume: args.resume,
+        mib_per_s: args.throttle.unwrap_or(0),
     };
-    let began = Instant::now();
-    let mut report = repair();
-    while is_in_use(&report) && began.elapsed() < LEAVE_WAIT && leaves(config) {
-        thread::sleep(LEAVE_PAUSE);
-        report = repair();
-    }
-    bar.clear();
-    if let Some(why) = &report.could_not_run {
-        let failure = Failure::new(format!("nothing was repaired: {why}")).exit(COULD_NOT);
-        return Err(if is_in_use(&report) { failure.hint(STOP_FIRST) } else { failure });
-    }
-    Ok(show_report(cli, &report, "store"))
-}
-
-fn is_in_use(report: &Report) -> bool {
-    report.could_not_run.as_ref().is_some_and(|why| why.contains("in use by another process"))
-}
-
-/// Asks the `serve --stdio` that has the store open, if it is one, to end its sessions. Their hosts come again, and wait.
-fn leaves(config: &Config) -> bool {
+    let level = config.compression_level;
+    let request =
+        if args.repair { Request::RepairStore { check, level } } else { Request::VerifyStore(check) };
     let socket = config.store_dir.join(server::CONTROL_SOCKET);
-    match control::ask(&socket, &Request::Leave, |_| {}) {
-        Ok(_) | Err(ControlError::NotRunning { .. }) => true,
-        Err(_) => false,
+    let began = Instant::now();
+    loop {
+        match ask(cli, &socket, &request) {
+            Err(ControlError::NotRunning { .. }) => {}
+            Err(e) => return Err(Failure::from_control(e).exit(COULD_NOT)),
+            Ok(code) => return Ok(code),
+        }
+        match by_its_files(cli, config, check, args.repair) {
+            // Somebody has just opened it, or not closed it yet.
+            Err(StoreError::Locked(_)) if began.elapsed() < LOCK_WAIT => thread::sleep(LOCK_PAUSE),
+            Err(error @ StoreError::Locked(_)) => {
+                return Err(Failure::new(error).hint(LOCKED).exit(COULD_NOT));
+            }
+            Err(error) => return Err(Failure::new(error).exit(COULD_NOT)),
+            Ok(report) => {
+                if let Some(why) = &report.could_not_run {
+                    return Err(Failure::new(why).exit(COULD_NOT));
+                }
+                return Ok(show_report(cli, &report, "store"));
+            }
+        }
     }
 }
 
-/// How long to try to have the store alone.
-const LEAVE_WAIT: Duration = Duration::from_secs(30);
-const LEAVE_PAUSE: Duration = Duration::from_millis(20);
+fn by_its_files(cli: &Cli, config: &Config, check: StoreCheck, repair: bool) -> Result<Report, StoreError> {
+    let bar = Bar::new(cli);
+    let progress = |at: verify::Progress| {
+        bar.show_some(at.done, at.total, at.is_bytes(), at.phase);
+        true
+    };
+    let (dir, store) = (&config.store_dir, StoreOptions { clock: Arc::new(SystemClock) });
+    let report = match repair {
+        true => repair_store(
+            dir,
+            &check.into(),
+            &RepairWith { store, level: config.compression_level },
+            &progress,
+        ),
+        false => verify_store(Source::Closed(dir), &check.into(), &progress),
+    };
+    bar.clear();
+    report
+}
 
-const STOP_FIRST: &str = "a store is repaired while nobody has it open: `systemctl stop resultsfs-serve.socket resultsfs-serve.service`, repair, and start \
-                          the socket again. Meanwhile jobs run on, and what they finish waits on the drones";
+/// How long somebody else may take to open or close the store.
+const LOCK_WAIT: Duration = Duration::from_secs(10);
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+
+const LOCKED: &str =
+    "another command is at work on the store (`import`, a repair); try again when it is through";
 
 /// `N/M`, slices counted from 1; or `day/M`: each day the next one.
 fn sample(text: Option<&str>) -> Result<Option<(u32, u32)>, Failure> {

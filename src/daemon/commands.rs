@@ -26,7 +26,7 @@ use crate::{
     layout::Reason,
     manifest::Body,
     offload::CommandError,
-    verify,
+    verify::{self, VerifyOptions},
 };
 
 /// Longest request line: a few thousand paths.
@@ -127,8 +127,10 @@ impl Commands {
             Request::Complete { paths } => self.complete(&paths, output).await,
             Request::Evict { paths } => self.evict(&paths, output).await,
             Request::Recall { paths } => self.recall(&paths, output).await,
-            Request::Verify { paths, read_data, repair } => {
-                self.verify(&paths, read_data, repair, output).await
+            Request::Verify { paths, read_data, mib_per_s, repair } => {
+                let bytes_per_s = u64::from(mib_per_s) << 20;
+                let options = VerifyOptions { read_data, bytes_per_s, ..VerifyOptions::default() };
+                self.verify(&paths, options, repair, output).await
             }
             Request::Export { paths, incarnation } => {
                 let paths = match self.tree_paths(&paths) {
@@ -140,9 +142,9 @@ impl Commands {
             Request::Retire { paths, before_ms, dry_run } => {
                 self.retire(&paths, before_ms, dry_run, output).await
             }
-            Request::Leave
-            | Request::StoreStatus
-            | Request::VerifyStore { .. }
+            Request::StoreStatus
+            | Request::VerifyStore(_)
+            | Request::RepairStore { .. }
             | Request::Adopt { .. }
             | Request::Prune { .. }
             | Request::Undelete { .. }
@@ -417,7 +419,7 @@ impl Commands {
     async fn verify(
         &self,
         paths: &[RawPath],
-        read_data: bool,
+        options: VerifyOptions,
         repair: bool,
         output: &mut Output,
     ) -> io::Result<Ended> {
@@ -428,8 +430,9 @@ impl Commands {
         let host = self.host.clone();
         let (told, at) = watch::channel(None);
         let mut checked = tokio::task::spawn_blocking(move || {
-            let tell = |progress| _ = told.send_replace(Some(progress));
-            verify::local::check(&host.journal, &host.spool, &host.activity, &paths, read_data, &tell)
+            // An error says that the command has ended, since its caller is gone.
+            let tell = |progress| told.send(Some(progress)).is_ok();
+            verify::local::check(&host.journal, &host.spool, &host.activity, &paths, &options, &tell)
         });
         let mut report = loop {
             match timeout(TICK, &mut checked).await {

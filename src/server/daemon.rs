@@ -3,10 +3,12 @@
 use std::{
     io,
     path::{Path, PathBuf},
+    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use sd_notify::NotifyState;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
@@ -16,7 +18,8 @@ use tokio::{
 };
 
 use super::{
-    Identity, Lasting, Server, SessionEnd, StoreApi,
+    Identity, Server, SessionEnd, StoreApi,
+    repair::{self, Order},
     socket::{self, Listener},
     streams::{self, First, Streams},
 };
@@ -91,7 +94,7 @@ pub enum ServeError {
     Stdio(io::Error),
     /// The daemon didn't take the session.
     #[error(
-        "the daemon on {} didn't take the session over: {source}; does it run another version, or as another user?",
+        "the daemon on {} didn't take the session over: {source}; is its store under repair, or does it run another version, or as another user?",
         path.display()
     )]
     NotTaken { path: PathBuf, source: io::Error },
@@ -120,23 +123,53 @@ pub(super) async fn serve_until(
     options: ServeOptions,
     stop: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
-    let store = open_alone(open, &options.socket).await?;
+    let mut store = open_alone(open, &options.socket).await?;
     let listener = Listener::open(&options.socket).await?;
-    let server = Server::new(store, options.settings, Lasting::Always);
-    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
-        tracing::warn!("can't tell systemd that the daemon is ready: {error}");
+    let mut stop = pin!(stop);
+    loop {
+        let server = Server::new(store, options.settings.clone());
+        tell_systemd(&[NotifyState::Ready, NotifyState::Status("serving")]);
+        tracing::info!(socket = %options.socket.display(), store = %server.store.uuid(), "serving");
+        let mut sessions = Sessions::new(&server, options.local_rights);
+        let end = tokio::select! {
+            () = sessions.accept(&listener) => End::Stopped,
+            () = &mut stop => End::Stopped,
+            () = mended(&server) => End::Mended,
+            order = server.repairs.come() => End::Repair(order),
+        };
+        if !matches!(end, End::Repair(_)) {
+            tell_systemd(&[NotifyState::Stopping]);
+        }
+        sessions.finish().await;
+        let order = match end {
+            End::Stopped => return Ok(()),
+            End::Mended => return Err(ServeError::Mended),
+            End::Repair(order) => order,
+        };
+        // Who connects meanwhile waits, or comes again.
+        tell_systemd(&[NotifyState::Status("repairing the store; hosts wait")]);
+        let repair = tokio::task::spawn_blocking(move || repair::carry_out(server, &order));
+        tokio::select! {
+            _ = repair => {}
+            // A repair may be cut off anywhere.
+            () = &mut stop => return Ok(()),
+        }
+        store = open_alone(open, &options.socket).await?;
     }
-    tracing::info!(socket = %options.socket.display(), store = %server.store.uuid(), "serving");
-    let mut sessions = Sessions::new(&server, options.local_rights);
-    let end = tokio::select! {
-        () = sessions.accept(&listener) => Ok(()),
-        () = stop => Ok(()),
-        () = mended(&server) => Err(ServeError::Mended),
-    };
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-    drop(listener);
-    sessions.finish().await;
-    end
+}
+
+/// Why a store is served no more.
+enum End {
+    Stopped,
+    /// See [`mended`].
+    Mended,
+    Repair(Order),
+}
+
+fn tell_systemd(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!("can't tell systemd how the daemon is: {error}");
+    }
 }
 
 /// Opens the store; where somebody has it, says who that is if he answers. A socket that systemd passed is this process's own: nobody else

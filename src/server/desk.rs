@@ -1,4 +1,4 @@
-//! What is asked of whoever has the store open, on `<store_dir>/control.sock`: `verify --store`, `adopt`, `prune`, `undelete` and `gc`.
+//! What is asked of whoever has the store open, on `<store_dir>/control.sock`: `verify --store` (and its repair), `adopt`, `prune`, `undelete` and `gc`.
 //!
 //! Only root and the user that the daemon runs as can ask. One thing at a time, on a thread of its own.
 
@@ -18,21 +18,22 @@ use rustix::net::sockopt::socket_peercred;
 use serde_json::{Value, json};
 
 use super::{
-    CONTROL_SOCKET, Lasting, Server, adopt,
+    CONTROL_SOCKET, Server, adopt,
     adopt::Adopted,
     collect,
+    repair::Order,
     retention::{self, Refusal},
     ticks::Ticks,
 };
 use crate::{
     catalog::Snapshot,
     clock::{Clock, SystemClock},
-    control::{self, Reply, Request},
+    control::{self, Reply, Request, StoreCheck},
     ids::RelPath,
     offload::OwnerNames,
     store::{Store, gc::GcOptions},
     verify::{
-        Sample, VerifyOptions, json,
+        Report, json,
         store::{Source, verify_store},
     },
 };
@@ -90,10 +91,15 @@ fn one(server: &Server, turn: &Mutex<()>, stream: &UnixStream) -> io::Result<()>
         Ok(Request::StoreStatus) => None,
         _ => Some(turn.lock().unwrap_or_else(PoisonError::into_inner)),
     };
+    if server.stop.is_cancelled() {
+        let message = "the store is just being closed".to_owned();
+        let hint = Some("try again when the daemon, or the repair, is through".to_owned());
+        return reply(stream, &Reply::Failed { message, hint });
+    }
     match (request, server.store.on_disk()) {
-        (Ok(Request::VerifyStore { read_data, unpack, sample }), Some(store)) => {
-            let options = VerifyOptions { read_data, unpack, sample: None };
-            verify(store, options, sample, stream)
+        (Ok(Request::VerifyStore(check)), Some(store)) => verify(store, check, stream),
+        (Ok(Request::RepairStore { check, level }), Some(store)) => {
+            repair(server, store, check, level, stream)
         }
         (Ok(Request::Gc { dry_run, level }), Some(store)) => {
             reclaim(store, &GcOptions { level, dry_run }, stream)
@@ -101,15 +107,6 @@ fn one(server: &Server, turn: &Mutex<()>, stream: &UnixStream) -> io::Result<()>
         (Ok(Request::StoreStatus), Some(store)) => {
             item(stream, store_status(store))?;
             reply(stream, &Reply::Done { exit: 0 })
-        }
-        (Ok(Request::Leave), _) if server.lasts == Lasting::Sessions => {
-            tracing::info!("somebody needs the store for himself");
-            server.stop();
-            reply(stream, &Reply::Done { exit: 0 })
-        }
-        (Ok(Request::Leave), _) => {
-            let message = "the store's daemon has it open".to_owned();
-            reply(stream, &Reply::Failed { message, hint: None })
         }
         (Ok(Request::Adopt { host, dry_run }), _) => adopt_host(server, &host, dry_run, stream),
         (Ok(Request::Prune { rules }), Some(store)) => {
@@ -134,23 +131,46 @@ fn one(server: &Server, turn: &Mutex<()>, stream: &UnixStream) -> io::Result<()>
     }
 }
 
-fn verify(
+fn verify(store: &Store, check: StoreCheck, stream: &UnixStream) -> io::Result<()> {
+    let report = look(store, check, stream);
+    tell(&report, stream)
+}
+
+/// What can be found without disturbing anybody is found first; only for what is to be mended do the sessions end.
+fn repair(
+    server: &Server,
     store: &Store,
-    options: VerifyOptions,
-    sample: Option<(u32, u32)>,
+    check: StoreCheck,
+    level: i32,
     stream: &UnixStream,
 ) -> io::Result<()> {
-    let sample = sample.and_then(|(part, of)| Sample::new(part, of));
-    let options = VerifyOptions { sample, ..options };
+    let report = look(store, StoreCheck { read_data: true, ..check }, stream);
+    if report.is_clean() || report.could_not_run.is_some() {
+        return tell(&report, stream);
+    }
+    tracing::info!(findings = report.findings.len(), "the store is closed for its repair");
+    let check = StoreCheck { read_data: true, resume: true, ..check };
+    server.repairs.place(Order { dir: store.dir().to_owned(), check, level, caller: stream.try_clone()? });
+    server.stop();
+    Ok(())
+}
+
+fn look(store: &Store, check: StoreCheck, stream: &UnixStream) -> Report {
     let ticks = Ticks::new(stream);
-    let report = verify_store(Source::Open(store), &options, &|at| {
-        ticks.tell(at.done, at.total, at.is_bytes(), at.phase);
+    let report = verify_store(Source::Open(store), &check.into(), &|at| {
+        ticks.tell(at.done, at.total, at.is_bytes(), at.phase)
     });
+    let report = report.unwrap_or_else(|error| Report::not_run(error.to_string()));
     // What was lost may have come back by itself, with a later commit that names it.
     if let Err(error) = store.returned() {
         tracing::error!(%error, "what has come back can't be noted");
     }
-    for row in json::rows(&report, "store") {
+    report
+}
+
+/// A report, and the end.
+pub(super) fn tell(report: &Report, stream: &UnixStream) -> io::Result<()> {
+    for row in json::rows(report, "store") {
         item(stream, row)?;
     }
     reply(stream, &Reply::Done { exit: report.exit_code() })
@@ -251,7 +271,7 @@ fn item(stream: &UnixStream, value: Value) -> io::Result<()> {
     reply(stream, &Reply::Item(value))
 }
 
-fn reply(mut stream: &UnixStream, reply: &Reply) -> io::Result<()> {
+pub(super) fn reply(mut stream: &UnixStream, reply: &Reply) -> io::Result<()> {
     let mut line = serde_json::to_vec(reply)?;
     line.push(b'\n');
     stream.write_all(&line)

@@ -19,6 +19,7 @@ mod opened;
 mod outbox;
 mod places;
 mod promises;
+mod repair;
 pub mod retention;
 mod session;
 mod socket;
@@ -77,26 +78,17 @@ pub struct Server {
     /// Bytes of blocks that may wait to be taken in, all sessions together.
     room: Arc<Semaphore>,
     stop: CancellationToken,
-    lasts: Lasting,
-}
-
-/// How long a process serves a store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lasting {
-    /// Until it is stopped.
-    Always,
-    /// As long as it has any session; who needs the store for himself may ask it to end them.
-    Sessions,
+    repairs: repair::Orders,
 }
 
 impl Server {
     /// Serves `store`; `settings` are those that must agree, as `name=value`.
-    pub fn new(store: Arc<dyn StoreApi>, settings: Vec<String>, lasts: Lasting) -> Arc<Self> {
-        let (live, history, turns, promises) = Default::default();
+    pub fn new(store: Arc<dyn StoreApi>, settings: Vec<String>) -> Arc<Self> {
+        let (live, history, turns, promises, repairs) = Default::default();
         let room = Arc::new(Semaphore::new(limits::UPLOADS_WAITING_BYTES));
         let (places, stop) = (places::Places::new(), CancellationToken::new());
         let server =
-            Arc::new(Self { store, settings, live, places, history, turns, promises, room, stop, lasts });
+            Arc::new(Self { store, settings, live, places, history, turns, promises, room, stop, repairs });
         desk::open(&server);
         server
     }

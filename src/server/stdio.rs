@@ -14,8 +14,9 @@ use std::{
 use tokio::{io::AsyncReadExt, net::UnixStream, time::timeout};
 
 use super::{
-    Identity, Lasting, OpenStore, OpenStoreError, ServeError, ServeOptions, Server, StoreApi,
+    Identity, OpenStore, OpenStoreError, ServeError, ServeOptions, Server, StoreApi,
     daemon::{self, Sessions, StopSignals},
+    repair,
     socket::{self, Listener},
     streams::Streams,
 };
@@ -112,21 +113,29 @@ async fn host_store(
     let (reader, writer) = streams.open().map_err(ServeError::Stdio)?;
     let mut signals = StopSignals::listen()?;
     let listener = Listener::bind(&options.socket).await?;
-    let server = Server::new(store, options.settings, Lasting::Sessions);
+    let server = Server::new(store, options.settings);
     let mut sessions = Sessions::new(&server, options.local_rights);
     let own = server.run_session(reader, writer, identity);
-    tokio::select! {
+    let order = tokio::select! {
         _ = async {
             tokio::select! {
                 end = own => { tracing::debug!(?end, "own session ended"); }
                 () = sessions.accept(&listener) => {}
             }
             sessions.accept_rest(&listener).await;
-        } => {}
-        () = signals.stop() => {}
-        () = daemon::mended(&server) => {}
-    }
+        } => None,
+        () = signals.stop() => None,
+        () = daemon::mended(&server) => None,
+        order = server.repairs.come() => Some(order),
+    };
     drop(listener);
     sessions.finish().await;
+    if let Some(order) = order {
+        let repair = tokio::task::spawn_blocking(move || repair::carry_out(server, &order));
+        tokio::select! {
+            _ = repair => {}
+            () = signals.stop() => {}
+        }
+    }
     Ok(())
 }

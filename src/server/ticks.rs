@@ -1,12 +1,15 @@
 //! How far long work is, told to who has asked for it on the store's control socket.
 
 use std::{
-    io::Write,
     os::unix::net::UnixStream,
-    sync::Mutex,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
+use super::desk::reply;
 use crate::control::{self, Reply};
 
 /// Between two words of it.
@@ -16,26 +19,27 @@ const PAUSE: Duration = Duration::from_millis(250);
 pub(super) struct Ticks<'a> {
     stream: &'a UnixStream,
     next: Mutex<Instant>,
+    is_heard: AtomicBool,
 }
 
 impl<'a> Ticks<'a> {
     /// The first word comes after a pause, too: short work needs none.
     pub(super) fn new(stream: &'a UnixStream) -> Self {
-        Self { stream, next: Mutex::new(Instant::now() + PAUSE) }
+        Self { stream, next: Mutex::new(Instant::now() + PAUSE), is_heard: AtomicBool::new(true) }
     }
 
-    /// See [`control::tick_item`]. Who doesn't listen any more is noticed at the end of the work.
-    pub(super) fn tell(&self, done: u64, total: u64, is_bytes: bool, what: &str) {
-        let Ok(mut next) = self.next.try_lock() else { return };
-        if Instant::now() < *next {
-            return;
+    /// See [`control::tick_item`]. Returns whether anybody still listens.
+    pub(super) fn tell(&self, done: u64, total: u64, is_bytes: bool, what: &str) -> bool {
+        if let Ok(mut next) = self.next.try_lock()
+            && Instant::now() >= *next
+        {
+            *next = Instant::now() + PAUSE;
+            let tick = Reply::Item(control::tick_item(done, total, is_bytes, what));
+            if reply(self.stream, &tick).is_err() {
+                self.is_heard.store(false, Ordering::Relaxed);
+            }
         }
-        *next = Instant::now() + PAUSE;
-        let tick = Reply::Item(control::tick_item(done, total, is_bytes, what));
-        let Ok(mut line) = serde_json::to_vec(&tick) else { return };
-        line.push(b'\n');
-        let mut stream = self.stream;
-        let _ = stream.write_all(&line);
+        self.is_heard.load(Ordering::Relaxed)
     }
 }
 

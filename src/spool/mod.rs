@@ -277,8 +277,13 @@ fn identify_by_fd(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<(Inode, Stat)>
 
 /// The hash of what a file holds.
 pub fn hash_file(path: &Path) -> io::Result<Hash> {
+    hash_of(fs_err::File::open(path)?)
+}
+
+/// The hash of all that is read.
+pub fn hash_of(from: impl io::Read) -> io::Result<Hash> {
     let mut hasher = blake3::Hasher::new();
-    hasher.update_reader(fs_err::File::open(path)?)?;
+    hasher.update_reader(from)?;
     Ok(hasher.finalize().into())
 }
 

@@ -13,6 +13,7 @@
 //! <dir>/snapshots      what still runs, see snapshots.rs; made with the first
 //! <dir>/reads          when what was read last, see reads.rs
 //! <dir>/lost           what was lost of what is committed, see losses.rs; only where something is
+//! <dir>/verified       what a check has read, see verify/store/verified.rs; only after one that was cut off or found something
 //! <dir>/quarantine/*   what a repair has replaced, see repair/mod.rs
 //! ```
 
@@ -89,6 +90,11 @@ impl Layout {
     /// What was lost of what is committed.
     pub fn losses(&self) -> PathBuf {
         self.dir.join("lost")
+    }
+
+    /// What a check has read.
+    pub fn verified(&self) -> PathBuf {
+        self.dir.join("verified")
     }
 
     /// Where what was replaced by a repair is kept.

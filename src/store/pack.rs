@@ -48,6 +48,11 @@ impl PackedBlock {
         Ok(Self { offset, bytes: header.block_bytes() as u32, table, head })
     }
 
+    /// Its header and table: what they say, the block's check among it, makes it the block that it is.
+    pub fn head(&self) -> &[u8] {
+        &self.head
+    }
+
     /// Offset of the first byte after it.
     pub fn end(&self) -> u64 {
         self.offset + u64::from(self.bytes)

@@ -12,7 +12,7 @@ use std::{
 
 use fs_err as fs;
 
-use super::{Finding, Meter, OnProgress, Report, Severity};
+use super::{CANCELLED, Finding, Meter, OnProgress, Pace, Paced, Report, Severity, VerifyOptions};
 use crate::{
     fs::{conflict::conflicts_in, union::Layer},
     ids::{RelPath, Scope, UnitId},
@@ -27,15 +27,20 @@ pub fn check(
     spool: &Spool,
     activity: &Activity,
     paths: &[RelPath],
-    read_data: bool,
+    options: &VerifyOptions,
     progress: OnProgress<'_>,
 ) -> Report {
-    let mut check = Check { journal, spool, activity, read_data, report: Report::default() };
+    let (read_data, pace) = (options.read_data, Pace::new(options.bytes_per_s));
+    let mut check = Check { journal, spool, activity, read_data, pace, report: Report::default() };
     let mut records = journal.units();
     records.sort_by(|a, b| a.unit.cmp(&b.unit));
     records.retain(|record| is_named(&record.unit, paths));
     let meter = Meter::new(progress, "units", records.len() as u64);
     for record in &records {
+        if meter.is_alone() {
+            check.report.could_not_run = Some(CANCELLED.to_owned());
+            break;
+        }
         check.unit(record);
         meter.advance(1);
     }
@@ -93,6 +98,7 @@ struct Check<'a> {
     spool: &'a Spool,
     activity: &'a Activity,
     read_data: bool,
+    pace: Pace,
     report: Report,
 }
 
@@ -279,7 +285,8 @@ impl Check<'_> {
         }
         self.report.counts.bytes_read += size;
         let path = record.unit.root.append(&entry.path).ok()?.under(self.spool.path());
-        match spool::hash_file(&path) {
+        let hash = || spool::hash_of(Paced { inner: fs::File::open(&path)?, pace: &self.pace });
+        match hash() {
             Ok(hash) if hash == content => None,
             Ok(_) => {
                 Some(rot("has other content, though its size and time say that nobody changed it".to_owned()))

@@ -7,9 +7,15 @@ pub mod json;
 pub mod local;
 pub mod store;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    io::{self, Read},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
 
 use crate::{
+    control::StoreCheck,
     fs::{conflict::Conflict, union::Layer},
     ids::{RelPath, UnitId},
     manifest::Body,
@@ -238,6 +244,10 @@ pub struct VerifyOptions {
     pub unpack: bool,
     /// Of the data, read only one part in so many.
     pub sample: Option<Sample>,
+    /// Of a store, don't read again what a check that was cut off has read.
+    pub resume: bool,
+    /// Read at most so many bytes a second; 0 = as many as there are.
+    pub bytes_per_s: u64,
 }
 
 /// Part `part` of `of`, from 1; all parts together are everything.
@@ -260,14 +270,70 @@ impl Sample {
 }
 
 impl VerifyOptions {
+    /// Every byte, unpacked.
+    pub const EVERYTHING: Self =
+        Self { read_data: true, unpack: true, sample: None, resume: false, bytes_per_s: 0 };
+
+    /// Whether any data is read.
+    pub fn reads_any(&self) -> bool {
+        self.read_data || self.unpack
+    }
+
     /// Whether the data of the thing with this number is read.
     pub fn reads(&self, number: u32) -> bool {
-        (self.read_data || self.unpack) && self.sample.is_none_or(|sample| sample.takes(number))
+        self.reads_any() && self.sample.is_none_or(|sample| sample.takes(number))
     }
 
     /// Whether it is unpacked, too.
     pub fn unpacks(&self, number: u32) -> bool {
         self.unpack && self.reads(number)
+    }
+}
+
+impl From<StoreCheck> for VerifyOptions {
+    fn from(check: StoreCheck) -> Self {
+        let StoreCheck { read_data, unpack, sample, resume, mib_per_s } = check;
+        let sample = sample.and_then(|(part, of)| Sample::new(part, of));
+        Self { read_data, unpack, sample, resume, bytes_per_s: u64::from(mib_per_s) << 20 }
+    }
+}
+
+/// Holds who reads back to so many bytes a second, all threads together.
+#[derive(Debug)]
+struct Pace {
+    bytes_per_s: u64,
+    began: Instant,
+    read: AtomicU64,
+}
+
+impl Pace {
+    /// 0 holds nobody back.
+    fn new(bytes_per_s: u64) -> Self {
+        Self { bytes_per_s, began: Instant::now(), read: AtomicU64::new(0) }
+    }
+
+    /// Called when so many bytes were read; returns when more may be.
+    fn keep(&self, bytes: u64) {
+        if self.bytes_per_s == 0 {
+            return;
+        }
+        let read = self.read.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let due = Duration::from_secs_f64(read as f64 / self.bytes_per_s as f64);
+        thread::sleep(due.saturating_sub(self.began.elapsed()));
+    }
+}
+
+/// Reads at a pace.
+struct Paced<'a, R> {
+    inner: R,
+    pace: &'a Pace,
+}
+
+impl<R: Read> Read for Paced<'_, R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let bytes = self.inner.read(out)?;
+        self.pace.keep(bytes as u64);
+        Ok(bytes)
     }
 }
 
@@ -289,26 +355,37 @@ impl Progress {
 /// The phase that reads packs: it counts their bytes.
 const PACKS: &str = "packs";
 
-/// Is told of progress, from any thread.
-pub type OnProgress<'a> = &'a (dyn Fn(Progress) + Sync);
+/// Is told of progress, from any thread; says whether anybody still waits for the report.
+pub type OnProgress<'a> = &'a (dyn Fn(Progress) -> bool + Sync);
 
-/// Counts up towards a total.
+/// Why a check that nobody waits for has no report.
+const CANCELLED: &str = "nobody waits for the check any more";
+
+/// Counts up towards a total, until nobody listens.
 struct Meter<'a> {
     tell: OnProgress<'a>,
     phase: &'static str,
     done: AtomicU64,
     total: u64,
+    is_alone: AtomicBool,
 }
 
 impl<'a> Meter<'a> {
     fn new(tell: OnProgress<'a>, phase: &'static str, total: u64) -> Self {
-        tell(Progress { phase, done: 0, total });
-        Self { tell, phase, done: AtomicU64::new(0), total }
+        let listens = tell(Progress { phase, done: 0, total });
+        Self { tell, phase, done: AtomicU64::new(0), total, is_alone: AtomicBool::new(!listens) }
+    }
+
+    /// Nobody listens any more.
+    fn is_alone(&self) -> bool {
+        self.is_alone.load(Ordering::Relaxed)
     }
 
     fn advance(&self, by: u64) {
         let done = self.done.fetch_add(by, Ordering::Relaxed) + by;
-        (self.tell)(Progress { phase: self.phase, done, total: self.total });
+        if !(self.tell)(Progress { phase: self.phase, done, total: self.total }) {
+            self.is_alone.store(true, Ordering::Relaxed);
+        }
     }
 }
 

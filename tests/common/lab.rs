@@ -273,7 +273,7 @@ impl Lab {
     pub fn mount_by(&mut self, machine: &Machine, environment: &[(String, String)], options: &[&str]) {
         let place = machine.mount.display().to_string();
         let words = ["mount"].into_iter().chain(options.iter().copied()).chain(["--", &place]);
-        let out = machine.command(Path::new(EXE), words).envs(environment.iter().cloned()).output();
+        let out = machine.command(words).envs(environment.iter().cloned()).output();
         let out = out.expect("the program runs");
         let log = fs::read_to_string(machine.state.join("daemon.log")).unwrap_or_default();
         assert!(out.status.success(), "mount of {}: {}\n{log}", machine.name, text(&out.stderr));
@@ -347,10 +347,15 @@ impl Machine {
 
     /// The same by another program that stands for it.
     pub fn run_as<S: AsRef<OsStr>>(&self, program: &Path, args: impl IntoIterator<Item = S>) -> Output {
-        self.command(program, args).output().expect("the program runs")
+        self.command_as(program, args).output().expect("the program runs")
     }
 
-    fn command<S: AsRef<OsStr>>(&self, program: &Path, args: impl IntoIterator<Item = S>) -> Command {
+    /// `resultsfs` with this host's configuration, to be run.
+    pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
+        self.command_as(Path::new(EXE), args)
+    }
+
+    fn command_as<S: AsRef<OsStr>>(&self, program: &Path, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(program);
         command.arg("--config").arg(&self.config).args(args).stdin(Stdio::null());
         command

@@ -1,6 +1,6 @@
 //! A store that has lost its packs: what hosts still have comes back by itself, what nobody has is an error to read, and all of it is told.
 
-use std::{collections::BTreeSet, fs, time::Duration};
+use std::{collections::BTreeSet, fs, process::Stdio, time::Duration};
 
 use serde_json::Value;
 
@@ -197,4 +197,87 @@ fn what_the_spools_disk_has_spoiled_comes_back_from_the_store() {
     assert!(
         drone.state.join("quarantine/again.2").exists() && !drone.state.join("quarantine/core.1").exists()
     );
+}
+
+/// Turns a byte in the midst of each pack.
+fn spoil_packs(lab: &Lab) {
+    fs::read_dir(lab.store().join("packs")).expect("packs").flatten().for_each(|pack| spoil(&pack.path()));
+}
+
+fn bytes_read(rows: &[Value]) -> u64 {
+    rows.last().and_then(|row| row["bytes_read"].as_u64()).expect("a summary")
+}
+
+/// The daemon closes the store for it, and opens it anew; drones wait and give back what was lost. What is whole disturbs nobody. A `serve --stdio` likewise.
+#[test]
+fn a_store_in_use_is_repaired_by_who_has_it_open() {
+    let mut lab = Lab::with_store(Duration::from_secs(120), "pack_bytes=1000000");
+    let drone = lab.machine("drone1");
+    let results = lab.machine("results");
+    lab.mount(&drone);
+    job(&drone, 1);
+    drone.offload();
+    let session = drone.status()["connection"]["since_ms"].clone();
+    let repair = ["verify", "--store", "--repair"];
+    assert_eq!(rows(&results, &repair, 0).len(), 1);
+    assert_eq!(drone.status()["connection"]["since_ms"], session, "a store that is whole isn't closed");
+
+    let is_whole_again = |lab: &Lab| {
+        let all = ["verify", "--store", "--read-data", "--unpack"];
+        wait_for("what was lost to come back", PATIENCE, || results.run(all).status.code() == Some(0));
+        assert!(lab.store().join("quarantine").exists());
+        job(&drone, 2);
+        drone.offload();
+        assert!(is_whole(&drone, 1) && is_whole(&drone, 2));
+    };
+    spoil_packs(&lab);
+    let mended = rows(&results, &repair, 4);
+    assert!(mended.iter().any(|row| row["kind"] == "finding" && row["repaired"] == true), "{mended:?}");
+    let daemon = format!("/proc/{}/exe", lab.serve_pid().as_raw_nonzero());
+    assert!(fs::read_link(daemon).is_ok(), "the daemon has not ended");
+    is_whole_again(&lab);
+
+    // Without a daemon, the drone's own session has it open.
+    lab.kill_serve();
+    wait_for("the drone to be back", PATIENCE, || drone.status()["connection"]["state"] == "up");
+    spoil_packs(&lab);
+    rows(&results, &repair, 4);
+    is_whole_again(&lab);
+}
+
+/// Ctrl-C, or a service that is stopped: the next check goes on there.
+#[test]
+fn a_check_that_is_cancelled_goes_on_later() {
+    let mut lab = Lab::with_store(Duration::from_secs(120), "pack_bytes=1000000");
+    let drone = lab.machine("drone1");
+    let results = lab.machine("results");
+    lab.mount(&drone);
+    (1..=2).for_each(|number| job(&drone, number));
+    drone.offload();
+    let all = bytes_read(&rows(&results, &["verify", "--store", "--read-data"], 0));
+    let verified = lab.store().join("verified");
+    let noted = || fs::metadata(&verified).map_or(0, |meta| meta.len());
+    let whole = noted();
+    let cancel = || {
+        let slow = ["verify", "--store", "--read-data", "--throttle", "1"];
+        let mut check = results.command(slow).stdout(Stdio::null()).spawn().expect("it runs");
+        // A head, an entry for each pack that was read, and at the end one more.
+        wait_for("a part to be read", PATIENCE, || (40..whole).contains(&noted()));
+        let pid = rustix::process::Pid::from_child(&check);
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("it is there");
+        assert_eq!(check.wait().expect("it ends").code(), Some(32));
+    };
+    let resume = ["verify", "--store", "--read-data", "--resume"];
+    let goes_on = || {
+        let rest = bytes_read(&rows(&results, &resume, 0));
+        assert!(0 < rest && rest < all, "{rest} of {all}");
+        assert_eq!(bytes_read(&rows(&results, &resume, 0)), all, "that one came to its end");
+    };
+    cancel();
+    goes_on();
+    // By the files, where nobody has the store open.
+    lab.umount(&drone);
+    lab.kill_serve();
+    cancel();
+    goes_on();
 }

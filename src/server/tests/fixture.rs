@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::super::{
-    Identity, Lasting, Server, SessionEnd, StoreApi, daemon::Sessions, mem::MemStore, socket::Listener,
+    Identity, Server, SessionEnd, StoreApi, daemon::Sessions, mem::MemStore, socket::Listener,
 };
 use crate::{
     catalog::{Head, Record},
@@ -47,8 +47,7 @@ pub struct Lab {
 impl Lab {
     pub async fn new() -> Self {
         let store = MemStore::new();
-        let server =
-            Server::new(Arc::clone(&store) as _, vec!["complete_on=archiver".to_owned()], Lasting::Always);
+        let server = Server::new(Arc::clone(&store) as _, vec!["complete_on=archiver".to_owned()]);
         let dir = tempfile::tempdir().expect("a directory");
         let mut lab = Self { dir, store, server, daemon: None };
         lab.start(Rights::default()).await;
@@ -247,7 +246,7 @@ pub struct Raw {
 
 impl Raw {
     pub fn new(store: &Arc<MemStore>, identity: Identity) -> Self {
-        Self::of(&Server::new(Arc::clone(store) as _, vec![], Lasting::Always), identity)
+        Self::of(&Server::new(Arc::clone(store) as _, vec![]), identity)
     }
 
     /// To a server that others have sessions with, too.

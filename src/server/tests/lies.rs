@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use super::{
-    super::{Lasting, Server, greeting, mem::MemStore},
+    super::{Server, greeting, mem::MemStore},
     fixture::*,
 };
 use crate::{
@@ -37,7 +37,7 @@ async fn lying_store(dir: &Path, frames: Vec<Vec<u8>>) -> PathBuf {
     tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.expect("accepts");
         let store = MemStore::new();
-        let server = Server::new(store, vec![], Lasting::Always);
+        let server = Server::new(store, vec![]);
         let welcome = greeting::welcome(&server, &hello("x"), Rights::default());
         stream.write_all(&message_frame(&FromStore::Welcome(welcome)).encode()).await.expect("writes");
         for frame in frames {
@@ -96,7 +96,7 @@ async fn a_store_that_hardly_moves_is_given_up() {
     let listener = UnixListener::bind(&path).expect("binds");
     tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.expect("accepts");
-        let server = Server::new(MemStore::new(), vec![], Lasting::Always);
+        let server = Server::new(MemStore::new(), vec![]);
         let welcome = greeting::welcome(&server, &hello("x"), Rights::default());
         stream.write_all(&message_frame(&FromStore::Welcome(welcome)).encode()).await.expect("writes");
         let lost = FromStore::Lost(Lost { manifests: vec![Hash::of(b"m"); 1000], objects: Vec::new() });

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tokio::time::timeout;
 
 use super::{
-    super::{Identity, Lasting, Server, SessionEnd, daemon::Sessions, open_store, socket::Listener},
+    super::{Identity, Server, SessionEnd, daemon::Sessions, open_store, socket::Listener},
     fixture::*,
 };
 use crate::{
@@ -40,7 +40,7 @@ impl Siege {
         let dir = tempfile::tempdir().expect("a directory");
         let store = open_store(&dir.path().join("store"), StoreOptions { clock: Arc::new(SystemClock) })
             .expect("a store");
-        let server = Server::new(store, vec![], Lasting::Always);
+        let server = Server::new(store, vec![]);
         let socket = dir.path().join("serve.sock");
         let listener = Listener::bind(&socket).await.expect("binds");
         let accepting = Arc::clone(&server);

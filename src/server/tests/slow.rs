@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use super::{
-    super::{Identity, Lasting, Server, SessionEnd, mem::MemStore},
+    super::{Identity, Server, SessionEnd, mem::MemStore},
     fixture::*,
 };
 use crate::{
@@ -73,7 +73,7 @@ async fn pings(server: &Arc<Server>) -> JoinHandle<()> {
 }
 
 fn server() -> Arc<Server> {
-    Server::new(MemStore::new(), vec![], Lasting::Always)
+    Server::new(MemStore::new(), vec![])
 }
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -150,7 +150,7 @@ async fn a_slow_line_is_fast_enough() {
 #[tokio::test]
 async fn a_host_sends_one_large_block_at_a_time() {
     let store = MemStore::new();
-    let server = Server::new(Arc::clone(&store) as _, vec![], Lasting::Always);
+    let server = Server::new(Arc::clone(&store) as _, vec![]);
     let large = Frame::Upload(block(ObjectKind::Chunk, &noise(1, 5 << 20))).encode();
     let uuid = hello("drone6");
     let begin = async |name: &str| {

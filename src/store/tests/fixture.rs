@@ -217,7 +217,7 @@ fn content(store: &Store, bytes: &[u8]) -> Vec<u8> {
 
 /// The closed store there is without a finding, every byte of it read.
 pub fn verify_clean(disk: &SimDisk, what: &str) {
-    let all = VerifyOptions { read_data: true, unpack: true, sample: None };
-    let report = verify_closed(Arc::new(disk.clone()), Path::new(DIR), &all, &|_| {}).expect("runs");
+    let report = verify_closed(Arc::new(disk.clone()), Path::new(DIR), &VerifyOptions::EVERYTHING, &|_| true)
+        .expect("runs");
     assert!(report.is_clean(), "{what}: {:?}", report.findings);
 }

@@ -8,6 +8,7 @@ mod contents;
 mod index;
 mod packs;
 mod repair;
+mod verified;
 
 #[cfg(test)]
 mod tests;
@@ -19,11 +20,11 @@ use std::{
     sync::{Arc, atomic::AtomicBool},
 };
 
-use self::index::Closed;
 #[cfg(test)]
 pub(crate) use self::repair::repair_closed;
 pub use self::repair::{RepairWith, repair_store};
-use super::{Finding, OnProgress, Report, Severity, VerifyOptions};
+use self::{index::Closed, verified::Verified};
+use super::{Finding, OnProgress, Pace, Report, Severity, VerifyOptions};
 use crate::{
     catalog::{RecordBody, UnitLife},
     chunk::ObjectKind,
@@ -58,13 +59,16 @@ const CATALOG_REPAIR: &str = "`resultsfs verify --store --repair` brings it back
                               from a backup; or, to go on with what is left, remove `head` and `catalog.copy` and cut the catalog before the \
                               damage: hosts then send again what they still have";
 
-/// Checks a store.
-pub fn verify_store(source: Source<'_>, options: &VerifyOptions, progress: OnProgress<'_>) -> Report {
-    let checked = match source {
+/// Checks a store; [`StoreError::Locked`] where somebody has a closed one open.
+pub fn verify_store(
+    source: Source<'_>,
+    options: &VerifyOptions,
+    progress: OnProgress<'_>,
+) -> Result<Report, StoreError> {
+    match source {
         Source::Open(store) => verify_open(store.snapshot(), options, progress),
         Source::Closed(dir) => verify_closed(Arc::new(RealDisk), dir, options, progress),
-    };
-    checked.unwrap_or_else(|error| Report::not_run(error.to_string()))
+    }
 }
 
 fn verify_open(
@@ -73,7 +77,7 @@ fn verify_open(
     progress: OnProgress<'_>,
 ) -> Result<Report, StoreError> {
     let check = Check::new(snapshot.disk(), snapshot.layout(), snapshot.header(), options, progress);
-    check.run(Some(snapshot))
+    check.noting(false).run(Some(snapshot))
 }
 
 pub(crate) fn verify_closed(
@@ -92,7 +96,7 @@ pub(crate) fn verify_closed(
         Err(headless) => return Ok(headless),
     };
     header.check_features(dir, false)?;
-    let mut check = Check::new(&disk, &layout, &header, options, progress);
+    let mut check = Check::new(&disk, &layout, &header, options, progress).noting(false);
     finding.into_iter().for_each(|finding| check.report.find(finding));
     check.run(None)
 }
@@ -143,6 +147,8 @@ struct Check<'a> {
     header: &'a Header,
     options: &'a VerifyOptions,
     progress: OnProgress<'a>,
+    pace: Pace,
+    verified: Verified,
     blocks: Blocks,
     report: Report,
     /// Chunks and manifests in good blocks, one place each.
@@ -182,6 +188,8 @@ impl<'a> Check<'a> {
             header,
             options,
             progress,
+            pace: Pace::new(options.bytes_per_s),
+            verified: Verified::default(),
             blocks: Blocks::new(disk.clone(), layout.clone()),
             report: Report::default(),
             objects: HashMap::default(),
@@ -196,6 +204,12 @@ impl<'a> Check<'a> {
             lost: Lost::new(),
             index_is_of_use: true,
         }
+    }
+
+    /// Goes on with what an earlier check has read, if that is asked, and notes what this one reads.
+    fn noting(mut self, repairs: bool) -> Self {
+        self.verified = Verified::begin(self.disk, self.layout, self.options, repairs);
+        self
     }
 
     fn run(mut self, open: Option<Snapshot<'_>>) -> Result<Report, StoreError> {
@@ -215,6 +229,7 @@ impl<'a> Check<'a> {
         self.check_contents()?;
         self.check_reads()?;
         self.check_losses()?;
+        self.verified.end();
         self.note_quarantine()
     }
 

@@ -1,6 +1,6 @@
 //! The packs' half of a check: what each holds, and with the data, whether it is what it is called.
 
-use std::{cmp::Ordering, sync::atomic::AtomicBool};
+use std::{cmp::Ordering, io, sync::atomic::AtomicBool};
 
 use super::{Check, Found, RESEND, in_parallel};
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
         index::{self, Location},
         pack::{self, PackedBlock, Scan, State},
     },
-    verify::{Meter, PACKS, Severity},
+    verify::{CANCELLED, Meter, PACKS, Severity},
 };
 
 /// What to look at of a pack.
@@ -35,6 +35,8 @@ struct Checked {
     /// Indices of the blocks that aren't what they are called, and why.
     bad: Vec<(usize, String)>,
     bytes_read: u64,
+    /// Read and found good by an earlier check.
+    is_known: bool,
 }
 
 impl Check<'_> {
@@ -66,6 +68,11 @@ impl Check<'_> {
         let checked = in_parallel(&parts, |part| self.check_pack(part, &meter));
         let mut checked = checked.into_iter().collect::<Result<Vec<_>, _>>()?;
         checked.sort_by_key(|checked| checked.number);
+        let known = checked.iter().filter(|checked| checked.is_known).count();
+        if known > 0 {
+            let note = format!("{known} packs were read by a check that was cut off, and not again");
+            self.report.notes.push(note);
+        }
         checked.into_iter().for_each(|checked| self.take_in(checked));
         Ok(())
     }
@@ -90,24 +97,32 @@ impl Check<'_> {
         let file = self.disk.open_read(&self.layout.pack(part.number))?;
         let scan = pack::scan(&*file, part.bytes, self.header.uuid, part.number, part.must)?;
         let (mut bad, mut bytes_read) = (Vec::new(), 0);
-        if self.options.reads(part.number) {
-            let unpacks = self.options.unpacks(part.number);
+        let (reads, unpacks) = (self.options.reads(part.number), self.options.unpacks(part.number));
+        let is_known = reads && self.verified.has(part.number, &scan.blocks, unpacks);
+        if reads && !is_known {
             let mut buffer = buffers::take(limits::BLOCK_RAW_TARGET_BYTES);
             for (i, block) in scan.blocks.iter().enumerate() {
+                if meter.is_alone() {
+                    return Err(io::Error::new(io::ErrorKind::Interrupted, CANCELLED).into());
+                }
                 if let Err(why) = read(&*file, block, &mut buffer, unpacks) {
                     bad.push((i, why));
                 }
                 bytes_read += u64::from(block.bytes);
                 meter.advance(u64::from(block.bytes));
+                self.pace.keep(u64::from(block.bytes));
             }
             buffers::give(buffer);
+            if bad.is_empty() {
+                self.verified.note(part.number, &scan.blocks, unpacks);
+            }
         }
         meter.advance(part.bytes.saturating_sub(bytes_read));
-        Ok(Checked { number: part.number, scan, bad, bytes_read })
+        Ok(Checked { number: part.number, scan, bad, bytes_read, is_known })
     }
 
     fn take_in(&mut self, checked: Checked) {
-        let Checked { number, scan, bad, bytes_read } = checked;
+        let Checked { number, scan, bad, bytes_read, .. } = checked;
         let name = self.layout.pack(number);
         if !scan.damage.is_empty() || !bad.is_empty() {
             self.bad_packs.insert(number);

@@ -30,15 +30,14 @@ pub struct RepairWith {
     pub level: i32,
 }
 
-/// Repairs the store in `dir`, which nobody has open.
+/// Repairs the store in `dir`; [`StoreError::Locked`] where somebody has it open.
 pub fn repair_store(
     dir: &Path,
     options: &VerifyOptions,
     with: &RepairWith,
     progress: OnProgress<'_>,
-) -> Report {
-    let repaired = repair_closed(Arc::new(RealDisk), dir, options, with, Tuning::of_environment(), progress);
-    repaired.unwrap_or_else(|error| Report::not_run(error.to_string()))
+) -> Result<Report, StoreError> {
+    repair_closed(Arc::new(RealDisk), dir, options, with, Tuning::of_environment(), progress)
 }
 
 pub(crate) fn repair_closed(
@@ -73,13 +72,14 @@ pub(crate) fn repair_closed(
             return Ok(concluded(found, report.clone(), report));
         }
     }
-    let mut check = Check::new(&disk, &layout, &header, options, progress);
+    let mut check = Check::new(&disk, &layout, &header, options, progress).noting(true);
     check.look(None)?;
     let mut report = std::mem::take(&mut check.report);
     if found.is_empty()
         && report.is_clean()
         && losses::read(&*disk, &layout)?.is_some_and(|lost| lost.is_empty())
     {
+        check.forget_verified();
         return Ok(report);
     }
     if !check.index_is_of_use {
@@ -95,6 +95,7 @@ pub(crate) fn repair_closed(
     let mut again = Check::new(&disk, &layout, &header, &quick, progress);
     again.look(Some(store.snapshot()))?;
     store.set_losses(std::mem::take(&mut again.lost))?;
+    check.forget_verified();
     Ok(concluded(found, report, std::mem::take(&mut again.report)))
 }
 
@@ -107,7 +108,7 @@ enum Catalog {
 
 fn catalog(disk: &Arc<dyn Disk>, layout: &Layout, header: &Header) -> Result<Catalog, StoreError> {
     let quick = VerifyOptions::default();
-    let mut check = Check::new(disk, layout, header, &quick, &|_| {});
+    let mut check = Check::new(disk, layout, header, &quick, &|_| true);
     check.check_catalog(None)?;
     let findings = check.report.findings;
     if !findings.iter().any(|f| f.severity == Severity::Error) {

@@ -2,7 +2,13 @@
 
 mod repair;
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use crate::{
     catalog::UnitLife,
@@ -10,15 +16,16 @@ use crate::{
     ids::{Generation, Incarnation, Seq},
     store::{
         NewPrune, NewPurge, StoreError,
+        layout::Layout,
         tests::fixture::{DIR, Layer, SMALL, block, noise, open, retire, unit},
     },
     verify::{
-        Report, Sample, VerifyOptions,
+        Progress, Report, Sample, VerifyOptions,
         store::{Source, verify_closed, verify_store},
     },
 };
 
-const ALL: VerifyOptions = VerifyOptions { read_data: true, unpack: true, sample: None };
+const ALL: VerifyOptions = VerifyOptions::EVERYTHING;
 /// Every stored byte, nothing unpacked.
 const STORED: VerifyOptions = VerifyOptions { unpack: false, ..ALL };
 
@@ -44,7 +51,7 @@ fn copy(disk: &SimDisk) -> SimDisk {
 
 fn check(disk: &SimDisk, options: &VerifyOptions) -> Report {
     let disk: Arc<dyn Disk> = Arc::new(disk.clone());
-    verify_closed(disk, Path::new(DIR), options, &|_| {}).expect("runs")
+    verify_closed(disk, Path::new(DIR), options, &|_| true).expect("runs")
 }
 
 fn codes(report: &Report) -> Vec<&'static str> {
@@ -218,7 +225,7 @@ fn an_open_store_is_checked_while_it_goes_on() {
         let writer =
             scope.spawn(|| (1..40).for_each(|n| drop(Layer::small(n).send(&store).expect("commits"))));
         loop {
-            let report = verify_store(Source::Open(&store), &ALL, &|_| {});
+            let report = verify_store(Source::Open(&store), &ALL, &|_| true).expect("runs");
             assert!(report.is_clean(), "{report:?}");
             if writer.is_finished() {
                 break;
@@ -226,7 +233,7 @@ fn an_open_store_is_checked_while_it_goes_on() {
         }
         writer.join().expect("no panic");
     });
-    let report = verify_store(Source::Open(&store), &ALL, &|_| {});
+    let report = verify_store(Source::Open(&store), &ALL, &|_| true).expect("runs");
     assert_eq!(report.counts.records, 40);
 }
 
@@ -235,10 +242,73 @@ fn an_open_store_is_checked_while_it_goes_on() {
 fn a_store_in_use_is_not_checked_as_closed() {
     let disk: Arc<dyn Disk> = Arc::new(SimDisk::new());
     let _store = open(&disk, SMALL).expect("makes a store");
-    let refused = verify_closed(disk.clone(), Path::new(DIR), &ALL, &|_| {});
+    let refused = verify_closed(disk.clone(), Path::new(DIR), &ALL, &|_| true);
     assert!(matches!(refused, Err(StoreError::Locked(_))));
-    let report = verify_store(Source::Closed(Path::new("/nowhere/store")), &ALL, &|_| {});
-    assert_eq!(report.exit_code(), 8);
+    let nowhere = verify_store(Source::Closed(Path::new("/nowhere/store")), &ALL, &|_| true);
+    assert!(matches!(nowhere, Err(StoreError::Io(_))));
+}
+
+/// A check that nobody waits for any more stops; the next one reads only what it hasn't read, and what isn't as it was.
+#[test]
+fn a_check_goes_on_where_one_was_cut_off() {
+    let disk = sample();
+    let all = check(&disk, &ALL).counts;
+    let resumed = VerifyOptions { resume: true, ..ALL };
+    assert_eq!(check(&disk, &resumed).counts, all, "the last one came to its end");
+
+    let heard = AtomicU64::new(0);
+    // Up to the end of the second pack.
+    let listen = |at: Progress| heard.fetch_max(at.done, Ordering::Relaxed) < all.bytes_read / 3;
+    let cut = verify_closed(Arc::new(disk.clone()), Path::new(DIR), &ALL, &listen);
+    assert!(matches!(cut, Err(StoreError::Io(e)) if e.kind() == std::io::ErrorKind::Interrupted));
+    let quick = VerifyOptions { unpack: false, ..resumed };
+    let rest = check(&copy(&disk), &quick).counts.bytes_read;
+    assert!(0 < rest && rest < all.bytes_read, "{rest} of {}", all.bytes_read);
+    let other = copy(&disk);
+    check(&other, &VerifyOptions { resume: false, ..quick });
+    let verified = Layout::new(Path::new(DIR)).verified();
+    other.damage(&verified, |bytes| bytes.truncate(bytes.len() - 32));
+    assert_eq!(check(&other, &resumed).counts.bytes_read, all.bytes_read, "nothing of it was unpacked");
+
+    // Rot in what was read already is for the next check from the beginning.
+    let rest = check(&disk, &resumed);
+    assert!(rest.is_clean() && rest.notes.iter().any(|note| note.contains("not again")), "{rest:?}");
+    assert_eq!(check(&disk, &resumed).counts, all);
+}
+
+/// A repair reads only what the check before it hasn't found good.
+#[test]
+fn a_repair_goes_by_what_was_just_read() {
+    let disk = sample();
+    let pack = Path::new(DIR).join("packs/00000001.pack");
+    disk.damage(&pack, |bytes| bytes[200] ^= 1);
+    let found = check(&disk, &ALL);
+    assert_eq!(found.exit_code(), 4);
+    let resumed = VerifyOptions { resume: true, ..ALL };
+    let mended = repair::repair_with(&disk, &resumed);
+    assert!(mended.counts.bytes_read < found.counts.bytes_read / 2, "{mended:?}");
+    assert!(mended.repaired > 0);
+    assert_eq!(check(&disk, &resumed).counts.packs, check(&disk, &ALL).counts.packs);
+}
+
+/// Whatever the file says, what it doesn't say of these very blocks is read.
+#[test]
+fn what_a_check_has_noted_may_be_damaged() {
+    let verified = Layout::new(Path::new(DIR)).verified();
+    let read = sample();
+    let all = check(&read, &ALL).counts.bytes_read;
+    // As if it had been cut off at its end.
+    read.damage(&verified, |bytes| bytes.truncate(bytes.len() - 32));
+    let resumed = VerifyOptions { resume: true, ..ALL };
+    assert_eq!(check(&copy(&read), &resumed).counts.bytes_read, 0);
+    let length = repair::bytes_of(&read, &verified).expect("is there").len();
+    for at in (0..length).step_by(5) {
+        let bad = copy(&read);
+        bad.damage(&verified, |bytes| bytes[at] ^= 1 << (at % 8));
+        let report = check(&bad, &resumed);
+        assert!(report.is_clean() && report.counts.bytes_read > 0, "{at}: {report:?}");
+        assert!(report.counts.bytes_read <= all);
+    }
 }
 
 /// The parts of a sample together read everything.

@@ -49,7 +49,7 @@ fn all_files(disk: &SimDisk) -> Vec<PathBuf> {
     single.iter().map(|name| dir.join(name)).chain(of("packs")).chain(of("index")).collect()
 }
 
-fn bytes_of(disk: &SimDisk, path: &Path) -> Option<Vec<u8>> {
+pub(super) fn bytes_of(disk: &SimDisk, path: &Path) -> Option<Vec<u8>> {
     disk.open(path).ok().map(|file| durable::read_all(&*file).expect("reads"))
 }
 
@@ -85,13 +85,17 @@ fn damaged(disk: &SimDisk, files: &[PathBuf], path: &Path, damage: Damage) -> Op
 }
 
 fn repair(disk: &SimDisk) -> Report {
-    try_repair(disk).expect("runs")
+    repair_with(disk, &ALL)
 }
 
-fn try_repair(disk: &SimDisk) -> Result<Report, StoreError> {
+pub(super) fn repair_with(disk: &SimDisk, options: &VerifyOptions) -> Report {
+    try_repair(disk, options).expect("runs")
+}
+
+fn try_repair(disk: &SimDisk, how: &VerifyOptions) -> Result<Report, StoreError> {
     let arc: Arc<dyn Disk> = Arc::new(disk.clone());
     let with = RepairWith { store: options(), level: 1 };
-    repair_closed(arc, Path::new(DIR), &ALL, &with, SMALL, &|_| {})
+    repair_closed(arc, Path::new(DIR), how, &with, SMALL, &|_| true)
 }
 
 /// Paths that can't be read whole. What can is right.
@@ -284,7 +288,7 @@ fn a_repair_can_be_cut_off_anywhere() {
                 let what = format!("cut off at {at} of {operations}, {unsynced:?}");
                 let cut = copy(&bad);
                 cut.crash_after(at);
-                let _ = try_repair(&cut);
+                let _ = try_repair(&cut, &ALL);
                 let after = cut.after_crash(unsynced);
                 let report = repair(&after);
                 assert_eq!(told_lost(&report, &layers()), lost, "{what}: {report:?}");
