@@ -27,6 +27,7 @@ main() {
     check_mount
     check_offload
     check_timers
+    check_failures
     check_stop
     check_elsewhere
     check_service_alone
@@ -41,7 +42,8 @@ main() {
 }
 
 units=(resultsfs.service resultsfs-serve.socket resultsfs-serve.service $mount_unit
-    resultsfs-verify.service resultsfs-verify.timer resultsfs-gc.service resultsfs-gc.timer)
+    resultsfs-verify.service resultsfs-verify.timer resultsfs-gc.service resultsfs-gc.timer
+    resultsfs-notify.service resultsfs-notify.timer resultsfs-notify@x.service)
 
 install_it() {
     DESTDIR=$work/t/root "$here/systemd/install" "$binary" &&
@@ -77,6 +79,31 @@ check_timers() {
     check "it has read a part of the store" inside sh -c 'journalctl -u resultsfs-verify.service | grep -q "store: .*clean"'
     check "retention and reclaiming run" inside systemctl start resultsfs-gc.service
     check "the store's daemon has gone on" inside systemctl is-active resultsfs-serve.service
+}
+
+# What the daily check finds is told to who is in charge, and mended while the store is served.
+check_failures() {
+    local told=$work/t/root/root/told store=$work/t/state/store
+    printf '#!/bin/sh\n{ echo "$RESULTSFS_SUBJECT"; cat; } >> /root/told\n' > "$work/t/root/usr/local/bin/tell"
+    chmod 755 "$work/t/root/usr/local/bin/tell"
+    inside sed -i 's|^settle_seconds|notify_command: /usr/local/bin/tell\nsettle_seconds|' /etc/autotest/global_config.ini
+    check "the timer that tells starts" inside systemctl enable --now resultsfs-notify.timer
+    check "there is nothing to tell" inside systemctl start resultsfs-notify.service
+    check "and nothing is" test ! -e "$told"
+    truncate -s -1 "$store/store.copy"
+    check "the daily check finds damage" refused resultsfs-verify.service
+    check "somebody is told" within 10 grep -q "resultsfs-verify.service has failed" "$told"
+    check "with what was found" within 10 grep -q "header-copy-damaged" "$told"
+    check "the served store is repaired" repaired
+    check "its daemon has gone on" inside systemctl is-active resultsfs-serve.service
+    check "the daily check finds nothing more" inside systemctl start resultsfs-verify.service
+    inside sed -i '/^notify_command/d' /etc/autotest/global_config.ini
+}
+
+# fsck(8)'s 1: all was mended.
+repaired() {
+    inside resultsfs verify --store --repair
+    [ $? = 1 ]
 }
 
 # In a place that the unit doesn't name, the store's daemon may not write, and says what to do.

@@ -37,6 +37,8 @@ pub enum Command {
     Status(StatusArgs),
     /// Whether a person is needed: a line, and the exit code of a monitoring plugin.
     Health,
+    /// Tell the administrator what needs a person, by mail and by notify_command, when it is news.
+    Notify(NotifyArgs),
     /// What the daemons of this machine count, in Prometheus' text format.
     Metrics(MetricsArgs),
     /// List units.
@@ -166,6 +168,17 @@ pub struct StatusArgs {
     /// Again every second.
     #[arg(long)]
     pub watch: bool,
+}
+
+/// `notify`.
+#[derive(Debug, Args)]
+pub struct NotifyArgs {
+    /// Tell that this unit of systemd has failed: for OnFailure=.
+    #[arg(long, value_name = "UNIT")]
+    pub failed: Option<String>,
+    /// Send something, to try the settings.
+    #[arg(long, conflicts_with = "failed")]
+    pub test: bool,
 }
 
 /// `metrics`.

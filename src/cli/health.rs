@@ -9,7 +9,10 @@ use super::{
     load_config,
     say::say,
 };
-use crate::clock::{Clock as _, SystemClock};
+use crate::{
+    clock::{Clock as _, SystemClock},
+    config::Config,
+};
 
 /// Without a connection for longer, somebody should look; and then must.
 const DOWN_WARNING_S: u64 = 15 * 60;
@@ -18,7 +21,7 @@ const DOWN_CRITICAL_S: u64 = 4 * 60 * 60;
 const FULL_CRITICAL_PERCENT: u64 = 95;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Level {
+pub enum Level {
     Ok,
     Warning,
     Critical,
@@ -26,7 +29,8 @@ enum Level {
 }
 
 impl Level {
-    fn word(self) -> &'static str {
+    /// As monitoring plugins write it.
+    pub fn word(self) -> &'static str {
         match self {
             Self::Ok => "OK",
             Self::Warning => "WARNING",
@@ -36,17 +40,34 @@ impl Level {
     }
 }
 
+/// What needs a person.
 #[derive(Debug, PartialEq, Eq)]
-struct Problem {
-    level: Level,
-    code: &'static str,
-    message: String,
+pub struct Problem {
+    pub level: Level,
+    /// Stable, kebab-case, for scripts.
+    pub code: &'static str,
+    pub message: String,
+}
+
+/// How this machine's parts are.
+pub struct Health {
+    pub level: Level,
+    pub problems: Vec<Problem>,
+    /// What there is to say where all is well.
+    pub summary: String,
 }
 
 /// `health`.
 pub fn health(cli: &Cli) -> Outcome {
     let config = load_config(cli).map_err(|failure| failure.exit(Level::Unknown as u8))?;
-    let facts = Facts::gather(&config);
+    let health = look(&config);
+    show(cli, &health);
+    Ok(health.level as u8)
+}
+
+/// Asks the daemons.
+pub fn look(config: &Config) -> Health {
+    let facts = Facts::gather(config);
     let now_ms = SystemClock.now_ms();
     let mut problems = Vec::new();
     match &facts.mount {
@@ -68,8 +89,7 @@ pub fn health(cli: &Cli) -> Outcome {
         problems.push(problem(Level::Unknown, "nothing-here", message));
     }
     let level = problems.iter().map(|problem| problem.level).max().unwrap_or(Level::Ok);
-    show(cli, level, &problems, &summary(&facts));
-    Ok(level as u8)
+    Health { level, problems, summary: summary(&facts) }
 }
 
 fn problem(level: Level, code: &'static str, message: String) -> Problem {
@@ -158,7 +178,7 @@ fn summary(facts: &Facts) -> String {
     parts.join("; ")
 }
 
-fn show(cli: &Cli, level: Level, problems: &[Problem], summary: &str) {
+fn show(cli: &Cli, Health { level, problems, summary }: &Health) {
     if cli.json {
         let problems: Vec<Value> = problems
             .iter()

@@ -10,8 +10,10 @@ mod failure;
 mod gc;
 mod health;
 mod import;
+mod mail;
 mod metrics;
 mod mount;
+mod notify;
 mod pages;
 mod places;
 mod print;
@@ -68,6 +70,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Serve(args) => serve::serve(&cli, args),
         Command::Status(args) => remote::status(&cli, args.watch),
         Command::Health => health::health(&cli),
+        Command::Notify(args) => notify::notify(&cli, args),
         Command::Metrics(args) => metrics::metrics(&cli, args),
         Command::Jobs(args) => remote::jobs(&cli, args.pattern.clone()),
         Command::Explain(args) => remote::explain(&cli, args),

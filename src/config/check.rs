@@ -13,6 +13,7 @@ use super::{
     CompleteOn, Config, Drone, ResultsHost, Surroundings,
     finding::{ConfigError, Finding, Place, Severity},
     ini::{self, Interpolation},
+    mail::{EMAIL, NOTIFICATION},
     names::{host_name, is_localhost, is_quoted, mend_number, mend_text, shown, special, user_name},
     raw::{self, RawConfig},
     words::{CommandError, split_command},
@@ -120,7 +121,9 @@ pub fn check(mut raw: RawConfig, machine: Option<&str>) -> Examined {
     reader.unknown_hosts(&config);
     reader.section_names();
     let Reader { mut settings, mut findings, .. } = reader;
-    settings.sort_by_key(|s| [SCHEDULER, COMMON, RESULTSFS].iter().position(|name| *name == s.section));
+    settings.sort_by_key(|s| {
+        [SCHEDULER, COMMON, NOTIFICATION, EMAIL, RESULTSFS].iter().position(|name| *name == s.section)
+    });
     findings.sort_by_key(|f| (std::cmp::Reverse(f.severity), order(&raw.files, f)));
     let good = findings.iter().all(|f| f.severity == Severity::Warning);
     config.warnings.clone_from(&findings);
@@ -136,9 +139,9 @@ fn order(files: &[PathBuf], finding: &Finding) -> (usize, u32) {
 
 /// A value that is set.
 #[derive(Clone)]
-struct Found {
-    text: String,
-    place: Place,
+pub struct Found {
+    pub text: String,
+    pub place: Place,
 }
 
 /// Reads keys and keeps what it saw.
@@ -164,7 +167,7 @@ impl Reader<'_> {
         let drone_installation_directory =
             self.path(SCHEDULER, "drone_installation_directory", local.clone());
         let drones = self.drones();
-        let archive_host = self.other_host("archive_host");
+        let archive_host = self.host_doubted(SCHEDULER, "archive_host");
         let max_transfer_processes = self.number(SCHEDULER, "max_transfer_processes", 50, 1..=10_000);
         let test_output_dir = self.optional_path(COMMON, "test_output_dir");
         let autotest_top_path = self.path(COMMON, "autotest_top_path", local);
@@ -188,8 +191,8 @@ impl Reader<'_> {
             spool_dir,
             store_dir: self.path(RESULTSFS, "store_dir", "/var/lib/resultsfs/store".into()),
             serve_socket: self.path(RESULTSFS, "serve_socket", "/run/resultsfs/serve.sock".into()),
-            ssh_command: self.command("ssh_command", "ssh"),
-            remote_command: self.command("remote_command", "resultsfs"),
+            ssh_command: self.command("ssh_command", Some("ssh")),
+            remote_command: self.command("remote_command", Some("resultsfs")),
             complete_on: self.complete_on(),
             settle_seconds: self.own_number("settle_seconds", 10, 0..=86_400),
             lost_hours: self.own_number("lost_hours", 24, 1..=HOURS_MAX),
@@ -204,11 +207,13 @@ impl Reader<'_> {
             retention_days_failed: narrow(self.own_number("retention_days_failed", 0, 0..=DAYS_MAX)),
             prune_grace_days: narrow(self.own_number("prune_grace_days", 7, 0..=DAYS_MAX)),
             local_only: self.local_only(),
+            notify_command: self.command("notify_command", None),
+            mail: self.mail(),
         }
     }
 
     /// `get_value`: a blank value is not set.
-    fn found(&mut self, section: &'static str, key: &str) -> Option<Found> {
+    pub fn found(&mut self, section: &'static str, key: &str) -> Option<Found> {
         let value = match self.raw.get(section, key) {
             Ok(value) => value?,
             Err((place, why)) => {
@@ -244,7 +249,7 @@ impl Reader<'_> {
 
     /// Enters a setting; a wrong one as it is written. A host can be named twice, and its special variables
     /// then come twice.
-    fn note(&mut self, section: &'static str, key: &str, value: Option<String>, found: Option<&Found>) {
+    pub fn note(&mut self, section: &'static str, key: &str, value: Option<String>, found: Option<&Found>) {
         if !self.noted.insert((section, key.to_owned())) {
             return;
         }
@@ -330,12 +335,19 @@ impl Reader<'_> {
         false
     }
 
-    /// A host's name that nobody connects to: a warning is enough.
-    fn other_host(&mut self, key: &str) -> Option<String> {
-        let found = self.found(SCHEDULER, key);
+    /// A host's name by which no results go: a warning is enough.
+    pub fn host_doubted(&mut self, section: &'static str, key: &str) -> Option<String> {
+        let found = self.found(section, key);
         let host = found.clone().filter(|f| self.doubtful_host(key, f)).map(|f| f.text);
-        self.note(SCHEDULER, key, None, found.as_ref());
+        self.note(section, key, None, found.as_ref());
         host
+    }
+
+    /// Any text.
+    pub fn text(&mut self, section: &'static str, key: &str) -> Option<String> {
+        let found = self.found(section, key);
+        self.note(section, key, None, found.as_ref());
+        found.map(|found| found.text)
     }
 
     fn doubtful_host(&mut self, key: &str, found: &Found) -> bool {
@@ -469,9 +481,9 @@ impl Reader<'_> {
         }
     }
 
-    fn command(&mut self, key: &str, default: &str) -> Vec<String> {
+    fn command(&mut self, key: &str, default: Option<&str>) -> Vec<String> {
         let found = self.found(RESULTSFS, key);
-        let mut words = vec![default.to_owned()];
+        let mut words: Vec<String> = default.iter().map(|word| (*word).to_owned()).collect();
         if let Some(found) = &found {
             match split_command(&found.text) {
                 Ok(split) if split[0].contains(' ') && is_quoted(&found.text) => {
@@ -480,7 +492,12 @@ impl Reader<'_> {
                 }
                 Ok(split) if split[0].starts_with('-') => {
                     let message = format!("`{key}` begins with an option");
-                    self.error("bad-command", &found.place, message, format!("write `{default}` before it"));
+                    self.error(
+                        "bad-command",
+                        &found.place,
+                        message,
+                        format!("write `{}` before it", default.unwrap_or("a program")),
+                    );
                 }
                 Ok(split) => words = split,
                 Err(why) => {
@@ -493,7 +510,7 @@ impl Reader<'_> {
                 }
             }
         }
-        let text = found.is_none().then(|| default.to_owned());
+        let text = found.is_none().then(|| default.unwrap_or_default().to_owned());
         self.note(RESULTSFS, key, text, found.as_ref());
         words
     }

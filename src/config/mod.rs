@@ -17,6 +17,7 @@ mod doubts;
 mod explain;
 mod finding;
 mod ini;
+mod mail;
 mod names;
 mod raw;
 mod words;
@@ -35,10 +36,11 @@ use std::{
 pub use check::{Examined, Setting, Source, examine};
 pub use explain::{finding_text, json, settings_text, text};
 pub use finding::{ConfigError, Finding, Place, Severity};
+pub use mail::{Mail, Secret};
 pub use raw::{RawConfig, Surroundings};
 
 /// The sections that resultsfs reads.
-const SECTIONS: [&str; 3] = ["COMMON", "RESULTSFS", "SCHEDULER"];
+const SECTIONS: [&str; 5] = ["COMMON", "EMAIL", "NOTIFICATION", "RESULTSFS", "SCHEDULER"];
 
 /// Where finished layers go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -170,6 +172,10 @@ pub struct Config {
     pub prune_grace_days: u32,
     /// Names at the top of the tree that stay local, beside `drone_tmp`.
     pub local_only: Vec<String>,
+    /// Where `notify` says what needs a person, beside mail: a program and its arguments, or none.
+    pub notify_command: Vec<String>,
+    /// `[NOTIFICATION]` and `[EMAIL]`
+    pub mail: Mail,
 }
 
 /// [`examine`] of bytes at hand: a main file's, its shadow's, and for a machine of this name.

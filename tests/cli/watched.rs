@@ -1,11 +1,17 @@
-//! `health` and `metrics`: what monitoring sees of a host.
+//! `health`, `metrics` and `notify`: what monitoring, and who is in charge, hear of a host.
 
-use std::{fs, os::unix::net::UnixStream, path::Path, time::Duration};
+use std::{
+    fs,
+    os::unix::{fs::PermissionsExt, net::UnixStream},
+    path::Path,
+    process::Command,
+    time::Duration,
+};
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
-    harness::{Lab, Machine, play_task, wait_for},
+    harness::{Lab, Machine, free_port, play_task, wait_for},
     said::Said,
 };
 
@@ -59,4 +65,116 @@ fn a_host_is_well_until_its_daemon_is_gone() {
     wait_for("its end", Duration::from_secs(20), || !Path::new(&format!("/proc/{pid}")).exists());
     run(&results, &["health"]).shows(2, &["CRITICAL - mount: no daemon runs"]);
     run(&results, &["metrics"]).shows(0, &["resultsfs_up{part=\"mount\"} 0\n"]);
+}
+
+/// A command of these lines.
+fn script(path: &Path, lines: &str) {
+    fs::write(path, format!("#!/bin/sh\n{lines}\n")).expect("written");
+    fs::set_permissions(path, PermissionsExt::from_mode(0o755)).expect("may be run");
+}
+
+/// What was told so far, oldest first.
+fn told(dir: &Path) -> Vec<String> {
+    (1..).map_while(|number| fs::read_to_string(dir.join(format!("told.{number}"))).ok()).collect()
+}
+
+/// By mail, through the machine's own `sendmail`, and by a command: when it is news, and until it was told.
+#[test]
+fn the_administrator_is_told_what_is_news() {
+    let mut lab = Lab::bare(Duration::from_secs(120));
+    let dir = lab.path().join("told");
+    fs::create_dir(&dir).expect("a directory");
+    let next = "n=1; while [ -e told.$n ]; do n=$((n + 1)); done";
+    script(
+        &dir.join("sendmail"),
+        &format!("cd {}; {next}; {{ echo \"$*\"; cat; }} > told.$n", dir.display()),
+    );
+    let fails = dir.join("fails");
+    script(
+        &dir.join("command"),
+        &format!(
+            "[ ! -e {} ] && echo $RESULTSFS_LEVEL >> {}/levels && cat > /dev/null",
+            fails.display(),
+            dir.display()
+        ),
+    );
+    let results = lab.machine("results");
+    let path = format!("{}:{}", dir.display(), std::env::var("PATH").expect("a path"));
+    let notify = |words: &[&str]| -> Said {
+        let words = ["notify"].iter().chain(words);
+        results.command(words).env("PATH", &path).output().expect("it runs").into()
+    };
+    notify(&[]).expect(0, &["nobody is told", "grid_admin_email"]);
+    let more = format!(
+        "notify_command: {}\n[NOTIFICATION]\ngrid_admin_email: root, b@example.org\n",
+        dir.join("command").display()
+    );
+    let results = lab.machine_with("results", &more);
+    let notify = |words: &[&str]| -> Said {
+        let words = ["notify"].iter().chain(words);
+        results.command(words).env("PATH", &path).output().expect("it runs").into()
+    };
+    notify(&["--test"]).expect(0, &[]);
+    let mail = &told(&dir)[0];
+    assert!(mail.starts_with("-i -f resultsfs@results -- root@localhost b@example.org\n"), "{mail}");
+    assert!(mail.contains("Subject: resultsfs on results: a test\r\n"), "{mail}");
+
+    lab.start_serve();
+    lab.mount_with(&results, &["--unsupervised"]);
+    notify(&[]).expect(0, &[]);
+    assert_eq!(told(&dir).len(), 1, "all is well");
+    let pid = results.pid();
+    kill_process(Pid::from_raw(pid.cast_signed()).expect("a pid"), Signal::KILL).expect("our own");
+    wait_for("its end", Duration::from_secs(20), || !Path::new(&format!("/proc/{pid}")).exists());
+    fs::write(&fails, "").expect("written");
+    notify(&[]).expect(1, &["notify_command", "notify --test"]);
+    fs::remove_file(&fails).expect("ours");
+    notify(&[]).expect(0, &[]);
+    notify(&[]).expect(0, &[]);
+    let mails = told(&dir);
+    assert_eq!(mails.len(), 3, "by mail twice, since not all were told at first: {mails:?}");
+    assert!(mails[2].contains("CRITICAL: mount-silent") && mails[2].contains("no daemon runs"), "{mails:?}");
+    lab.is_mounted(&results);
+    lab.umount(&results);
+    lab.mount_with(&results, &["--unsupervised"]);
+    notify(&[]).expect(0, &[]);
+    notify(&[]).expect(0, &[]);
+    let mails = told(&dir);
+    assert!(mails.len() == 4 && mails[3].contains("all is well again"), "{mails:?}");
+    assert!(mails[3].contains("no more: [mount-silent]"), "{mails:?}");
+    notify(&["--failed", "some.service"]).expect(0, &[]);
+    assert!(told(&dir)[4].contains("some.service has failed"));
+    let levels = fs::read_to_string(dir.join("levels")).expect("written");
+    assert_eq!(levels, "TEST\nCRITICAL\nOK\nFAILED\n");
+}
+
+/// By a server, where one is set.
+#[test]
+fn mail_goes_through_the_sites_server() {
+    let lab = Lab::bare(Duration::from_secs(60));
+    let port = free_port();
+    let log = fs::File::create(lab.path().join("smtp.log")).expect("a log");
+    let mut server = Command::new("python3")
+        .args(["-Wignore", "-u", "-m", "smtpd", "-n", "-c", "DebuggingServer", &format!("127.0.0.1:{port}")])
+        .stdout(log)
+        .spawn()
+        .expect("it starts");
+    wait_for("the server", Duration::from_secs(20), || {
+        std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
+    });
+    let mail = format!(
+        "[NOTIFICATION]\ngrid_admin_email: admin@example.org\nnotify_email_from: noreply@example.org\n[EMAIL]\nsmtp_server: 127.0.0.1\nsmtp_port: {port}\n"
+    );
+    let results = lab.machine_with("results", &mail);
+    run(&results, &["notify", "--test"]).expect(0, &[]);
+    let said = fs::read_to_string(lab.path().join("smtp.log")).expect("a log");
+    let lines = [
+        "From: noreply@example.org",
+        "To: admin@example.org",
+        "Subject: resultsfs on results: a test",
+        "what needs a person",
+    ];
+    assert!(lines.iter().all(|line| said.contains(line)), "{said}");
+    server.kill().and_then(|()| server.wait()).expect("our own");
+    run(&results, &["notify", "--test"]).expect(1, &["mail: ", "Connection refused"]);
 }
