@@ -64,6 +64,7 @@ check_offload() {
     check "jobs are written through the mount" inside resultsfs generate $tree --jobs 2 --scale 0.05
     check "they are offloaded to the store" inside resultsfs offload --wait --timeout 60
     check "the socket has started the store's daemon" inside systemctl is-active resultsfs-serve.service
+    check "its log has fields" inside sh -c 'journalctl -o cat _SYSTEMD_UNIT=resultsfs-serve.service RESULTSFS_SOCKET=/run/resultsfs/serve.sock PRIORITY=6 | grep -q "^serving socket="'
     check "status says so" inside sh -c 'resultsfs status --json | grep -Eq "\"committed\":[1-9]"'
     check "verify finds nothing" inside resultsfs verify --read-data
     inside sh -c "cd $tree && find . -type f -exec sha256sum {} + | sort" > "$work/before"

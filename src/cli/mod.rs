@@ -10,6 +10,7 @@ mod failure;
 mod gc;
 mod health;
 mod import;
+mod journald;
 mod mail;
 mod metrics;
 mod mount;
@@ -113,7 +114,7 @@ fn helper_of(program: &OsStr) -> Option<&'static str> {
 }
 
 fn start_logging(cli: &Cli) {
-    use tracing_subscriber::{EnvFilter, fmt};
+    use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
     let level = match (cli.quiet, cli.verbose) {
         (true, _) => "error",
         (_, true) => "resultsfs=debug,info",
@@ -123,15 +124,13 @@ fn start_logging(cli: &Cli) {
         },
     };
     let filter = EnvFilter::try_from_env("RESULTSFS_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    if let Some(journald) = journald::Journald::of_stderr() {
+        return tracing_subscriber::registry().with(filter).with(journald).init();
+    }
     let format = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     // A log that can't be written (its disk is full, its pipe closed) must not end the thread that has something to say.
     let format = format.log_internal_errors(false);
-    // systemd puts its own time before each line.
-    if std::env::var_os("JOURNAL_STREAM").is_some() {
-        format.without_time().with_ansi(false).init();
-    } else {
-        format.with_ansi(false).init();
-    }
+    format.with_ansi(false).init();
 }
 
 fn load_config(cli: &Cli) -> Result<Config, Failure> {
