@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use crate::harness::{Lab, Machine, assert_same, picture, run, text};
+use crate::{
+    harness::{Lab, Machine, assert_same, picture, run, text},
+    overlay::put,
+};
 
 /// Finishes what a producer has left in a unit's directory, as autoserv, parser and archiver do.
 fn finish(dir: &Path) {
@@ -66,6 +69,20 @@ fn avocado_writes_its_results_into_the_mount() {
     assert!(fs::read_link(dir.join("latest")).is_ok(), "{:?}", picture(&dir));
     finish(&dir);
     is_the_same_everywhere(&mut lab, &drone, unit);
+}
+
+/// autoserv polls the files that it logs to. Like any file they are ready, and the daemon's log has nothing to say about it.
+#[test]
+fn a_polled_file_is_ready() {
+    let mut lab = Lab::new(Duration::from_secs(60));
+    let drone = lab.machine("drone1");
+    lab.mount(&drone);
+    put(&drone.mount, "7-me/host1/debug/autoserv.DEBUG", "a line\n");
+    let script = "import select, sys\nlog, poll = open(sys.argv[1], 'r+'), select.poll()\npoll.register(log)\nprint(poll.poll(0)[0][1])";
+    let log = drone.mount.join("7-me/host1/debug/autoserv.DEBUG");
+    assert_eq!(run(Command::new("python3").args(["-c", script]).arg(log)), "5\n", "POLLIN and POLLOUT");
+    let log = fs::read_to_string(drone.state.join("daemon.log")).expect("a log");
+    assert!(!log.contains("WARN"), "{log}");
 }
 
 /// Autotest's checkout and a Python 2 for it: it can't be part of this project, and no package has it.
