@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    harness::{Lab, Machine, assert_same, picture, run, text},
+    harness::{Lab, Machine, assert_same, picture, run, text, wait_for},
     overlay::put,
 };
 
@@ -20,19 +20,29 @@ fn finish(dir: &Path) {
 }
 
 /// Offloaded, read elsewhere, freed and read again: the same as the producer has left it.
-fn is_the_same_everywhere(lab: &mut Lab, drone: &Machine, unit: &str) {
-    let expected = picture(&drone.mount.join(unit));
-    assert!(expected.len() > 5, "{expected:#?}");
+fn is_the_same_everywhere(lab: &mut Lab, drone: &Machine, units: &[&str]) -> Machine {
+    let pictures = |machine: &Machine| -> Vec<Vec<String>> {
+        units.iter().map(|unit| picture(&machine.mount.join(unit))).collect()
+    };
+    let expected = pictures(drone);
     drone.offload();
     let reader = lab.machine("drone2");
     lab.mount(&reader);
     reader.catch_up(drone);
-    assert_same("elsewhere", &expected, &picture(&reader.mount.join(unit)));
-    let out = drone.run(["evict", unit]);
-    assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
-    assert_same("freed", &expected, &picture(&drone.mount.join(unit)));
+    let elsewhere = pictures(&reader);
+    for unit in units {
+        let out = drone.run(["evict", unit]);
+        assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+    }
+    let freed = pictures(drone);
+    for (i, expected) in expected.iter().enumerate() {
+        assert!(expected.len() > 5, "{expected:#?}");
+        assert_same("elsewhere", expected, &elsewhere[i]);
+        assert_same("freed", expected, &freed[i]);
+    }
     let out = drone.run(["verify"]);
     assert_eq!(out.status.code(), Some(0), "{}", text(&out.stdout));
+    reader
 }
 
 /// Avocado from the package index, in a directory of its own; nothing without one.
@@ -68,7 +78,7 @@ fn avocado_writes_its_results_into_the_mount() {
     assert!(said.contains("PASS 1 ") && said.contains("FAIL 1 "), "{said}{}", text(&out.stderr));
     assert!(fs::read_link(dir.join("latest")).is_ok(), "{:?}", picture(&dir));
     finish(&dir);
-    is_the_same_everywhere(&mut lab, &drone, unit);
+    is_the_same_everywhere(&mut lab, &drone, &[unit]);
 }
 
 /// autoserv polls the files that it logs to. Like any file they are ready, and the daemon's log has nothing to say about it.
@@ -91,6 +101,13 @@ fn autotest() -> Option<(PathBuf, String)> {
     Some((checkout, std::env::var("AUTOTEST_PYTHON").unwrap_or_else(|_| "python2".to_owned())))
 }
 
+/// A test for Autotest's client, which has none of its own.
+fn sleeptest(autotest: &Path) {
+    let body = "import time\nfrom autotest.client import test\nclass sleeptest(test.test):\n    version = 1\n    def run_once(self, seconds=1):\n        time.sleep(seconds)\n";
+    put(autotest, "client/tests/sleeptest/sleeptest.py", body);
+    put(autotest, "client/tests/sleeptest/control", "job.run_test('sleeptest')\n");
+}
+
 /// Autotest's own client runs a test with its results in the mount, and the scheduler's tool on drones sees them there.
 #[test]
 fn autotests_own_client_writes_its_results_into_the_mount() {
@@ -104,12 +121,8 @@ fn autotests_own_client_writes_its_results_into_the_mount() {
     let unit = "8-me/host1";
     let dir = drone.mount.join(unit);
     fs::create_dir_all(&dir).expect("a directory");
-    let test = checkout.join("client/tests/sleeptest");
-    if !test.exists() {
-        fs::create_dir_all(&test).expect("a directory");
-        let body = "import time\nfrom autotest.client import test\nclass sleeptest(test.test):\n    version = 1\n    def run_once(self, seconds=1):\n        time.sleep(seconds)\n";
-        fs::write(test.join("sleeptest.py"), body).expect("a test");
-        fs::write(test.join("control"), "job.run_test('sleeptest')\n").expect("a control file");
+    if !checkout.join("client/tests/sleeptest").exists() {
+        sleeptest(&checkout);
     }
     let mut client = Command::new(&python);
     client
@@ -122,6 +135,117 @@ fn autotests_own_client_writes_its_results_into_the_mount() {
     let log = fs::read_to_string(log.expect("a status log").path()).expect("read");
     assert!(log.contains("END GOOD\tsleeptest"), "{log}");
     finish(&dir);
-    is_the_same_everywhere(&mut lab, &drone, unit);
+    is_the_same_everywhere(&mut lab, &drone, &[unit]);
     run(Command::new("ls").arg(&dir));
+}
+
+/// Autotest's hosts, with their results in the mounts of a drone and of the results host.
+struct Site {
+    dir: PathBuf,
+    checkout: PathBuf,
+    python: String,
+    drone: Machine,
+    results: Machine,
+}
+
+impl Site {
+    /// Nothing without Autotest. Its database is SQLite, for which Autotest has a backend, and what else it needs is from the package index.
+    fn new(lab: &Lab, results_host: &str) -> Option<Self> {
+        let Some((checkout, python)) = autotest() else {
+            eprintln!(
+                "no AUTOTEST_CHECKOUT (and AUTOTEST_PYTHON) here: Autotest's own scheduler isn't tested"
+            );
+            return None;
+        };
+        let dir = lab.path().join("autotest");
+        let mut pip = Command::new(&python);
+        pip.args(["-m", "pip", "install", "-q", "--disable-pip-version-check", "--target"])
+            .arg(dir.join("packages"));
+        run(pip.args(["aexpect<1.6", "Django==1.5.12", "South==1.0.2"]));
+        let settings = "from autotest.frontend.settings import *\nDATABASES['default']['ENGINE'] = 'autotest.frontend.db.backends.afe_sqlite'\nINSTALLED_APPS = INSTALLED_APPS[:2] + ('django.contrib.auth', 'django.contrib.contenttypes')\n";
+        put(&dir, "packages/site_settings.py", settings);
+        let database = dir.join("autotest.sqlite");
+        let config = format!(
+            "[SCHEDULER]\nresults_host: {results_host}\n[AUTOTEST_WEB]\ndatabase: {}\n",
+            database.display()
+        );
+        put(&dir, "site/shadow_config.ini", &config);
+        sleeptest(&dir.join("site"));
+        let python =
+            run(Command::new(python).args(["-c", "import sys; print(sys.executable)"])).trim().to_owned();
+        Some(Self { dir, checkout, python, drone: lab.machine("drone1"), results: lab.machine("results") })
+    }
+
+    /// The scheduler on the results host does `what`: the phases that it has seen ending.
+    fn schedule(&self, what: &str) -> Vec<String> {
+        let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab");
+        let mut command = Command::new("timeout");
+        command
+            .arg("200")
+            .arg(scripts.join("autotest.sh"))
+            .args([&self.dir, &self.drone.mount, &self.results.mount])
+            .arg("/usr/bin/python")
+            .arg(scripts.join("scheduler.py"))
+            .arg(what);
+        let said = run(command.env("AUTOTEST_CHECKOUT", &self.checkout).env("AUTOTEST_PYTHON", &self.python));
+        said.lines().filter(|line| line.ends_with(" 0 0")).map(str::to_owned).collect()
+    }
+}
+
+/// Autotest's scheduler runs a special task and jobs on a drone over ssh, by its own tool, autoserv, client, parser and archiver, with its
+/// copying off, as the manual has it: what they do to the results works in the mount, and the pidfiles that they write say when to offload what. A job whose
+/// files have been freed is parsed again.
+#[test]
+fn autotests_scheduler_parser_and_archiver_work_in_the_mount() {
+    let mut lab = Lab::new(Duration::from_secs(500));
+    let Some(site) = Site::new(&lab, "localhost") else { return };
+    lab.mount(&site.drone);
+    lab.mount(&site.results);
+    let phases = site.schedule("jobs");
+    let expected = [
+        "hosts/host1/4-verify autoserv",
+        "10-me/host1 archiver",
+        "9-me/host1 autoserv",
+        "9-me/host1 parser",
+        "9-me/host1 archiver",
+    ];
+    assert_eq!(phases, expected.map(|phase| format!("{phase} 0 0")));
+    let job = site.drone.mount.join("9-me/host1");
+    let parsed = || {
+        let log = fs::read_to_string(job.join(".parse.log")).expect("the parser's log");
+        assert!(!log.contains("Traceback"), "{log}");
+        log.matches("testname, status, reason: sleeptest GOOD completed successfully").count()
+    };
+    assert_eq!(parsed(), 1);
+    let units = ["hosts/host1/4-verify", "10-me/host1", "9-me/host1"];
+    let reader = is_the_same_everywhere(&mut lab, &site.drone, &units);
+    assert_eq!(site.schedule("reparse"), ["9-me/host1 parser 0 0"]);
+    assert_eq!(parsed(), 2);
+    site.drone.offload();
+    reader.catch_up(&site.drone);
+    assert_same("parsed again", &picture(&job), &picture(&reader.mount.join("9-me/host1")));
+    assert!(!reader.mount.join("drone_tmp").exists());
+    wait_for("what the scheduler writes on the results host", Duration::from_secs(60), || {
+        ["9-me/queue.log.1", "9-me/host1/4-verify"].iter().all(|name| reader.mount.join(name).exists())
+    });
+}
+
+/// With its copying on, and a results host that isn't one of resultsfs yet: what it copies out of the mount is what is there, as far as the archiver
+/// itself hasn't gone on writing meanwhile.
+#[test]
+fn autotests_archiver_copies_out_of_the_mount() {
+    let mut lab = Lab::new(Duration::from_secs(500));
+    let Some(site) = Site::new(&lab, "dumpster") else { return };
+    lab.mount(&site.drone);
+    assert_eq!(site.schedule("jobs").len(), 5);
+    let units = ["hosts/host1/4-verify", "10-me/host1", "9-me/host1"];
+    for unit in units {
+        let mut diff = Command::new("diff");
+        diff.arg("-r").args(
+            ["autoserv.DEBUG", "autoserv.INFO", ".archiv*", "uncollected_logs"]
+                .map(|name| format!("--exclude={name}")),
+        );
+        assert_eq!(run(diff.args([&site.drone, &site.results].map(|host| host.mount.join(unit)))), "");
+    }
+    is_the_same_everywhere(&mut lab, &site.drone, &units);
 }
