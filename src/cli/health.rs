@@ -118,6 +118,10 @@ fn of_mount(status: &Value, now_ms: u64) -> Vec<Problem> {
         let level = if used >= FULL_CRITICAL_PERCENT { Level::Critical } else { Level::Warning };
         found.push(problem(level, "spool-full", format!("mount: {used} % of the spool's disk are used")));
     }
+    if let Some(why) = status["spool"]["error"].as_str() {
+        let message = format!("mount: the spool's disk can't be written: {why}; jobs get errors");
+        found.push(problem(Level::Critical, "spool-failed", message));
+    }
     if let Some(why) = status["journal_error"].as_str() {
         let message = format!(
             "mount: {why}; nothing is offloaded until the state directory's disk can be written again"

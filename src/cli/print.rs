@@ -60,6 +60,12 @@ pub fn status(json: bool, item: &Value, pace: Option<&str>) {
         bytes(number(&item["spool"], "total_bytes")),
         number(&item["spool"], "used_percent")
     );
+    if let Some(why) = item["spool"]["error"].as_str() {
+        say!("            can't be written: {why}");
+    }
+    if let Some(why) = item["journal_error"].as_str() {
+        say!("journal     {why}");
+    }
     say!(
         "cache       {} of {}",
         bytes(number(&item["cache"], "bytes")),

@@ -111,7 +111,7 @@ impl Reader<'_> {
             return;
         }
         let message = format!(
-            "Autotest copies finished jobs to {value} too; nothing is stored twice, but it takes its time"
+            "Autotest copies finished jobs to {value} too: nothing is stored twice, but it takes its time, and copies into a mount there can hide the last lines of jobs"
         );
         let mend = format!("set `results_host: localhost` here, and `results_host: {value}` in [RESULTSFS]");
         self.findings.push(Finding::warning("autotest-copies-too", Some(place.clone()), message, mend));

@@ -17,6 +17,7 @@ mod giving;
 mod holder;
 mod live;
 mod lives;
+mod probe;
 mod reads;
 mod report;
 mod retire;
@@ -89,6 +90,11 @@ pub enum DaemonError {
     Fs(String),
     #[error("{what} {path}: {source}")]
     Path { what: &'static str, path: PathBuf, source: io::Error },
+    #[error(
+        "a disk is mounted at the spool, {}, so that {}, where files are made before they are renamed into it, is on another one",
+        spool.display(), tmp.display()
+    )]
+    SpoolIsMountPoint { spool: PathBuf, tmp: PathBuf },
     #[error("{what}: {source}")]
     Io { what: &'static str, source: io::Error },
 }
@@ -108,6 +114,10 @@ impl DaemonError {
             Self::Journal(JournalError::Locked { .. }) => {
                 Some("one state directory serves one mount; `resultsfs status` shows which, or set another state_dir".into())
             }
+            Self::SpoolIsMountPoint { spool, .. } => Some(format!(
+                "name a directory on that disk: `mkdir {0}/spool`, and `spool_dir: {0}/spool` in [RESULTSFS]",
+                spool.display()
+            )),
             _ => None,
         }
     }
@@ -129,6 +139,7 @@ pub(crate) struct Host {
     holder: Holder,
     keep: Option<Keep>,
     shown: shown::Shown,
+    spool_trouble: probe::Trouble,
 }
 
 /// Why the daemon ends.
@@ -166,8 +177,19 @@ pub fn notify_systemd() {
 /// their way into it.
 pub fn make_state_dir(config: &Config) -> Result<(), DaemonError> {
     make_dir(&config.state_dir, 0o700)?;
-    make_dir(&config.spool_dir, 0o755)?;
-    make_dir(&tmp_dir(config), 0o700)
+    let (spool, tmp) = (config.spool_dir.clone(), tmp_dir(config));
+    make_dir(&spool, 0o755)?;
+    make_dir(&tmp, 0o700)?;
+    match is_on_one_disk(&spool, &tmp) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(DaemonError::SpoolIsMountPoint { spool, tmp }),
+        Err(source) => Err(DaemonError::Path { what: "can't look at", path: spool, source }),
+    }
+}
+
+fn is_on_one_disk(one: &Path, other: &Path) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    Ok(std::fs::metadata(one)?.dev() == std::fs::metadata(other)?.dev())
 }
 
 fn make_dir(dir: &Path, mode: u32) -> Result<(), DaemonError> {
@@ -188,6 +210,8 @@ async fn serve(options: DaemonOptions, ready: impl FnOnce()) -> Result<(), Daemo
     ];
     watch_session(mounted.clone(), stop.clone());
     tokio::spawn(watch_journal(host.clone()));
+    let watched = host.clone();
+    tokio::spawn(async move { probe::watch(&watched.spool_trouble, tmp_dir(&watched.config)).await });
     watch_signals(stop).map_err(|source| DaemonError::Io { what: "can't watch for signals", source })?;
     info!("{} is mounted", host.mountpoint.display());
     host.holder.say(&Word::Ready);

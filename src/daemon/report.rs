@@ -213,6 +213,7 @@ fn spool(host: &Host) -> Value {
         "free_bytes": free,
         "used_percent": used,
         "high_percent": host.config.spool_high_percent,
+        "error": host.spool_trouble.get(),
     })
 }
 

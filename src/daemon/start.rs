@@ -9,6 +9,7 @@ use super::{
     DaemonError, DaemonOptions, Host, adopt, engine_settings,
     holder::{Holder, Left, Word},
     layout_rules,
+    probe::Trouble,
     shown::Shown,
     source, start_link, tmp_dir,
 };
@@ -98,6 +99,7 @@ pub(super) fn start(
         holder,
         keep,
         shown: Shown::default(),
+        spool_trouble: Trouble::default(),
     };
     Ok((Arc::new(host), mounted, events))
 }

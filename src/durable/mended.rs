@@ -6,7 +6,9 @@ use std::{io, path::Path, time::Duration};
 /// Between two looks.
 const PAUSE: Duration = Duration::from_secs(5);
 /// Bytes that must find room: what a journal or an index grows by.
-const PROBE_BYTES: usize = 1 << 20;
+const ROOM_BYTES: u64 = 1 << 20;
+/// Bytes of these that are written.
+const PROBE_BYTES: usize = 4096;
 
 /// Returns when `failure` has told of a failed write and the file system of `dir` can be written again. The failure is logged once, with what it means
 /// for as long.
@@ -26,11 +28,20 @@ pub async fn mended(dir: &Path, meanwhile: &str, failure: impl Fn() -> Option<St
     }
 }
 
-/// As far as a file without a name tells that is gone afterwards.
-fn can_write(dir: &Path) -> io::Result<()> {
-    use rustix::fs::{Mode, OFlags};
+/// Whether there is room in `dir` for a MiB, and what is written reaches the disk, as far as a file without a name tells that is gone afterwards. A file system that has none is
+/// taken for good.
+pub fn can_write(dir: &Path) -> io::Result<()> {
+    use rustix::fs::{FallocateFlags, Mode, OFlags};
     let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
-    let mut file = fs_err::File::from_parts(rustix::fs::open(dir, flags, Mode::RUSR)?.into(), dir);
-    io::Write::write_all(&mut file, &vec![0; PROBE_BYTES])?;
+    let file = match rustix::fs::open(dir, flags, Mode::RUSR) {
+        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR) => return Ok(()),
+        file => file?,
+    };
+    match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, ROOM_BYTES) {
+        Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => {}
+        Err(e) => return Err(e.into()),
+    }
+    let mut file = fs_err::File::from_parts(file.into(), dir);
+    io::Write::write_all(&mut file, &[0; PROBE_BYTES])?;
     file.sync_all()
 }

@@ -23,7 +23,7 @@ use std::{
     sync::Arc,
 };
 
-pub use mended::mended;
+pub use mended::{can_write, mended};
 pub use real::RealDisk;
 
 /// An open file of a [`Disk`]. All offsets and lengths are bytes.

@@ -220,3 +220,23 @@ fn a_signal_unmounts() {
     assert!(text(&out.stderr).contains("is mounted"), "{}", text(&out.stderr));
     assert!(!is_mounted(&drone));
 }
+
+/// Files are made beside the spool and renamed into it, which must be on one disk.
+#[test]
+fn a_spool_that_is_a_disks_root_is_refused_with_the_mend() {
+    let mut lab = Lab::bare(BOUND);
+    let disk = lab.path().join("disk");
+    fs::create_dir(&disk).expect("a directory");
+    assert!(Command::new("mount").args(["-t", "tmpfs", "none"]).arg(&disk).status().expect("runs").success());
+    lab.has_disk(&disk);
+    let spool = |dir: &Path| format!("results_host: localhost\nspool_dir: {}", dir.display());
+    let drone = lab.machine_with("drone1", &spool(&disk));
+    let below = disk.join("spool");
+    mount(&drone, &[])
+        .expect(1, &["a disk is mounted at the spool", &format!("spool_dir: {}", below.display())]);
+    assert!(!is_mounted(&drone));
+    fs::create_dir(&below).expect("a directory");
+    let drone = lab.machine_with("drone1", &spool(&below));
+    mount(&drone, &[]).expect(0, &[]);
+    umount(&drone, &[]).expect(0, &[]);
+}

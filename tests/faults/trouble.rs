@@ -47,11 +47,11 @@ struct Scene {
 impl Scene {
     fn new(place: Where, what: What) -> Self {
         let mut lab = Lab::bare(Duration::from_secs(200));
-        let spool = lab.path().join("spool");
-        let drone = lab.machine_with("drone1", &format!("spool_dir: {}", spool.display()));
+        let disk = lab.path().join("disk");
+        let drone = lab.machine_with("drone1", &format!("spool_dir: {}", disk.join("spool").display()));
         let reader = lab.machine("drone2");
         let at = match place {
-            Where::Spool => spool,
+            Where::Spool => disk,
             Where::State => drone.state.clone(),
             Where::Cache => reader.state.join("cache"),
             Where::Store => lab.store(),
@@ -173,6 +173,11 @@ fn live_through(place: Where, what: What) {
     match (place, write("amid\n"), scene.kept.job(&tree, 3, 9)) {
         (Where::Spool, _, played) => {
             assert_eq!(played.expect_err("there is no place for it").raw_os_error(), Some(errno(what)));
+            let errno = format!("os error {}", errno(what));
+            wait_for("the daemon to notice", PATIENCE, || {
+                scene.drone.status()["spool"]["error"].as_str().is_some_and(|why| why.contains(&errno))
+            });
+            assert_eq!(scene.drone.run(["health"]).status.code(), Some(2));
         }
         // What runs needs nothing but the spool; what is committed needs the journal to be changed.
         (_, Ok(()), Ok(())) => {}
