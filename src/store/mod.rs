@@ -34,7 +34,7 @@ pub(crate) mod repair;
 mod retire;
 mod room;
 mod roots;
-mod snapshots;
+pub(crate) mod snapshots;
 mod wait;
 mod writer;
 

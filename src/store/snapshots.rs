@@ -192,6 +192,13 @@ impl Log {
         };
         let bytes = durable::read_all(&*file)?;
         let (slots, end) = parse(&bytes);
+        if end < bytes.len() {
+            tracing::warn!(
+                "the record of what runs is damaged or torn; what is behind that comes back as hosts publish it"
+            );
+            // It opens all the same where nothing can be written.
+            let _ = file.set_len(end as u64);
+        }
         Ok((Self { path, file: Some(file), bytes: end as u64 }, slots))
     }
 
@@ -221,6 +228,11 @@ fn entry(change: &SnapshotChange) -> Vec<u8> {
     let encoded = minicbor::to_vec(change).expect("encoding into a Vec can't fail");
     let len = u32::try_from(encoded.len()).expect("a change's parts are bounded");
     [&len.to_le_bytes()[..], &Hash::of(&encoded).0[..16], &encoded].concat()
+}
+
+/// Whether all that a file has can be read.
+pub(crate) fn is_whole(bytes: &[u8]) -> bool {
+    parse(bytes).1 == bytes.len()
 }
 
 /// The slots, and where what follows makes no sense: what wasn't synced may be torn.

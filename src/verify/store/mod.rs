@@ -38,7 +38,7 @@ use crate::{
         index::{Index, Key, Location},
         layout::{Header, Layout},
         losses::{self, Lost},
-        reads,
+        reads, snapshots,
     },
 };
 
@@ -228,6 +228,9 @@ impl<'a> Check<'a> {
         }
         self.check_contents()?;
         self.check_reads()?;
+        if open.is_none() {
+            self.check_snapshots()?;
+        }
         self.check_losses()?;
         self.verified.end();
         self.note_quarantine()
@@ -396,6 +399,19 @@ impl<'a> Check<'a> {
             let message = "the record of what was read is damaged".to_owned();
             let repair = "nothing: it begins anew when the store is opened, and until then as many days have passed `prune --unread-for` takes nothing";
             self.find("reads-damaged", Severity::Warning, message, repair);
+        }
+        Ok(())
+    }
+
+    /// In an open store it is written to, and only read when the next one opens it.
+    fn check_snapshots(&mut self) -> Result<(), StoreError> {
+        let Some(file) = durable::there(self.disk.open_read(&self.layout.snapshots()))? else {
+            return Ok(());
+        };
+        if !snapshots::is_whole(&durable::read_all(&*file)?) {
+            let message = "the record of what still runs is damaged, or torn by a power cut".to_owned();
+            let repair = "nothing: it is cut there when the store is opened, and what is gone shows again as hosts publish it";
+            self.find("snapshots-damaged", Severity::Warning, message, repair);
         }
         Ok(())
     }

@@ -45,7 +45,8 @@ fn all_files(disk: &SimDisk) -> Vec<PathBuf> {
         let names = disk.list(&dir.join(sub)).unwrap_or_default();
         names.into_iter().map(|name| dir.join(sub).join(name)).collect::<Vec<_>>()
     };
-    let single = ["store", "store.copy", "catalog", "catalog.copy", "head", "index.redb", "reads"];
+    let single =
+        ["store", "store.copy", "catalog", "catalog.copy", "head", "index.redb", "reads", "snapshots"];
     single.iter().map(|name| dir.join(name)).chain(of("packs")).chain(of("index")).collect()
 }
 
@@ -212,8 +213,10 @@ fn check_resent(disk: &SimDisk, lost: &BTreeSet<String>, what: &str) {
 #[test]
 fn the_damage_matrix() {
     let disk = sample();
+    let running = (5..9).map(|n| NewCommit { generation: Generation(n), ..Layer::small(1).commit() });
+    running.for_each(|layer| drop(opened(&disk).publish(layer).expect("is shown")));
     let files = all_files(&disk);
-    assert!(files.len() > 14, "{files:?}");
+    assert!(files.len() > 15, "{files:?}");
     let (mut cases, mut losing) = (0, 0);
     for path in &files {
         let name = path.strip_prefix(DIR).expect("is below").display().to_string();
@@ -224,7 +227,7 @@ fn the_damage_matrix() {
             let damaged_bytes = bytes_of(&bad, path);
             let before = check(&bad, &ALL);
             // Of what may be deleted, an end that was never answered is no finding.
-            let is_derived = name.starts_with("index") || name == "reads";
+            let is_derived = name.starts_with("index") || name == "reads" || name == "snapshots";
             assert!(
                 !before.is_clean() || !before.notes.is_empty() || is_derived,
                 "{what} isn't found: {before:?}"
