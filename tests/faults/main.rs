@@ -6,6 +6,7 @@
 //! should be is docs/faults.md.
 
 mod clocks;
+mod deaths;
 mod disk;
 #[path = "../common/lab.rs"]
 mod harness;
@@ -13,5 +14,6 @@ mod network;
 mod power;
 mod random;
 mod replaced;
+mod states;
 mod trouble;
 mod witness;

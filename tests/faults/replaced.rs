@@ -19,11 +19,11 @@ fn state(machine: &Machine, job: u32) -> String {
     found.and_then(|row| Some(row["state"].as_str()?.to_owned())).unwrap_or_default()
 }
 
-fn store_of(machine: &Machine) -> Value {
+pub fn store_of(machine: &Machine) -> Value {
     machine.status()["connection"]["store"].clone()
 }
 
-fn follow_another(machines: &[&Machine], old: &Value) {
+pub fn follow_another(machines: &[&Machine], old: &Value) {
     for machine in machines {
         wait_for("another store to be followed", PATIENCE, || store_of(machine) != *old);
     }
@@ -64,7 +64,7 @@ fn close(lab: &mut Lab) {
 }
 
 /// Another store, or none, stands where the store was. Sessions come all the while, and may find the one or the other.
-fn exchange(lab: &mut Lab, away: &Path, other: Option<&Path>) {
+pub fn exchange(lab: &mut Lab, away: &Path, other: Option<&Path>) {
     close(lab);
     fs::rename(lab.store(), away).expect("moved away");
     close(lab);
