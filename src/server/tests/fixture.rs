@@ -218,6 +218,16 @@ impl Log {
         Self { lines, _guard: tracing::subscriber::set_default(subscriber) }
     }
 
+    /// Since the last call it says `why` once, and nothing else above its usual life.
+    #[track_caller]
+    pub fn tells_once(&self, what: &str, why: &str) {
+        let lines = self.take();
+        let of_it = lines.iter().filter(|line| line.contains(why)).count();
+        assert_eq!(of_it, 1, "{what}: `{why}` in {lines:#?}");
+        let warnings = lines.iter().filter(|line| line.contains("WARN") || line.contains("ERROR")).count();
+        assert_eq!(warnings, 1, "{what}: {lines:#?}");
+    }
+
     /// The lines since the last call.
     pub fn take(&self) -> Vec<String> {
         let bytes = std::mem::take(&mut *self.lines.lock().expect("no test panics with the lock"));

@@ -19,7 +19,7 @@ use crate::{
 
 #[tokio::test]
 async fn hostile_frames_are_refused() {
-    let store = MemStore::new();
+    let (store, log) = (MemStore::new(), Log::capture());
     let header = |bytes: u32, kind: u8| [&bytes.to_le_bytes()[..], &[kind]].concat();
     let good = block(ObjectKind::Chunk, b"x");
     let mut damaged = good.clone();
@@ -57,6 +57,7 @@ async fn hostile_frames_are_refused() {
         raw.send(&bytes).await;
         let (got, why) = raw.refused().await;
         assert_eq!(got, code, "{what}: {why}");
+        log.tells_once(what, &why);
     }
 }
 

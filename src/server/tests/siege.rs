@@ -79,11 +79,7 @@ impl Siege {
 
     /// The log says `why` once, and nothing else above its usual life.
     fn logged_once(&self, what: &str, why: &str) {
-        let lines = self.log.take();
-        let of_it: Vec<_> = lines.iter().filter(|line| line.contains(why)).collect();
-        assert_eq!(of_it.len(), 1, "{what}: `{why}` in {lines:#?}");
-        let warnings = lines.iter().filter(|line| line.contains("WARN") || line.contains("ERROR")).count();
-        assert_eq!(warnings, 1, "{what}: {lines:#?}");
+        self.log.tells_once(what, why);
     }
 
     /// Something for which the session ends.
