@@ -30,7 +30,7 @@ use super::{
 use crate::{
     chunk::{
         ObjectKind,
-        block::{HEADER_BYTES, Header, parse_table},
+        block::{HEADER_BYTES, Header, parse_table, verify_stored},
     },
     ids::Hash,
 };
@@ -195,6 +195,25 @@ fn files_by_age(dir: &Path) -> io::Result<Vec<(SystemTime, PathBuf)>> {
     }
     files.sort();
     Ok(files)
+}
+
+/// The block files in `dir`, as many as a cache would take for some.
+pub fn block_files(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let files = files_by_age(dir)?.into_iter().map(|(_, path)| path);
+    Ok(files.filter(|path| parse_name(path).is_some()).collect())
+}
+
+/// Reads a block file: its bytes, or why it isn't what it is called.
+pub fn check_file(path: &Path) -> io::Result<Result<u64, String>> {
+    let encoded = fs_err::read(path)?;
+    let is_named = parse_name(path).is_some_and(|name| name == BlockName::of(&encoded));
+    let is_all = || Header::parse(&encoded).is_ok_and(|header| header.block_bytes() == encoded.len());
+    Ok(match verify_stored(&encoded) {
+        Ok(_) if !is_all() => Err("something is behind the block".to_owned()),
+        Ok(_) if is_named => Ok(encoded.len() as u64),
+        Ok(_) => Err("it is another block than its name says".to_owned()),
+        Err(error) => Err(error.to_string()),
+    })
 }
 
 fn parse_name(path: &Path) -> Option<BlockName> {

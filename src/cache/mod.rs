@@ -31,7 +31,6 @@ use std::{
 
 use tracing::warn;
 
-pub use self::object::Object;
 use self::{
     disk::Disk,
     flight::{Flights, Turns},
@@ -40,6 +39,10 @@ use self::{
     read::ReadAhead,
     recipe::{Layout, Placed},
     shelf::{BlockName, ObjectKey, Shelf},
+};
+pub use self::{
+    disk::{block_files, check_file},
+    object::Object,
 };
 use crate::{chunk::ObjectKind, ids::Hash};
 

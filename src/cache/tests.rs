@@ -7,7 +7,10 @@ use std::{
     time::{Duration, Instant, UNIX_EPOCH},
 };
 
-use super::*;
+use super::{
+    disk::{block_files, check_file},
+    *,
+};
 use crate::chunk::{ChunkParams, ChunkRef, Recipe, block::BlockBuilder};
 
 const MIB: u64 = 1 << 20;
@@ -279,6 +282,36 @@ fn a_damaged_file_is_fetched_again() {
     f.reopen(64 * MIB);
     assert_eq!(read(&f.cache, &files[2], 0, 1 << 20).as_ref(), Ok(&files[2]));
     assert_eq!(f.store.fetches(), 2, "the good copy was kept");
+}
+
+/// Whatever becomes of a block's file is found by reading it.
+#[test]
+fn damage_to_block_files_is_found() {
+    let f = Fixture::new(64 * MIB);
+    for number in 0..2 {
+        let file = noise(9_000, number);
+        f.store.add_chunks(std::slice::from_ref(&file));
+        read(&f.cache, &file, 0, 10).expect("reads");
+    }
+    let [one, other] = &f.files()[..] else { panic!("two block files") };
+    let good = std::fs::read(one).expect("reads");
+    let check = |bytes: &[u8]| {
+        std::fs::write(one, bytes).expect("writes");
+        check_file(one).expect("it is there")
+    };
+    assert_eq!(check(&good), Ok(good.len() as u64));
+    let flipped = (0..good.len()).step_by(97).map(|at| {
+        let mut bytes = good.clone();
+        bytes[at] ^= 1 << (at % 8);
+        bytes
+    });
+    let cut = (0..good.len()).step_by(997).map(|len| good[..len].to_vec());
+    let grown = [&good[..], b"more"].concat();
+    let swapped = std::fs::read(other).expect("reads");
+    for (number, bytes) in flipped.chain(cut).chain([grown, swapped, vec![0; good.len()]]).enumerate() {
+        assert!(check(&bytes).is_err(), "{number}");
+    }
+    assert_eq!(block_files(&f.cache_dir()).expect("lists").len(), 2);
 }
 
 #[test]

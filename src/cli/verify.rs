@@ -133,9 +133,11 @@ fn check_alone(cli: &Cli, args: &VerifyArgs, config: &Config) -> Outcome {
     };
     let bytes_per_s = u64::from(args.throttle.unwrap_or(0)) << 20;
     let options = VerifyOptions { read_data: args.read_data, bytes_per_s, ..VerifyOptions::default() };
-    let report = verify::local::check(&journal, &spool, &activity, &paths, &options, &progress);
+    found.merge(verify::local::check(&journal, &spool, &activity, &paths, &options, &progress));
+    if args.read_data && paths.is_empty() {
+        found.merge(verify::local::check_cache(&config.cache_dir(), args.repair, &options, &progress));
+    }
     bar.clear();
-    found.merge(report);
     Ok(show_report(cli, &found, "local"))
 }
 
@@ -162,10 +164,13 @@ fn check_store(cli: &Cli, args: &VerifyArgs, config: &Config) -> Outcome {
     let request =
         if args.repair { Request::RepairStore { check, level } } else { Request::VerifyStore(check) };
     let socket = config.store_dir.join(server::CONTROL_SOCKET);
-    let began = Instant::now();
+    let (began, mut tries) = (Instant::now(), 0);
     loop {
+        tries += 1;
         match ask(cli, &socket, &request) {
             Err(ControlError::NotRunning { .. }) => {}
+            // A `serve --stdio` ends with its sessions, whoever asks it something. What is found is told at the end only.
+            Err(ControlError::Broken { .. }) if tries < TRIES => continue,
             Err(e) => return Err(Failure::from_control(e).exit(COULD_NOT)),
             Ok(code) => return Ok(code),
         }
@@ -206,6 +211,8 @@ fn by_its_files(cli: &Cli, config: &Config, check: StoreCheck, repair: bool) -> 
     report
 }
 
+/// How often whoever has the store open may end before he has answered.
+const TRIES: u32 = 5;
 /// How long somebody else may take to open or close the store.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
 const LOCK_PAUSE: Duration = Duration::from_millis(20);

@@ -219,6 +219,11 @@ impl Config {
         self.state_dir.join("control.sock")
     }
 
+    /// Where remote blocks are kept.
+    pub fn cache_dir(&self) -> PathBuf {
+        self.state_dir.join("cache")
+    }
+
     /// Bound on uploads in bytes a second, if there is one.
     pub fn bandwidth_bytes_per_s(&self) -> Option<u64> {
         (self.bandwidth_mib_per_s > 0).then_some(self.bandwidth_mib_per_s << 20)

@@ -432,7 +432,13 @@ impl Commands {
         let mut checked = tokio::task::spawn_blocking(move || {
             // An error says that the command has ended, since its caller is gone.
             let tell = |progress| told.send(Some(progress)).is_ok();
-            verify::local::check(&host.journal, &host.spool, &host.activity, &paths, &options, &tell)
+            let mut report =
+                verify::local::check(&host.journal, &host.spool, &host.activity, &paths, &options, &tell);
+            if options.read_data && paths.is_empty() {
+                let cache = host.config.cache_dir();
+                report.merge(verify::local::check_cache(&cache, repair, &options, &tell));
+            }
+            report
         });
         let mut report = loop {
             match timeout(TICK, &mut checked).await {

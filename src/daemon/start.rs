@@ -105,7 +105,7 @@ pub(super) fn start(
 }
 
 fn open_cache(config: &Config) -> Result<Arc<Cache>, DaemonError> {
-    let path = config.state_dir.join("cache");
+    let path = config.cache_dir();
     Cache::open(&path, config.cache_max_mib << 20).map_err(|source| DaemonError::Path {
         what: "can't open the cache",
         path,

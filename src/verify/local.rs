@@ -1,4 +1,4 @@
-//! Checks this host: what the journal says of each unit against what is in the spool.
+//! Checks this host: what the journal says of each unit against what is in the spool; and the blocks of its cache.
 //!
 //! A unit that somebody is writing to is what it is; only units that are committed or evicted make promises that the spool can break. It runs
 //! beside the daemon, on its journal, or alone on one that no daemon has open.
@@ -14,6 +14,7 @@ use fs_err as fs;
 
 use super::{CANCELLED, Finding, Meter, OnProgress, Pace, Paced, Report, Severity, VerifyOptions};
 use crate::{
+    cache, durable,
     fs::{conflict::conflicts_in, union::Layer},
     ids::{RelPath, Scope, UnitId},
     journal::{Damage, Journal, LayerHead, State, UnitRecord},
@@ -45,6 +46,47 @@ pub fn check(
         meter.advance(1);
     }
     check.report
+}
+
+/// Reads the blocks of a host's cache in `dir`. One that isn't what it was is dropped if `repair` says so, and fetched again when it is needed.
+pub fn check_cache(dir: &Path, repair: bool, options: &VerifyOptions, progress: OnProgress<'_>) -> Report {
+    let mut report = Report::default();
+    let files = match durable::there(cache::block_files(dir)) {
+        Ok(files) => files.unwrap_or_default(),
+        Err(error) => return Report::not_run(error.to_string()),
+    };
+    let (pace, meter) =
+        (Pace::new(options.bytes_per_s), Meter::new(progress, "cached blocks", files.len() as u64));
+    for file in files {
+        if meter.is_alone() {
+            return Report::not_run(CANCELLED);
+        }
+        // One that was evicted meanwhile is none.
+        match durable::there(cache::check_file(&file)) {
+            Ok(None) => {}
+            Ok(Some(Ok(bytes))) => {
+                report.counts.bytes_read += bytes;
+                pace.keep(bytes);
+            }
+            Ok(Some(Err(why))) => spoiled(&mut report, &file, &why, repair),
+            Err(error) => spoiled(&mut report, &file, &error.to_string(), repair),
+        }
+        meter.advance(1);
+    }
+    report
+}
+
+fn spoiled(report: &mut Report, file: &Path, why: &str, repair: bool) {
+    let message = format!("{}: {why}", file.display());
+    let is_repaired = repair && fs::remove_file(file).is_ok();
+    let how = match is_repaired {
+        true => "it is dropped; what was in it is fetched again when it is needed",
+        false => {
+            "nothing: it is found out when it is opened, dropped, and fetched again; or `resultsfs verify --local --read-data --repair` drops it"
+        }
+    };
+    report.repaired += u64::from(is_repaired);
+    report.find(Finding { is_repaired, ..Finding::new("cache-damaged", Severity::Warning, message, how) });
 }
 
 /// A database of the state directory that can't be relied on; `kept` says where it was put, if it was.

@@ -281,3 +281,32 @@ fn a_check_that_is_cancelled_goes_on_later() {
     cancel();
     goes_on();
 }
+
+/// What the cache's disk has spoiled costs a fetch, and nobody reads it.
+#[test]
+fn what_the_caches_disk_has_spoiled_is_dropped() {
+    let mut lab = Lab::new(Duration::from_secs(120));
+    let (a, b) = (lab.machine("drone1"), lab.machine("drone2"));
+    lab.mount(&a);
+    lab.mount(&b);
+    job(&a, 1);
+    a.offload();
+    b.catch_up(&a);
+    assert!(is_whole(&b, 1));
+    let check = ["verify", "--local", "--read-data"];
+    let repair = ["verify", "--local", "--read-data", "--repair"];
+    assert!(bytes_read(&rows(&b, &check, 0)) > 3_000_000);
+    let blocks = || fs::read_dir(b.state.join("cache")).expect("a cache").flatten();
+    let all = blocks().count();
+    blocks().for_each(|block| spoil(&block.path()));
+    let damaged = |rows: &[Value]| rows.iter().filter(|row| row["code"] == "cache-damaged").count();
+    assert_eq!(damaged(&rows(&b, &check, 4)), all);
+    assert_eq!(rows(&b, &["verify", "--local"], 0).len(), 1, "it isn't read");
+    assert_eq!(damaged(&rows(&b, &repair, 1)), all);
+    assert_eq!(blocks().count(), 0);
+    // What was read just now is in memory, too.
+    lab.umount(&b);
+    lab.mount(&b);
+    assert!(is_whole(&b, 1));
+    assert!(bytes_read(&rows(&b, &check, 0)) > 3_000_000, "it is there again");
+}
