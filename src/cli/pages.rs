@@ -113,13 +113,7 @@ fn without_hidden(top: Command) -> Command {
 }
 
 fn first_page(top: &Command) -> io::Result<Vec<u8>> {
-    let man = man_of(without_hidden(top.clone()), "resultsfs");
-    let mut page = Vec::new();
-    man.render_title(&mut page)?;
-    man.render_name_section(&mut page)?;
-    man.render_synopsis_section(&mut page)?;
-    man.render_description_section(&mut page)?;
-    man.render_options_section(&mut page)?;
+    let mut page = from_words(without_hidden(top.clone()), "resultsfs")?;
     let mut roff = Roff::new();
     roff.control("SH", ["COMMANDS"]);
     for command in shown(top) {
@@ -143,13 +137,7 @@ fn page(top: &Command, command: &Command) -> io::Result<Vec<u8>> {
     let bin_name = format!("resultsfs {}", command.get_name());
     let everywhere = top.get_arguments().filter(|argument| argument.is_global_set()).cloned();
     let command = command.clone().args(everywhere);
-    let man = man_of(command.clone().display_name(name.clone()).bin_name(bin_name), &name);
-    let mut page = Vec::new();
-    man.render_title(&mut page)?;
-    man.render_name_section(&mut page)?;
-    man.render_synopsis_section(&mut page)?;
-    man.render_description_section(&mut page)?;
-    man.render_options_section(&mut page)?;
+    let mut page = from_words(command.clone().display_name(name.clone()).bin_name(bin_name), &name)?;
     let mut roff = Roff::new();
     if command.get_name() == "verify" {
         section(&mut roff, FSCK.0, FSCK.1);
@@ -160,10 +148,23 @@ fn page(top: &Command, command: &Command) -> io::Result<Vec<u8>> {
     Ok(page)
 }
 
-fn man_of(command: Command, title: &str) -> Man {
+/// What the command line's own words tell.
+fn from_words(command: Command, title: &str) -> io::Result<Vec<u8>> {
     let version = format!("resultsfs {}", env!("CARGO_PKG_VERSION"));
     // No date: the same program gives the same pages.
-    Man::new(command).title(title.to_uppercase()).section("8").date("").source(version).manual("resultsfs")
+    let man = Man::new(command)
+        .title(title.to_uppercase())
+        .section("8")
+        .date("")
+        .source(version)
+        .manual("resultsfs");
+    let mut page = Vec::new();
+    man.render_title(&mut page)?;
+    man.render_name_section(&mut page)?;
+    man.render_synopsis_section(&mut page)?;
+    man.render_description_section(&mut page)?;
+    man.render_options_section(&mut page)?;
+    Ok(page)
 }
 
 fn section(roff: &mut Roff, title: &str, terms: &[(&str, &str)]) {

@@ -7,15 +7,13 @@ use proptest::prelude::*;
 use super::{
     bounds::Bounds,
     counters::Counters,
-    seal::{self, Subject},
-    testing::{MemoryStore, Spool, path},
+    testing::{MemoryStore, Spool, layer, path},
     upload::{Layer, Uploader},
 };
 use crate::{
     chunk::ChunkParams,
-    ids::{Generation, Hash, Incarnation, Seq, UnitId},
-    manifest::{Body, Manifest},
-    offload::OwnerNames,
+    ids::{Generation, UnitId},
+    manifest::Body,
 };
 
 /// Lengths on both sides of what the pipeline decides by.
@@ -64,39 +62,6 @@ fn write(spool: &Spool, unit: &UnitId, files: &BTreeMap<String, Content>) -> BTr
         written.insert(name.clone(), bytes);
     }
     written
-}
-
-fn describe(spool: &Spool, unit: &UnitId, generation: Generation, previous: Option<&Manifest>) -> Manifest {
-    let subject = Subject {
-        tree: &spool.tree,
-        unit,
-        generation,
-        previous,
-        partial: false,
-        notes: &BTreeMap::new(),
-        committed_as: &|_| Seq(1),
-        names: &OwnerNames::default(),
-        live: None,
-        unread: None,
-        breathe: &|| {},
-    };
-    seal::describe(&subject).expect("describes").manifest
-}
-
-fn layer(spool: &Spool, unit: &UnitId, generation: Generation, previous: Option<&Layer>) -> Layer {
-    let manifest = describe(spool, unit, generation, previous.map(|layer| &*layer.manifest));
-    let hash = Hash::of(&manifest.encode());
-    let (unit, manifest) = (unit.clone(), Arc::new(manifest));
-    Layer {
-        unit,
-        incarnation: Incarnation::FIRST,
-        generation,
-        manifest,
-        hash,
-        lost: false,
-        partial: false,
-        held: None,
-    }
 }
 
 fn check(store: &MemoryStore, layer: &Layer, written: &BTreeMap<String, Vec<u8>>) {

@@ -12,11 +12,12 @@ use super::{
     seal::{self, Subject},
     tree::SpoolTree,
     uplink::{Answer, Uplink, UplinkError},
+    upload::Layer,
 };
 use crate::{
     catalog::{Commit, Head, Record, RecordBody},
     chunk::{ObjectKind, Recipe, Stretch, block::Block, hashes_in},
-    ids::{Generation, Hash, HostUuid, RelPath, Seq, StoreUuid, UnitId},
+    ids::{Generation, Hash, HostUuid, Incarnation, RelPath, Seq, StoreUuid, UnitId},
     manifest::Manifest,
     spool,
     wire::{CommitRequest, PublishRequest},
@@ -61,20 +62,44 @@ impl Spool {
 
 /// The manifest of a unit's first generation.
 pub fn describe(spool: &Spool, unit: &UnitId) -> Manifest {
+    describe_next(spool, unit, Generation::FIRST, None)
+}
+
+fn describe_next(
+    spool: &Spool,
+    unit: &UnitId,
+    generation: Generation,
+    previous: Option<&Manifest>,
+) -> Manifest {
     let subject = Subject {
         tree: &spool.tree,
         unit,
-        generation: Generation::FIRST,
-        previous: None,
+        generation,
+        previous,
         partial: false,
         notes: &BTreeMap::new(),
-        committed_as: &|_| Seq(0),
+        committed_as: &|_| Seq(1),
         names: &OwnerNames::default(),
         live: None,
         unread: None,
         breathe: &|| {},
     };
     seal::describe(&subject).expect("describes").manifest
+}
+
+/// What is in the spool of a unit, to be committed.
+pub fn layer(spool: &Spool, unit: &UnitId, generation: Generation, previous: Option<&Layer>) -> Layer {
+    let manifest = describe_next(spool, unit, generation, previous.map(|layer| &*layer.manifest));
+    Layer {
+        unit: unit.clone(),
+        incarnation: Incarnation::FIRST,
+        generation,
+        hash: Hash::of(&manifest.encode()),
+        manifest: Arc::new(manifest),
+        lost: false,
+        partial: false,
+        held: None,
+    }
 }
 
 /// A store in memory that checks what a real one checks.

@@ -553,7 +553,7 @@ fn fill(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::offload::testing::{MemoryStore, Spool, describe, path};
+    use crate::offload::testing::{self, MemoryStore, Spool, path};
 
     struct Bench {
         spool: Spool,
@@ -576,20 +576,7 @@ mod tests {
         }
 
         fn layer(&self, root: &str) -> Layer {
-            let unit = UnitId::tree(path(root));
-            let manifest = describe(&self.spool, &unit);
-            let hash = Hash::of(&manifest.encode());
-            let (generation, manifest) = (Generation::FIRST, Arc::new(manifest));
-            Layer {
-                unit,
-                incarnation: Incarnation::FIRST,
-                generation,
-                manifest,
-                hash,
-                lost: false,
-                partial: false,
-                held: None,
-            }
+            testing::layer(&self.spool, &UnitId::tree(path(root)), Generation::FIRST, None)
         }
     }
 

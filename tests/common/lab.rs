@@ -178,6 +178,18 @@ impl Lab {
         }
     }
 
+    /// `kill -9` of everybody who has the store open, and of who comes meanwhile.
+    pub fn close_store(&mut self) {
+        self.kill_serve();
+        let path = self.path().display().to_string();
+        wait_for("everybody to have left the store", Duration::from_secs(60), || {
+            let left = processes_with(&[&path, "serve", "--stdio"]);
+            left.iter()
+                .for_each(|pid| _ = rustix::process::kill_process(*pid, rustix::process::Signal::KILL));
+            left.is_empty()
+        });
+    }
+
     /// The store's daemon.
     pub fn serve_pid(&self) -> rustix::process::Pid {
         rustix::process::Pid::from_child(self.serve.as_ref().expect("it runs"))
@@ -413,6 +425,13 @@ pub fn wait_for(what: &str, bound: Duration, mut happened: impl FnMut() -> bool)
         assert!(Instant::now() < end, "waited {bound:?} in vain for {what}");
         thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// Bytes that don't compress and differ by name.
+pub fn noise(name: &str, bytes: usize) -> Vec<u8> {
+    let mut out = vec![0; bytes];
+    blake3::Hasher::new().update(name.as_bytes()).finalize_xof().fill(&mut out);
+    out
 }
 
 pub fn text(bytes: &[u8]) -> String {

@@ -18,8 +18,8 @@ use std::{
 };
 
 use crate::{
-    harness::{Lab, Machine, run, text, wait_for},
-    witness::{Witness, noise, unit_of},
+    harness::{Lab, Machine, noise, run, text, wait_for},
+    witness::{Witness, unit_of},
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -121,11 +121,7 @@ fn store_loses_power(kind: Kind, seed: u64) {
         thread::sleep(Duration::from_millis(random.below(700)));
         let told = committed(&drone, 1..next);
         disk.cut_power();
-        lab.kill_serve();
-        // `serve --stdio` of a session that came meanwhile.
-        for pid in processes_with(&[lab.path().to_str().expect("a name in ASCII"), "serve", "--stdio"]) {
-            let _ = kill_process(pid, Signal::KILL);
-        }
+        lab.close_store();
         disk.umount();
         disk.mount();
         lab.start_serve();

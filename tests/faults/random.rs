@@ -10,8 +10,8 @@ use std::{
 use rustix::process::{Signal, kill_process};
 
 use crate::{
-    harness::{Lab, Machine, Random, processes_with, text, wait_for},
-    witness::{Witness, noise, rounds, unit_of},
+    harness::{Lab, Machine, Random, noise, processes_with, text, wait_for},
+    witness::{Witness, rounds, unit_of},
 };
 
 const PATIENCE: Duration = Duration::from_secs(120);

@@ -2,11 +2,10 @@
 
 use std::{fs, path::Path, process::Command, time::Duration};
 
-use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 
 use crate::{
-    harness::{Lab, Machine, processes_with, run, text, wait_for},
+    harness::{Lab, Machine, run, text, wait_for},
     witness::{Witness, unit_of},
 };
 
@@ -52,22 +51,11 @@ fn is_told_as_lost(drone: &Machine, job: u32, freed: &Witness) {
     assert!(text(&verified.stdout).contains("commit-lost"), "{}", text(&verified.stdout));
 }
 
-/// Nobody has the store open any more: not the daemon, and no session that has opened it for itself meanwhile.
-fn close(lab: &mut Lab) {
-    lab.kill_serve();
-    let path = lab.path().display().to_string();
-    wait_for("everybody to be gone", PATIENCE, || {
-        let left = processes_with(&[&path, "serve", "--stdio"]);
-        left.iter().for_each(|pid| _ = kill_process(*pid, Signal::KILL));
-        left.is_empty()
-    });
-}
-
 /// Another store, or none, stands where the store was. Sessions come all the while, and may find the one or the other.
 pub fn exchange(lab: &mut Lab, away: &Path, other: Option<&Path>) {
-    close(lab);
+    lab.close_store();
     fs::rename(lab.store(), away).expect("moved away");
-    close(lab);
+    lab.close_store();
     if let Some(other) = other {
         copy(other, &lab.store());
     }
@@ -157,9 +145,9 @@ fn a_store_of_yesterday_gets_todays_again() {
     evict(&drone, 1);
     (1..=2).for_each(|job| held.promise_job(job, 2));
     let (yesterday, original) = (lab.path().join("yesterday"), lab.path().join("original"));
-    close(&mut lab);
+    lab.close_store();
     fs::rename(lab.store(), &original).expect("moved away");
-    close(&mut lab);
+    lab.close_store();
     copy(&original, &yesterday);
     copy(&original, &lab.store());
     lab.start_serve();

@@ -17,9 +17,9 @@ use serde_json::Value;
 
 use crate::{
     deaths::{DEATHS, Death, PATIENCE, Scene, Still, daemon, kill},
-    harness::{assert_same, picture, processes_with, text, wait_for},
+    harness::{assert_same, noise, picture, processes_with, text, wait_for},
     replaced::{exchange, follow_another, store_of},
-    witness::{Witness, noise},
+    witness::Witness,
 };
 
 /// One state, and what becomes of a unit that somebody died beside while it was in it.

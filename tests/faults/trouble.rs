@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
     disk::{Disk, Kind},
-    harness::{Lab, Machine, processes_with, run, text, wait_for},
+    harness::{Lab, Machine, run, text, wait_for},
     witness::{Witness, unit_of},
 };
 
@@ -113,11 +113,7 @@ impl Scene {
             What::ReadOnly => self.disk.remount("rw"),
             // A file system that has shut itself down comes back with its next mount, for which everybody must have closed it.
             What::Failing if place == Where::Store => {
-                self.lab.kill_serve();
-                let lab = self.lab.path().display().to_string();
-                for pid in processes_with(&[&lab, "serve", "--stdio"]) {
-                    let _ = kill_process(pid, Signal::KILL);
-                }
+                self.lab.close_store();
                 self.disk.umount();
                 self.disk.mount();
                 self.lab.start_serve();

@@ -7,19 +7,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::harness::Machine;
+use crate::harness::{Machine, noise};
 
 /// How much longer than in a usual run: `RESULTSFS_FAULTS=10 cargo test --test faults` does ten times the rounds.
 pub fn rounds(usual: u64) -> u64 {
     let factor = std::env::var("RESULTSFS_FAULTS").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
     usual * factor
-}
-
-/// Bytes that don't compress and differ by name.
-pub fn noise(name: &str, bytes: usize) -> Vec<u8> {
-    let mut out = vec![0; bytes];
-    blake3::Hasher::new().update(name.as_bytes()).finalize_xof().fill(&mut out);
-    out
 }
 
 /// Contents by path from the top of the tree.

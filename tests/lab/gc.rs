@@ -11,7 +11,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::harness::{Lab, Machine, run, text, wait_for};
+use crate::harness::{Lab, Machine, noise, run, text, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Packs of a few blocks; nobody's word holds for longer than a moment.
@@ -25,13 +25,6 @@ fn put(machine: &Machine, name: &str, content: &[u8]) {
     let path = machine.mount.join(name);
     fs::create_dir_all(path.parent().expect("a parent")).expect("a directory");
     fs::write(&path, content).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-}
-
-/// Bytes that don't compress and differ by name.
-fn noise(name: &str, bytes: usize) -> Vec<u8> {
-    let mut out = vec![0; bytes];
-    blake3::Hasher::new().update(name.as_bytes()).finalize_xof().fill(&mut out);
-    out
 }
 
 fn finish(machine: &Machine, exec_dir: &str) {

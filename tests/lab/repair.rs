@@ -4,16 +4,9 @@ use std::{collections::BTreeSet, fs, process::Stdio, time::Duration};
 
 use serde_json::Value;
 
-use crate::harness::{Lab, Machine, text, wait_for};
+use crate::harness::{Lab, Machine, noise, text, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Bytes that don't compress and differ by name.
-fn noise(name: &str, bytes: usize) -> Vec<u8> {
-    let mut out = vec![0; bytes];
-    blake3::Hasher::new().update(name.as_bytes()).finalize_xof().fill(&mut out);
-    out
-}
 
 const FILES: [(&str, usize); 2] = [("own", 9_000), ("core", 3_000_000)];
 
