@@ -174,8 +174,7 @@ fn gone(
 }
 
 fn fail(shared: &Shared, unit: UnitId, why: &str, round: &mut Round) {
-    tracing::error!(%unit, %why, "can't be completed");
-    shared.note_error(&unit, why);
+    shared.tell_error(&unit, "can't be completed", why);
     shared.looks().look_at(&unit, Some(Instant::now() + RETRY_PAUSE));
     round.failed.push((unit, why.to_owned()));
 }

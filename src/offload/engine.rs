@@ -486,6 +486,14 @@ impl Shared {
         self.journal.note_error(unit, Some(text.to_owned()));
     }
 
+    /// The same, said in the log: once, however often it is tried again and fails alike.
+    pub fn tell_error(&self, unit: &UnitId, what: &str, why: &str) {
+        if self.notes().errors.get(unit).is_none_or(|last| last.text != why) {
+            tracing::warn!(%unit, %why, "{what}; it is tried again");
+        }
+        self.note_error(unit, why);
+    }
+
     pub fn note_queued(&self, unit: &UnitId, bytes: u64) {
         self.notes().queued_bytes.insert(unit.clone(), bytes);
     }

@@ -272,9 +272,8 @@ impl Scheduler {
             }
             Outcome::AwaitsLink => shared.park(unit),
             Outcome::Failed(why) => {
-                tracing::warn!(%unit, %why, "transfer failed");
                 shared.counters.transfers_failed.one();
-                shared.note_error(&unit, &why);
+                shared.tell_error(&unit, "transfer failed", &why);
                 shared.pause(unit, Instant::now() + RETRY_PAUSE);
             }
         }
