@@ -139,6 +139,10 @@ fn of_mount(status: &Value, now_ms: u64) -> Vec<Problem> {
 /// What the store's daemon tells.
 fn of_store(status: &Value) -> Vec<Problem> {
     let mut found = Vec::new();
+    if status["under_repair"] == true {
+        let message = "store: it is under repair, and hosts wait".to_owned();
+        found.push(problem(Level::Warning, "store-repair", message));
+    }
     if status["can_write"] == false {
         let message = "store: an earlier write failed, nothing is taken in until the daemon is started again"
             .to_owned();

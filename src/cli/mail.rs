@@ -19,9 +19,16 @@ pub struct Letter {
     pub text: String,
 }
 
-/// Without encryption, as Autotest speaks to the server: whoever wants that has a `sendmail` that does it.
-pub fn send(mail: &Mail, host: &str, letter: &Letter) -> Result<(), String> {
-    let message = message(mail, host, letter)?;
+/// To each by a letter of his own, so that an address that is refused keeps nobody else's. Without encryption, as Autotest speaks to the server: whoever wants that has a `sendmail`
+/// that does it. Returns what went wrong.
+pub fn send(mail: &Mail, host: &str, letter: &Letter) -> Vec<String> {
+    let each = mail.grid_admin_email.iter();
+    each.filter_map(|to| send_to(to, mail, host, letter).err().map(|error| format!("{to}: {error}")))
+        .collect()
+}
+
+fn send_to(to: &str, mail: &Mail, host: &str, letter: &Letter) -> Result<(), String> {
+    let message = message(to, mail, host, letter)?;
     let Some(server) = &mail.smtp_server else {
         return SendmailTransport::new().send(&message).map_err(|error| chain(&error));
     };
@@ -36,7 +43,7 @@ pub fn send(mail: &Mail, host: &str, letter: &Letter) -> Result<(), String> {
     transport.build().send(&message).map(drop).map_err(|error| chain(&error))
 }
 
-fn message(mail: &Mail, host: &str, letter: &Letter) -> Result<Message, String> {
+fn message(to: &str, mail: &Mail, host: &str, letter: &Letter) -> Result<Message, String> {
     let mailbox = |address: &str| -> Result<Mailbox, String> {
         let full = if address.contains('@') { address.to_owned() } else { format!("{address}@localhost") };
         full.parse().map_err(|error| format!("{address}: {error}"))
@@ -46,10 +53,7 @@ fn message(mail: &Mail, host: &str, letter: &Letter) -> Result<Message, String> 
         // Not every name that a host may have fits into an address.
         None => mailbox(&format!("resultsfs@{host}")).or_else(|_| mailbox("resultsfs"))?,
     };
-    let mut message = Message::builder().from(from).subject(&letter.subject);
-    for to in &mail.grid_admin_email {
-        message = message.to(mailbox(to)?);
-    }
+    let message = Message::builder().from(from).to(mailbox(to)?).subject(&letter.subject);
     message.header(ContentType::TEXT_PLAIN).body(letter.text.clone()).map_err(|error| error.to_string())
 }
 

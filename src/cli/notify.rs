@@ -1,15 +1,16 @@
 //! `notify`: tells the administrator what needs a person, by mail as Autotest's settings say, and by a command.
 //!
 //! Run by a timer it tells what `health` finds, once; again when it gets worse, each day while it is critical, and when it is over. Run for a unit of systemd that has failed
-//! (`OnFailure=`), it tells that. What was told is in `<state_dir>/notified`; what could not be told isn't, and is tried again the next time.
+//! (`OnFailure=`), it tells that, of one unit at most once an hour. What was told by which way is in `<state_dir>/notified`, or where that can't be written in `/run`; a way that
+//! failed is tried again the next time, and only that one.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
     fs,
-    io::Write as _,
+    io::{self, Write as _},
     os::unix::fs::DirBuilderExt,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
@@ -31,53 +32,172 @@ use crate::{
 
 /// What is still critical is told again.
 const AGAIN_AFTER_MS: u64 = 24 * 60 * 60 * 1000;
+/// A unit that fails again and again.
+const UNIT_AGAIN_AFTER_MS: u64 = 60 * 60 * 1000;
 /// Lines of a failed unit's log.
 const LOG_LINES: &str = "--lines=30";
+/// Where what was told is kept while the state directory's disk is what there is to tell of.
+const SPARE_DIR: &str = "/run/resultsfs";
 
-/// What was told, and when last.
-#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// How somebody is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Way {
+    Mail,
+    Command,
+}
+
+impl Way {
+    /// Those that are set.
+    fn all(config: &Config) -> Vec<Self> {
+        let mail = (!config.mail.grid_admin_email.is_empty()).then_some(Self::Mail);
+        let command = (!config.notify_command.is_empty()).then_some(Self::Command);
+        mail.into_iter().chain(command).collect()
+    }
+
+    /// Whether somebody was told so, and what went wrong.
+    fn send(self, config: &Config, level: &str, letter: &Letter) -> (bool, Vec<String>) {
+        match self {
+            Self::Mail => {
+                let errors = mail::send(&config.mail, &config.host_name, letter);
+                let is_told = errors.len() < config.mail.grid_admin_email.len();
+                (is_told, errors.into_iter().map(|error| format!("mail: {error}")).collect())
+            }
+            Self::Command => match run(config, level, letter) {
+                Ok(()) => (true, vec![]),
+                Err(error) => (false, vec![format!("notify_command: {error}")]),
+            },
+        }
+    }
+}
+
+/// What was told by one way.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Told {
+    /// When last of problems.
     time_ms: u64,
-    /// Codes of problems, each with its level's word.
+    /// Codes of problems that last, each with its level's word.
     problems: BTreeMap<String, String>,
+    /// Codes of those that are over, which wasn't told yet.
+    over: BTreeSet<String>,
+    /// When of which unit that has failed.
+    units: BTreeMap<String, u64>,
 }
 
 /// `notify`.
 pub fn notify(cli: &Cli, args: &NotifyArgs) -> Outcome {
     let config = load_config(cli)?;
-    if config.mail.grid_admin_email.is_empty() && config.notify_command.is_empty() {
+    if Way::all(&config).is_empty() {
         talk!(
             "resultsfs: nobody is told: neither [NOTIFICATION] grid_admin_email nor [RESULTSFS] notify_command is set"
         );
         return Ok(0);
     }
-    if args.test {
-        return send(
-            &config,
-            "TEST",
-            &letter(&config, "a test", "This is how resultsfs tells what needs a person."),
-        );
-    }
-    match &args.failed {
-        Some(unit) => send(&config, "FAILED", &of_unit(&config, unit)),
+    let failures = match &args.failed {
+        _ if args.test => {
+            let test = letter(&config, "a test", "This is how resultsfs tells what needs a person.\n");
+            Way::all(&config).into_iter().flat_map(|way| way.send(&config, "TEST", &test).1).collect()
+        }
+        Some(unit) => tell_failed(&config, unit),
         None => tell_news(&config),
+    };
+    match failures.is_empty() {
+        true => Ok(0),
+        false => Err(Failure::new(format!("not everybody could be told: {}", failures.join("; ")))
+            .hint("`resultsfs notify --test` tries the settings")),
     }
 }
 
-fn tell_news(config: &Config) -> Outcome {
-    let path = config.state_dir.join("notified");
-    // What can't be read was told to nobody.
-    let told: Told =
-        fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+fn tell_news(config: &Config) -> Vec<String> {
     let health = health::look(config);
+    let (problems, now_ms) = (codes(&health), SystemClock.now_ms());
+    tell(config, |told| {
+        if is_news(told, &problems, now_ms) {
+            let letter = of_health(config, &health, told);
+            *told = Told {
+                time_ms: now_ms,
+                problems: problems.clone(),
+                over: BTreeSet::new(),
+                units: std::mem::take(&mut told.units),
+            };
+            return Some((health.level.word(), letter));
+        }
+        // What comes again is news.
+        let over: Vec<String> =
+            told.problems.keys().filter(|code| !problems.contains_key(*code)).cloned().collect();
+        for code in over {
+            told.problems.remove(&code);
+            told.over.insert(code);
+        }
+        None
+    })
+}
+
+fn tell_failed(config: &Config, unit: &str) -> Vec<String> {
     let now_ms = SystemClock.now_ms();
-    let problems = codes(&health);
-    if is_news(&told, &problems, now_ms) {
-        send(config, health.level.word(), &of_health(config, &health, &told))?;
-        keep(&path, &Told { time_ms: now_ms, problems })
-            .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
+    tell(config, |told| {
+        told.units.retain(|_, at| now_ms.saturating_sub(*at) < UNIT_AGAIN_AFTER_MS);
+        if told.units.contains_key(unit) {
+            return None;
+        }
+        told.units.insert(unit.to_owned(), now_ms);
+        Some(("FAILED", of_unit(config, unit)))
+    })
+}
+
+/// By each way what is news there, as `news` says when it has noted that it was told; and that is kept only if it was.
+fn tell(config: &Config, news: impl Fn(&mut Told) -> Option<(&'static str, Letter)>) -> Vec<String> {
+    let mut known = Known::read(config);
+    let mut failures = Vec::new();
+    for way in Way::all(config) {
+        let before = known.ways.get(&way).cloned().unwrap_or_default();
+        let mut told = before.clone();
+        if let Some((level, letter)) = news(&mut told) {
+            let (is_told, errors) = way.send(config, level, &letter);
+            failures.extend(errors);
+            if !is_told {
+                continue;
+            }
+        }
+        if told != before {
+            known.ways.insert(way, told);
+            failures.extend(known.write(config).err().map(|error| format!("it can't be noted: {error}")));
+        }
     }
-    Ok(0)
+    failures
+}
+
+/// What was told, by each way.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Known {
+    /// Whose: the other place may be another's.
+    state_dir: PathBuf,
+    /// The higher of two counts.
+    count: u64,
+    ways: BTreeMap<Way, Told>,
+}
+
+impl Known {
+    /// What can't be read was told to nobody.
+    fn read(config: &Config) -> Self {
+        let read = |dir: &Path| -> Option<Self> {
+            serde_json::from_slice(&fs::read(dir.join("notified")).ok()?).ok()
+        };
+        let both = [read(&config.state_dir), read(Path::new(SPARE_DIR))];
+        let own = both.into_iter().flatten().filter(|known| known.state_dir == config.state_dir);
+        own.max_by_key(|known| known.count).unwrap_or_default()
+    }
+
+    fn write(&mut self, config: &Config) -> io::Result<()> {
+        self.state_dir.clone_from(&config.state_dir);
+        self.count += 1;
+        let bytes = serde_json::to_vec(self)?;
+        let write = |dir: &Path| {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+            durable::write_atomic(&dir.join("notified"), &bytes)
+        };
+        write(&config.state_dir).or_else(|_| write(Path::new(SPARE_DIR)))
+    }
 }
 
 fn codes(health: &Health) -> BTreeMap<String, String> {
@@ -97,13 +217,6 @@ fn is_news(told: &Told, now: &BTreeMap<String, String>, now_ms: u64) -> bool {
     is_new || is_over || (is_critical && now_ms.saturating_sub(told.time_ms) >= AGAIN_AFTER_MS)
 }
 
-fn keep(path: &Path, told: &Told) -> std::io::Result<()> {
-    if let Some(dir) = path.parent() {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    }
-    durable::write_atomic(path, &serde_json::to_vec(told)?)
-}
-
 fn letter(config: &Config, about: &str, text: impl Into<String>) -> Letter {
     Letter { subject: format!("resultsfs on {}: {about}", config.host_name), text: text.into() }
 }
@@ -113,17 +226,19 @@ fn of_health(config: &Config, health: &Health, told: &Told) -> Letter {
     for problem in &health.problems {
         let _ = writeln!(text, "{} [{}] {}", problem.level.word(), problem.code, problem.message);
     }
-    let over = told.problems.keys().filter(|code| !health.problems.iter().any(|p| p.code == **code));
-    over.for_each(|code| _ = writeln!(text, "no more: [{code}]"));
+    let over = told.problems.keys().chain(&told.over);
+    let over: BTreeSet<_> = over.filter(|code| !health.problems.iter().any(|p| p.code == **code)).collect();
+    over.into_iter().for_each(|code| _ = writeln!(text, "no more: [{code}]"));
     if health.problems.is_empty() {
         let _ = writeln!(text, "OK - {}", health.summary);
     }
     let _ = writeln!(text, "\n`resultsfs health` on {} tells how it is now.", config.host_name);
-    let mut names: Vec<&str> = health.problems.iter().map(|problem| problem.code).collect();
-    names.dedup();
+    let names: BTreeSet<&str> = health.problems.iter().map(|problem| problem.code).collect();
     let about = match names.is_empty() {
         true => "all is well again".to_owned(),
-        false => format!("{}: {}", health.level.word(), names.join(", ")),
+        false => {
+            format!("{}: {}", health.level.word(), names.into_iter().collect::<Vec<_>>().join(", "))
+        }
     };
     letter(config, &about, text)
 }
@@ -137,26 +252,6 @@ fn of_unit(config: &Config, unit: &str) -> Letter {
         Err(error) => format!("systemctl can't be asked: {error}\n"),
     };
     letter(config, &format!("{unit} has failed"), said)
-}
-
-/// By each way that is set. One that fails doesn't keep the others.
-fn send(config: &Config, level: &str, letter: &Letter) -> Outcome {
-    let mut failures = Vec::new();
-    if !config.mail.grid_admin_email.is_empty()
-        && let Err(error) = mail::send(&config.mail, &config.host_name, letter)
-    {
-        failures.push(format!("mail: {error}"));
-    }
-    if !config.notify_command.is_empty()
-        && let Err(error) = run(config, level, letter)
-    {
-        failures.push(format!("notify_command: {error}"));
-    }
-    match failures.is_empty() {
-        true => Ok(0),
-        false => Err(Failure::new(format!("not everybody could be told: {}", failures.join("; ")))
-            .hint("`resultsfs notify --test` tries the settings; it is told again the next time")),
-    }
 }
 
 /// The text on stdin; level, host and subject in the environment. What waits for ever is the timer's to end.
@@ -185,7 +280,11 @@ mod tests {
 
     #[test]
     fn what_was_told_is_told_again_when_it_is_news() {
-        let told = |problems: &[(&str, &str)]| Told { time_ms: 1_000, problems: levels(problems) };
+        let told = |problems: &[(&str, &str)]| Told {
+            time_ms: 1_000,
+            problems: levels(problems),
+            ..Told::default()
+        };
         let soon = |told: &Told, now: &[(&str, &str)]| is_news(told, &levels(now), 2_000);
         assert!(!soon(&told(&[]), &[]));
         assert!(soon(&told(&[]), &[("spool-full", "WARNING")]));

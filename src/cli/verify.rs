@@ -42,8 +42,18 @@ const CANCELLED: u8 = 32;
 
 /// `verify`. The exit code is fsck(8)'s: a sum of bits.
 pub fn verify(cli: &Cli, args: &VerifyArgs) -> Outcome {
+    if (args.resume || args.throttle.is_some()) && !args.read_data && !args.repair {
+        return Err(Failure::usage("--resume and --throttle are for what reads all data")
+            .hint("add --read-data")
+            .exit(16));
+    }
     let config = load_config(cli).map_err(|f| f.exit(COULD_NOT))?;
-    end_when_cancelled()?;
+    end_when_cancelled(match args.repair {
+        true => {
+            "what was begun of a repair is finished where the store's daemon does it, and else can be given again"
+        }
+        false => "of a store, `--resume` goes on where this one was",
+    })?;
     let store_here = server::has_store(&config.store_dir);
     let local_here = config.state_dir.join("journal.redb").exists();
     let (local, store) = (!args.store && local_here, !args.local && store_here);
@@ -63,7 +73,7 @@ pub fn verify(cli: &Cli, args: &VerifyArgs) -> Outcome {
 }
 
 /// A check may end anywhere, and so may a repair.
-fn end_when_cancelled() -> Result<(), Failure> {
+fn end_when_cancelled(what_then: &'static str) -> Result<(), Failure> {
     let could_not = |e: io::Error| Failure::new(format!("signals: {e}")).exit(COULD_NOT);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(could_not)?;
     let guard = runtime.enter();
@@ -77,7 +87,7 @@ fn end_when_cancelled() -> Result<(), Failure> {
                 _ = term.recv() => {}
             }
         });
-        talk!("\nresultsfs: cancelled; of a store, `--resume` goes on where this one was");
+        talk!("\nresultsfs: cancelled; {what_then}");
         std::process::exit(CANCELLED.into());
     });
     Ok(())
@@ -164,19 +174,29 @@ fn check_store(cli: &Cli, args: &VerifyArgs, config: &Config) -> Outcome {
     let request =
         if args.repair { Request::RepairStore { check, level } } else { Request::VerifyStore(check) };
     let socket = config.store_dir.join(server::CONTROL_SOCKET);
-    let (began, mut tries) = (Instant::now(), 0);
+    let (mut since, mut tries) = (Instant::now(), 0);
     loop {
-        tries += 1;
+        // One that its socket starts, or starts again, is asked, and doesn't find the store taken.
+        remote::wake_store(config, &socket);
+        let asked = Instant::now();
         match ask(cli, &socket, &request) {
             Err(ControlError::NotRunning { .. }) => {}
+            // It is just being closed, or repaired.
+            Err(ControlError::Broken { .. }) if asked.elapsed() < BRIEF && since.elapsed() < LOCK_WAIT => {
+                thread::sleep(ASK_PAUSE);
+                continue;
+            }
             // A `serve --stdio` ends with its sessions, whoever asks it something. What is found is told at the end only.
-            Err(ControlError::Broken { .. }) if tries < TRIES => continue,
+            Err(ControlError::Broken { .. }) if asked.elapsed() >= BRIEF && tries < TRIES => {
+                (since, tries) = (Instant::now(), tries + 1);
+                continue;
+            }
             Err(e) => return Err(Failure::from_control(e).exit(COULD_NOT)),
             Ok(code) => return Ok(code),
         }
         match by_its_files(cli, config, check, args.repair) {
             // Somebody has just opened it, or not closed it yet.
-            Err(StoreError::Locked(_)) if began.elapsed() < LOCK_WAIT => thread::sleep(LOCK_PAUSE),
+            Err(StoreError::Locked(_)) if since.elapsed() < LOCK_WAIT => thread::sleep(LOCK_PAUSE),
             Err(error @ StoreError::Locked(_)) => {
                 return Err(Failure::new(error).hint(LOCKED).exit(COULD_NOT));
             }
@@ -216,6 +236,9 @@ const TRIES: u32 = 5;
 /// How long somebody else may take to open or close the store.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
+/// An answer that breaks off sooner was none.
+const BRIEF: Duration = Duration::from_secs(1);
+const ASK_PAUSE: Duration = Duration::from_millis(200);
 
 const LOCKED: &str =
     "another command is at work on the store (`import`, a repair); try again when it is through";
@@ -262,7 +285,9 @@ fn show(cli: &Cli, item: &Value) {
             let (files, packs) = (number("files"), number("packs"));
             format!("{commits} commits{}, {files} files, {packs} packs", others.collect::<String>())
         };
-        let verdict = if item["clean"] == true {
+        let verdict = if let Some(why) = item["could_not_run"].as_str() {
+            format!("could not be checked to the end: {why}")
+        } else if item["clean"] == true {
             "clean".to_owned()
         } else if number("repaired") > 0 {
             format!("{} findings, {} repaired", number("findings"), number("repaired"))

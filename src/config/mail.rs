@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn what_is_wrong_with_mail_stops_nothing() {
-        let text = "[NOTIFICATION]\ngrid_admin_email: a@b.org, <x@y>, -oQ/tmp\n[EMAIL]\nsmtp_server: -x\nsmtp_port: many\nsmtp_password: 5%\n";
+        let text = "[NOTIFICATION]\ngrid_admin_email: a@b.org, <x@y>, -oQ/tmp\n[EMAIL]\nsmtp_server: -x\nsmtp_port: many\nsmtp_password: 5%(\n";
         let told = examine_text(text.as_bytes(), None, Some("h"));
         let codes: Vec<_> = told.findings.iter().map(|finding| finding.code).collect();
         assert_eq!(codes, ["bad-address", "bad-host", "bad-port", "interpolation"]);

@@ -179,7 +179,12 @@ pub fn make_state_dir(config: &Config) -> Result<(), DaemonError> {
     make_dir(&config.state_dir, 0o700)?;
     let (spool, tmp) = (config.spool_dir.clone(), tmp_dir(config));
     make_dir(&spool, 0o755)?;
-    make_dir(&tmp, 0o700)?;
+    make_dir(&tmp, 0o700)
+}
+
+/// Whether files can be renamed into the spool from the place beside it.
+fn check_spool(config: &Config) -> Result<(), DaemonError> {
+    let (spool, tmp) = (config.spool_dir.clone(), tmp_dir(config));
     match is_on_one_disk(&spool, &tmp) {
         Ok(true) => Ok(()),
         Ok(false) => Err(DaemonError::SpoolIsMountPoint { spool, tmp }),
@@ -187,9 +192,14 @@ pub fn make_state_dir(config: &Config) -> Result<(), DaemonError> {
     }
 }
 
+/// Of one file system, by one mount: nothing is renamed across either.
 fn is_on_one_disk(one: &Path, other: &Path) -> io::Result<bool> {
-    use std::os::unix::fs::MetadataExt;
-    Ok(std::fs::metadata(one)?.dev() == std::fs::metadata(other)?.dev())
+    use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+    let place = |path: &Path| {
+        statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID)
+            .map(|at| (at.stx_dev_major, at.stx_dev_minor, at.stx_mnt_id))
+    };
+    Ok(place(one)? == place(other)?)
 }
 
 fn make_dir(dir: &Path, mode: u32) -> Result<(), DaemonError> {

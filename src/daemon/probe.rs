@@ -13,8 +13,8 @@ use crate::durable;
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_secs(10);
-/// A disk that takes longer for so little isn't one that can be worked with.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// A disk that takes longer for so little isn't busy, it hangs.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the last look has found.
 #[derive(Debug, Default)]

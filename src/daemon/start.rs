@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use super::{
-    DaemonError, DaemonOptions, Host, adopt, engine_settings,
+    DaemonError, DaemonOptions, Host, adopt, check_spool, engine_settings,
     holder::{Holder, Left, Word},
     layout_rules,
     probe::Trouble,
@@ -42,6 +42,11 @@ pub(super) fn start(
     let DaemonOptions { config, mountpoint, read_only, passthrough, adopt, held_by } = options;
     let (holder, left) =
         Holder::open(held_by).map_err(|source| DaemonError::Io { what: "who keeps the mount", source })?;
+    match check_spool(&config) {
+        // Whoever has a mount keeps it.
+        Err(error) if left.is_some() => tracing::error!("{error}: {}", error.hint().unwrap_or_default()),
+        checked => checked?,
+    }
     let clock = Arc::new(SystemClock);
     let journal = Journal::open(&config.state_dir, clock.clone())?;
     if adopt && left.is_none() {

@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
     pin::pin,
     sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -148,13 +149,21 @@ pub(super) async fn serve_until(
         };
         // Who connects meanwhile waits, or comes again.
         tell_systemd(&[NotifyState::Status("repairing the store; hosts wait")]);
-        let repair = tokio::task::spawn_blocking(move || repair::carry_out(server, &order));
-        tokio::select! {
-            _ = repair => {}
+        let repair = tokio::task::spawn_blocking(move || repair::carry_out(server, order));
+        let reopened = async {
+            let answer = repair.await;
+            let opened = open_again(open).await;
+            // Only now, and on its own: there may be a pager behind.
+            if let Ok(answer) = answer {
+                thread::spawn(move || answer.tell());
+            }
+            opened
+        };
+        store = tokio::select! {
+            opened = reopened => opened?,
             // A repair may be cut off anywhere.
             () = &mut stop => return Ok(()),
-        }
-        store = open_alone(open, &options.socket).await?;
+        };
     }
 }
 
@@ -191,6 +200,17 @@ async fn open_alone(open: OpenStore<'_>, socket: &Path) -> Result<Arc<dyn StoreA
             });
         }
         tokio::time::sleep(LOCK_PAUSE).await;
+    }
+}
+
+/// Somebody may have begun to check it meanwhile: that is waited for, however long it takes.
+async fn open_again(open: OpenStore<'_>) -> Result<Arc<dyn StoreApi>, ServeError> {
+    loop {
+        match open() {
+            Ok(store) => return Ok(store),
+            Err(OpenStoreError::Failed(why)) => return Err(ServeError::Store(why)),
+            Err(OpenStoreError::Locked) => tokio::time::sleep(LOCK_PAUSE).await,
+        }
     }
 }
 

@@ -8,9 +8,13 @@ use std::{
         fs::PermissionsExt,
         net::{UnixListener, UnixStream},
     },
-    path::Path,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
+    time::Duration,
 };
 
 use fs_err as fs;
@@ -34,10 +38,12 @@ use crate::{
     store::{Store, gc::GcOptions},
     verify::{
         Report, json,
-        store::{Source, verify_store},
+        store::{Source, survey_store, verify_store},
     },
 };
 
+/// Who connects and asks nothing must not hold the store open.
+const ASKS_WITHIN: Duration = Duration::from_secs(10);
 /// Longest request.
 const REQUEST_BYTES: u64 = 64 << 10;
 /// Exit code for what was done in part.
@@ -85,16 +91,14 @@ fn listen(server: &Arc<Server>, socket: &Path) -> io::Result<()> {
 /// What looks or changes takes its turn; how the store is, is told at once.
 fn one(server: &Server, turn: &Mutex<()>, stream: &UnixStream) -> io::Result<()> {
     let mut line = String::new();
+    stream.set_read_timeout(Some(ASKS_WITHIN))?;
     BufReader::new(stream.take(REQUEST_BYTES)).read_line(&mut line)?;
     let request = serde_json::from_str(&line);
-    let _turn = match request {
-        Ok(Request::StoreStatus) => None,
-        _ => Some(turn.lock().unwrap_or_else(PoisonError::into_inner)),
-    };
-    if server.stop.is_cancelled() {
-        let message = "the store is just being closed".to_owned();
-        let hint = Some("try again when the daemon, or the repair, is through".to_owned());
-        return reply(stream, &Reply::Failed { message, hint });
+    let is_status = matches!(request, Ok(Request::StoreStatus));
+    let _turn = (!is_status).then(|| turn.lock().unwrap_or_else(PoisonError::into_inner));
+    if !is_status && server.stop.is_cancelled() {
+        // It is just being closed. Without an answer he asks again, whoever has it then.
+        return Ok(());
     }
     match (request, server.store.on_disk()) {
         (Ok(Request::VerifyStore(check)), Some(store)) => verify(store, check, stream),
@@ -136,6 +140,58 @@ fn verify(store: &Store, check: StoreCheck, stream: &UnixStream) -> io::Result<(
     tell(&report, stream)
 }
 
+/// Tells how it is with a store that this process has closed for its repair. Everybody else asks again.
+pub(super) struct StandIn {
+    socket: PathBuf,
+    over: Arc<AtomicBool>,
+}
+
+impl StandIn {
+    /// In the place of the desk, which is gone.
+    pub(super) fn begin(dir: &Path) -> Option<Self> {
+        let socket = dir.join(CONTROL_SOCKET);
+        // The desk's thread may still wait for somebody.
+        let _ = UnixStream::connect(&socket);
+        let _ = fs::remove_file(&socket);
+        let listener = UnixListener::bind(&socket).ok()?;
+        fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600)).ok()?;
+        let over = Arc::new(AtomicBool::new(false));
+        let until = Arc::clone(&over);
+        let answer = move || {
+            for stream in listener.incoming().flatten() {
+                if until.load(Ordering::Relaxed) {
+                    return;
+                }
+                let _ = stand_in(&stream);
+            }
+        };
+        thread::Builder::new().name("store-stand-in".into()).spawn(answer).ok()?;
+        Some(Self { socket, over })
+    }
+}
+
+impl Drop for StandIn {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        let _ = UnixStream::connect(&self.socket);
+        let _ = fs::remove_file(&self.socket);
+    }
+}
+
+fn stand_in(stream: &UnixStream) -> io::Result<()> {
+    if !control::may_ask(stream) {
+        return reply(stream, &control::not_allowed());
+    }
+    stream.set_read_timeout(Some(ASKS_WITHIN))?;
+    let mut line = String::new();
+    BufReader::new(stream.take(REQUEST_BYTES)).read_line(&mut line)?;
+    if matches!(serde_json::from_str(&line), Ok(Request::StoreStatus)) {
+        item(stream, json!({"v": 1, "kind": "store-status", "under_repair": true}))?;
+        reply(stream, &Reply::Done { exit: 0 })?;
+    }
+    Ok(())
+}
+
 /// What can be found without disturbing anybody is found first; only for what is to be mended do the sessions end.
 fn repair(
     server: &Server,
@@ -144,12 +200,16 @@ fn repair(
     level: i32,
     stream: &UnixStream,
 ) -> io::Result<()> {
-    let report = look(store, StoreCheck { read_data: true, ..check }, stream);
+    let check = StoreCheck { read_data: true, ..check };
+    let ticks = Ticks::new(stream);
+    let report =
+        survey_store(store, &check.into(), &|at| ticks.tell(at.done, at.total, at.is_bytes(), at.phase));
+    let report = report.unwrap_or_else(|error| Report::not_run(error.to_string()));
     if report.is_clean() || report.could_not_run.is_some() {
         return tell(&report, stream);
     }
     tracing::info!(findings = report.findings.len(), "the store is closed for its repair");
-    let check = StoreCheck { read_data: true, resume: true, ..check };
+    let check = StoreCheck { resume: true, ..check };
     server.repairs.place(Order { dir: store.dir().to_owned(), check, level, caller: stream.try_clone()? });
     server.stop();
     Ok(())
@@ -170,6 +230,7 @@ fn look(store: &Store, check: StoreCheck, stream: &UnixStream) -> Report {
 
 /// A report, and the end.
 pub(super) fn tell(report: &Report, stream: &UnixStream) -> io::Result<()> {
+    stream.set_write_timeout(None)?;
     for row in json::rows(report, "store") {
         item(stream, row)?;
     }
@@ -275,4 +336,27 @@ pub(super) fn reply(mut stream: &UnixStream, reply: &Reply) -> io::Result<()> {
     let mut line = serde_json::to_vec(reply)?;
     line.push(b'\n');
     stream.write_all(&line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::ControlError;
+
+    /// Also in the place of a socket at which nobody answers any more.
+    #[test]
+    fn a_stand_in_tells_how_it_is_and_nothing_else() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let socket = dir.path().join(CONTROL_SOCKET);
+        drop(UnixListener::bind(&socket).expect("binds"));
+        let stand_in = StandIn::begin(dir.path()).expect("begins");
+        let mut told = Vec::new();
+        let asked = control::ask(&socket, &Request::StoreStatus, |item| told.push(item));
+        assert!(matches!(asked, Ok(0)) && told.len() == 1 && told[0]["under_repair"] == true, "{told:?}");
+        let asked = control::ask(&socket, &Request::VerifyStore(StoreCheck::default()), |_| {});
+        assert!(matches!(asked, Err(ControlError::Broken { .. })), "{asked:?}");
+        drop(stand_in);
+        let asked = control::ask(&socket, &Request::StoreStatus, |_| {});
+        assert!(matches!(asked, Err(ControlError::NotRunning { .. })), "{asked:?}");
+    }
 }

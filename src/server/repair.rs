@@ -1,6 +1,6 @@
 //! Repair of a store that this process has open: its sessions end, it is closed, mended as one that nobody has open, and opened anew.
 //!
-//! Hosts connect again and again meanwhile, and wait. Whoever asked may go: what was begun is finished.
+//! Hosts connect again and again meanwhile, and wait. Whoever asked may go, or listen no more: what was begun is finished, and nobody waits for him.
 
 use std::{
     os::unix::net::UnixStream,
@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use super::{Server, desk, ticks::Ticks};
 use crate::{
     clock::SystemClock,
-    control::{Reply, StoreCheck},
+    control::StoreCheck,
     store::{StoreError, StoreOptions},
     verify::{
         Report,
@@ -44,6 +44,11 @@ pub(super) struct Orders {
 }
 
 impl Orders {
+    /// One that is there and hasn't been seen to.
+    pub(super) fn take(&self) -> Option<Order> {
+        self.order.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
     pub(super) fn place(&self, order: Order) {
         *self.order.lock().unwrap_or_else(PoisonError::into_inner) = Some(order);
         self.came.notify_one();
@@ -53,27 +58,29 @@ impl Orders {
     pub(super) async fn come(&self) -> Order {
         loop {
             self.came.notified().await;
-            let order = self.order.lock().unwrap_or_else(PoisonError::into_inner).take();
-            if let Some(order) = order {
+            if let Some(order) = self.take() {
                 return order;
             }
         }
     }
 }
 
-/// Closes the store and carries the order out. The sessions have ended; blocking.
-pub(super) fn carry_out(mut server: Arc<Server>, order: &Order) {
+/// Closes the store and carries the order out; returns what there is to tell. The sessions have ended; blocking.
+pub(super) fn carry_out(mut server: Arc<Server>, order: Order) -> Answer {
     let began = Instant::now();
     // Callers on the control socket may still hold it.
     while let Err(shared) = Arc::try_unwrap(server) {
         if began.elapsed() >= CLOSE_WAIT {
-            return refuse(order, "the store is still at work and could not be closed");
+            let why = "the store is still at work and could not be closed";
+            tracing::error!("nothing was repaired: {why}");
+            return Answer { report: Report::not_run(why), caller: order.caller, is_heard: true };
         }
         server = shared;
         thread::sleep(CLOSE_PAUSE);
     }
     let with = RepairWith { store: StoreOptions { clock: Arc::new(SystemClock) }, level: order.level };
     let ticks = Ticks::new(&order.caller);
+    let _stand_in = desk::StandIn::begin(&order.dir);
     let repair = || {
         repair_store(&order.dir, &order.check.into(), &with, &|at| {
             // Whoever asked may go: it is better to have it done.
@@ -94,12 +101,25 @@ pub(super) fn carry_out(mut server: Arc<Server>, order: &Order) {
             tracing::info!(repaired = report.repaired, exit = report.exit_code(), "the store was repaired")
         }
     }
-    if desk::tell(&report, &order.caller).is_err() {
-        tracing::info!("whoever asked for the repair is gone; `resultsfs verify --store` tells what is left");
-    }
+    let is_heard = ticks.is_heard();
+    Answer { report, caller: order.caller, is_heard }
 }
 
-fn refuse(order: &Order, why: &str) {
-    tracing::error!("nothing was repaired: {why}");
-    let _ = desk::reply(&order.caller, &Reply::Failed { message: why.to_owned(), hint: None });
+/// What became of an order, and who wants to know.
+pub(super) struct Answer {
+    report: Report,
+    caller: UnixStream,
+    is_heard: bool,
+}
+
+impl Answer {
+    /// Tells it. Whoever reads it page by page holds nobody up who calls this on a thread of its own.
+    pub(super) fn tell(self) {
+        let told = self.is_heard && desk::tell(&self.report, &self.caller).is_ok();
+        if !told {
+            tracing::info!(
+                "whoever asked for the repair is gone; `resultsfs verify --store` tells what is left"
+            );
+        }
+    }
 }

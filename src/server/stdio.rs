@@ -130,8 +130,9 @@ async fn host_store(
     };
     drop(listener);
     sessions.finish().await;
-    if let Some(order) = order {
-        let repair = tokio::task::spawn_blocking(move || repair::carry_out(server, &order));
+    // One that came with the end of the last session.
+    if let Some(order) = order.or_else(|| server.repairs.take()) {
+        let repair = tokio::task::spawn_blocking(move || repair::carry_out(server, order).tell());
         tokio::select! {
             _ = repair => {}
             () = signals.stop() => {}

@@ -12,6 +12,8 @@ use std::{
 use super::desk::reply;
 use crate::control::{self, Reply};
 
+/// Who doesn't take a word within this listens no more: he is stopped, or his pager is full.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Between two words of it.
 const PAUSE: Duration = Duration::from_millis(250);
 
@@ -25,12 +27,14 @@ pub(super) struct Ticks<'a> {
 impl<'a> Ticks<'a> {
     /// The first word comes after a pause, too: short work needs none.
     pub(super) fn new(stream: &'a UnixStream) -> Self {
+        let _ = stream.set_write_timeout(Some(PATIENCE));
         Self { stream, next: Mutex::new(Instant::now() + PAUSE), is_heard: AtomicBool::new(true) }
     }
 
     /// See [`control::tick_item`]. Returns whether anybody still listens.
     pub(super) fn tell(&self, done: u64, total: u64, is_bytes: bool, what: &str) -> bool {
-        if let Ok(mut next) = self.next.try_lock()
+        if self.is_heard()
+            && let Ok(mut next) = self.next.try_lock()
             && Instant::now() >= *next
         {
             *next = Instant::now() + PAUSE;
@@ -39,6 +43,11 @@ impl<'a> Ticks<'a> {
                 self.is_heard.store(false, Ordering::Relaxed);
             }
         }
+        self.is_heard()
+    }
+
+    /// Whether all words were taken so far.
+    pub(super) fn is_heard(&self) -> bool {
         self.is_heard.load(Ordering::Relaxed)
     }
 }

@@ -13,7 +13,7 @@
 //! <dir>/snapshots      what still runs, see snapshots.rs; made with the first
 //! <dir>/reads          when what was read last, see reads.rs
 //! <dir>/lost           what was lost of what is committed, see losses.rs; only where something is
-//! <dir>/verified       what a check has read, see verify/store/verified.rs; only after one that was cut off or found something
+//! <dir>/verified       what a check has read, see verify/store/verified.rs
 //! <dir>/quarantine/*   what a repair has replaced, see repair/mod.rs
 //! ```
 

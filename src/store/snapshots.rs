@@ -192,14 +192,15 @@ impl Log {
         };
         let bytes = durable::read_all(&*file)?;
         let (slots, end) = parse(&bytes);
+        let mut log = Self { path, file: Some(file), bytes: end as u64 };
         if end < bytes.len() {
             tracing::warn!(
-                "the record of what runs is damaged or torn; what is behind that comes back as hosts publish it"
+                "the record of what runs is damaged or torn; what is gone comes back as hosts publish it"
             );
             // It opens all the same where nothing can be written.
-            let _ = file.set_len(end as u64);
+            let _ = log.rewrite(disk, slots.iter().cloned().map(SnapshotChange::Set));
         }
-        Ok((Self { path, file: Some(file), bytes: end as u64 }, slots))
+        Ok((log, slots))
     }
 
     fn append(&mut self, disk: &dyn Disk, change: &SnapshotChange) -> io::Result<()> {

@@ -69,7 +69,10 @@ pub fn check_cache(dir: &Path, repair: bool, options: &VerifyOptions, progress: 
                 pace.keep(bytes);
             }
             Ok(Some(Err(why))) => spoiled(&mut report, &file, &why, repair),
-            Err(error) => spoiled(&mut report, &file, &error.to_string(), repair),
+            Err(error) if error.raw_os_error() == Some(libc::EIO) => {
+                spoiled(&mut report, &file, &error.to_string(), repair);
+            }
+            Err(error) => return Report::not_run(error.to_string()),
         }
         meter.advance(1);
     }

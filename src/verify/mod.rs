@@ -1,6 +1,6 @@
 //! Checks that nothing is missing, and says what is.
 //!
-//! A check changes nothing. What it finds is a [`Finding`] with a stable code, the units that it touches and what to do about it; the
+//! A check changes nothing, but notes what it has read of a store. What it finds is a [`Finding`] with a stable code, the units that it touches and what to do about it; the
 //! [`Report`] of several checks is one. [`local`] checks a host's journal and spool, [`store`] the results host's half, [`json`] is both's output.
 
 pub mod json;
@@ -9,7 +9,10 @@ pub mod store;
 
 use std::{
     io::{self, Read},
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -302,14 +305,14 @@ impl From<StoreCheck> for VerifyOptions {
 #[derive(Debug)]
 struct Pace {
     bytes_per_s: u64,
-    began: Instant,
-    read: AtomicU64,
+    /// When what was read so far is due.
+    due: Mutex<Instant>,
 }
 
 impl Pace {
     /// 0 holds nobody back.
     fn new(bytes_per_s: u64) -> Self {
-        Self { bytes_per_s, began: Instant::now(), read: AtomicU64::new(0) }
+        Self { bytes_per_s, due: Mutex::new(Instant::now()) }
     }
 
     /// Called when so many bytes were read; returns when more may be.
@@ -317,9 +320,14 @@ impl Pace {
         if self.bytes_per_s == 0 {
             return;
         }
-        let read = self.read.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        let due = Duration::from_secs_f64(read as f64 / self.bytes_per_s as f64);
-        thread::sleep(due.saturating_sub(self.began.elapsed()));
+        let now = Instant::now();
+        let due = {
+            let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
+            // Time in which nothing was read isn't made up for.
+            *due = now.max(*due) + Duration::from_secs_f64(bytes as f64 / self.bytes_per_s as f64);
+            *due
+        };
+        thread::sleep(due.saturating_duration_since(now));
     }
 }
 

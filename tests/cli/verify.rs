@@ -243,3 +243,13 @@ fn the_databases_of_a_killed_daemon_are_sound() {
         }
     }
 }
+
+#[test]
+fn what_only_reading_can_do_is_refused_without() {
+    let (_lab, results) = results_host();
+    for words in [&["verify", "--resume"][..], &["verify", "--throttle", "5"]] {
+        run(&results, words).expect(16, &["--read-data"]);
+    }
+    run(&results, &["verify", "--read-data", "--resume", "--sample", "1/2"]).expect(16, &["--sample"]);
+    run(&results, &["verify", "--read-data", "--throttle", "500"]).shows(0, &["clean"]);
+}

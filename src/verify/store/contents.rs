@@ -1,6 +1,6 @@
 //! Whether all that the catalog's records need is there: manifests, chunks, and recipes that make what they are named by.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, io};
 
 use super::{Check, RESEND, in_parallel};
 use crate::{
@@ -8,7 +8,7 @@ use crate::{
     ids::{Hash, UnitId},
     manifest::{Body, Manifest, ManifestError},
     store::{StoreError, decode_recipe, index::Location},
-    verify::{Finding, LostRange, Meter, Severity},
+    verify::{CANCELLED, Finding, LostRange, Meter, Severity},
 };
 
 /// Paths named in one finding.
@@ -51,13 +51,19 @@ impl Check<'_> {
         let meter = Meter::new(self.progress, "manifests", manifests.len() as u64);
         let numbered: Vec<(usize, Hash)> = manifests.iter().map(|(hash, _)| *hash).enumerate().collect();
         let mut looked = in_parallel(&numbered, |(number, hash)| {
+            if meter.is_alone() {
+                return None;
+            }
             let found = self.read_contents(hash).map(|contents| self.look_up(&contents));
             meter.advance(1);
-            (*number, found)
+            Some((*number, found))
         });
-        looked.sort_unstable_by_key(|(number, _)| *number);
+        if meter.is_alone() {
+            return Err(io::Error::new(io::ErrorKind::Interrupted, CANCELLED).into());
+        }
+        looked.sort_unstable_by_key(|looked| looked.as_ref().map(|(number, _)| *number));
         let (mut cut, mut problems) = (HashMap::new(), Problems::new());
-        for (number, found) in looked {
+        for (number, found) in looked.into_iter().flatten() {
             match found {
                 Ok(contents) => {
                     self.report.counts.files += contents.files;
@@ -68,7 +74,7 @@ impl Check<'_> {
             }
         }
         self.report.counts.manifests = manifests.len() as u64;
-        self.check_recipes(cut, &mut problems);
+        self.check_recipes(cut, &mut problems)?;
         if !problems.is_empty() {
             manifests.iter().for_each(|(hash, _)| self.name_problems(hash, &problems));
         }
@@ -151,17 +157,27 @@ impl Check<'_> {
     }
 
     /// Checks each recipe once, in the order in which they lie in the packs.
-    fn check_recipes(&mut self, cut: HashMap<(Hash, u64), Location>, problems: &mut Problems) {
+    fn check_recipes(
+        &mut self,
+        cut: HashMap<(Hash, u64), Location>,
+        problems: &mut Problems,
+    ) -> Result<(), StoreError> {
         let mut recipes: Vec<_> = cut.into_iter().collect();
         recipes.sort_by_key(|((hash, _), place)| (place.pack, place.offset, place.number, *hash));
         let meter = Meter::new(self.progress, "recipes", recipes.len() as u64);
         let found = in_parallel(&recipes, |((hash, size), _)| {
             let part = u32::from_le_bytes(hash.0[..4].try_into().expect("four bytes"));
             let whole = self.options.unpacks(part);
+            if meter.is_alone() {
+                return (None, whole);
+            }
             let problem = self.check_recipe(hash, *size, whole).err();
             meter.advance(1);
             (problem.map(|problem| ((*hash, *size), problem)), whole)
         });
+        if meter.is_alone() {
+            return Err(io::Error::new(io::ErrorKind::Interrupted, CANCELLED).into());
+        }
         let sound = recipes.iter().map(|((hash, _), _)| *hash);
         self.sound_recipes.extend(sound);
         found
@@ -170,6 +186,7 @@ impl Check<'_> {
             .for_each(|((hash, _), _)| _ = self.sound_recipes.remove(hash));
         self.report.counts.recipes_read = found.iter().filter(|(_, whole)| *whole).count() as u64;
         problems.extend(found.into_iter().filter_map(|(problem, _)| problem));
+        Ok(())
     }
 
     /// One of what calls itself the recipe must be true.
@@ -225,6 +242,8 @@ impl Check<'_> {
                 let block = self.blocks.open(place).map_err(|e| damaged(e.to_string()))?;
                 let entry = block.table().get(place.number as usize).filter(|e| e.hash == chunk.hash);
                 let gone = || damaged(format!("Chunk {} isn't where it was", chunk.hash));
+                // As if each were read from the disk again: what is read of others' in its block makes up for those that were in memory.
+                self.pace.keep(bytes);
                 hasher.update(block.bytes_of(entry.ok_or_else(gone)?));
             }
         }

@@ -2,7 +2,7 @@
 //! needs is there. With the data: every block's checksum, every object's hash, and every cut file's whole content.
 //!
 //! The truth is read from catalog and packs; the index is only compared with it. An open store is checked as of one moment
-//! while it goes on, a closed one under a shared lock, and nothing is changed in either.
+//! while it goes on, a closed one under a shared lock, and nothing is changed in either but the notes of what was read.
 
 mod contents;
 mod index;
@@ -66,18 +66,28 @@ pub fn verify_store(
     progress: OnProgress<'_>,
 ) -> Result<Report, StoreError> {
     match source {
-        Source::Open(store) => verify_open(store.snapshot(), options, progress),
+        Source::Open(store) => verify_open(store.snapshot(), options, false, progress),
         Source::Closed(dir) => verify_closed(Arc::new(RealDisk), dir, options, progress),
     }
+}
+
+/// A check of an open store before its repair, which resumes it.
+pub fn survey_store(
+    store: &Store,
+    options: &VerifyOptions,
+    progress: OnProgress<'_>,
+) -> Result<Report, StoreError> {
+    verify_open(store.snapshot(), options, true, progress)
 }
 
 fn verify_open(
     snapshot: Snapshot<'_>,
     options: &VerifyOptions,
+    repairs: bool,
     progress: OnProgress<'_>,
 ) -> Result<Report, StoreError> {
     let check = Check::new(snapshot.disk(), snapshot.layout(), snapshot.header(), options, progress);
-    check.noting(false).run(Some(snapshot))
+    check.noting(repairs).run(Some(snapshot))
 }
 
 pub(crate) fn verify_closed(

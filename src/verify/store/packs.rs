@@ -70,7 +70,7 @@ impl Check<'_> {
         checked.sort_by_key(|checked| checked.number);
         let known = checked.iter().filter(|checked| checked.is_known).count();
         if known > 0 {
-            let note = format!("{known} packs were read by a check that was cut off, and not again");
+            let note = format!("{known} packs were read by the check before, and not again");
             self.report.notes.push(note);
         }
         checked.into_iter().for_each(|checked| self.take_in(checked));
