@@ -34,6 +34,7 @@ const MOUNT: &[Metric] = &[
     gauge("resultsfs_open_handles", "/open_handles", "Files that are open in the mount."),
     gauge("resultsfs_spool_total_bytes", "/spool/total_bytes", "Size of the spool's disk."),
     gauge("resultsfs_spool_free_bytes", "/spool/free_bytes", "Free on the spool's disk."),
+    gauge("resultsfs_spool_can_write", "/spool/can_write", "0: writes to the spool's disk fail."),
     gauge("resultsfs_cache_bytes", "/cache/bytes", "Bytes of remote blocks on this disk."),
     counter(
         "resultsfs_cache_fetched_bytes_total",

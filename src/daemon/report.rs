@@ -207,13 +207,15 @@ fn spool(host: &Host) -> Value {
     let usage = host.spool.usage().ok();
     let (total, free) = usage.map_or((0, 0), |u| (u.f_blocks * u.f_frsize, u.f_bavail * u.f_frsize));
     let used = host.spool.used().map_or(0, |(used, usable)| used * 100 / usable.max(1));
+    let error = host.spool_trouble.get();
     json!({
         "path": host.spool.path().display().to_string(),
         "total_bytes": total,
         "free_bytes": free,
         "used_percent": used,
         "high_percent": host.config.spool_high_percent,
-        "error": host.spool_trouble.get(),
+        "can_write": error.is_none(),
+        "error": error,
     })
 }
 

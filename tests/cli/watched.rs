@@ -44,6 +44,7 @@ fn a_host_is_well_until_its_daemon_is_gone() {
             "resultsfs_up{part=\"mount\"} 1\n",
             "resultsfs_up{part=\"store\"} 1\n",
             "resultsfs_connected 1\n",
+            "resultsfs_spool_can_write 1\n",
             "resultsfs_units{state=\"committed\"} 3\n",
             "resultsfs_committed_layers_total 3\n",
             "resultsfs_store_records 3\n",

@@ -118,6 +118,13 @@ fn good(config: &Config) {
         assert!(name.len() <= limits::NAME_BYTES && Path::new(name).components().count() == 1);
         assert!(matches!(Path::new(name).components().next(), Some(Component::Normal(_))));
     }
+    // Fit to be handed to sendmail.
+    for address in config.mail.grid_admin_email.iter().chain(&config.mail.notify_email_from) {
+        a_name(&address.replace('@', "+"));
+    }
+    assert!(
+        config.notify_command.first().is_none_or(|program| !program.is_empty() && !program.starts_with('-'))
+    );
     // One line each, or the store couldn't compare them with another's.
     assert!(config.fingerprint().iter().all(|line| !line.contains('\n')));
 }

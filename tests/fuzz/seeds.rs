@@ -468,6 +468,13 @@ fn configs() -> Vec<(&'static str, Vec<u8>)> {
         ("alone", alone(GLOBAL)),
         ("indented", alone(" [SCHEDULER]\n drones: a\n # b\n[COMMON\n:c\nd\n")),
         ("circle", alone("[RESULTSFS]\nhost_name: %(a)s\na: %(b)s\nb: %(A)s %%\nc: %(__name__)s %\n")),
+        (
+            "mail",
+            with(
+                "[NOTIFICATION]\ngrid_admin_email: a@b.org; root\nnotify_email_from: x@y.org\n[EMAIL]\nsmtp_server: mail\nsmtp_port: 25\n",
+                "[EMAIL]\nsmtp_user: u\nsmtp_password: p%%w\n[RESULTSFS]\nnotify_command: /bin/tell -x\n",
+            ),
+        ),
         ("shadow-default", with("[SCHEDULER]\na: b\n", "[DEFAULT]\nx: y\n[default]\nz: %(x)s\n")),
         (
             "marks",
