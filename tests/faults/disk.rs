@@ -62,8 +62,16 @@ impl Disk {
         });
     }
 
+    /// A disk that somebody is just writing to can't be made read-only: the daemon looks now and then whether it can be written.
     pub fn remount(&self, options: &str) {
-        run(Command::new("mount").args(["-o", &format!("remount,{options}")]).arg(&self.place));
+        wait_for("the disk to be mounted otherwise", Duration::from_secs(30), || {
+            let options = format!("remount,{options}");
+            Command::new("mount")
+                .args(["-o", &options])
+                .arg(&self.place)
+                .output()
+                .is_ok_and(|out| out.status.success())
+        });
     }
 
     pub fn place(&self) -> &Path {
