@@ -24,8 +24,13 @@ const LAYERS: &[&[&str]] = &[
 ];
 
 /// Libraries that are named in these modules only.
-const WRAPPED: &[(&str, &[&str])] =
-    &[("fuser", &["fuse"]), ("clap", &["cli"]), ("ini", &["config"]), ("redb", &["journal", "store"])];
+const WRAPPED: &[(&str, &[&str])] = &[
+    ("fuser", &["fuse"]),
+    ("clap", &["cli"]),
+    ("lettre", &["cli"]),
+    ("ini", &["config"]),
+    ("redb", &["journal", "store"]),
+];
 
 /// A module of the crate, without its tests.
 struct Source {
