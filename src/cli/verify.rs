@@ -137,18 +137,24 @@ fn check_alone(cli: &Cli, args: &VerifyArgs, config: &Config) -> Outcome {
     let paths = args.paths.iter().map(|path| tree_path(path)).collect::<Result<Vec<_>, _>>()?;
     let (activity, _touched) = Activity::new();
     let bar = Bar::new(cli);
-    let progress = |at: verify::Progress| {
-        bar.show_some(at.done, at.total, at.is_bytes(), at.phase);
-        true
+    let here = verify::local::Here {
+        journal: &journal,
+        spool: &spool,
+        activity: &activity,
+        cache_dir: &config.cache_dir(),
     };
-    let bytes_per_s = u64::from(args.throttle.unwrap_or(0)) << 20;
-    let options = VerifyOptions { read_data: args.read_data, bytes_per_s, ..VerifyOptions::default() };
-    found.merge(verify::local::check(&journal, &spool, &activity, &paths, &options, &progress));
-    if args.read_data && paths.is_empty() {
-        found.merge(verify::local::check_cache(&config.cache_dir(), args.repair, &options, &progress));
-    }
+    let options = VerifyOptions::of_host(args.read_data, args.throttle.unwrap_or(0));
+    found.merge(verify::local::check(&here, &paths, args.repair, &options, &shown_on(&bar)));
     bar.clear();
     Ok(show_report(cli, &found, "local"))
+}
+
+/// Progress of a check that this process runs itself, and waits for.
+fn shown_on(bar: &Bar) -> impl Fn(verify::Progress) -> bool + Sync {
+    |at| {
+        bar.show_some(at.done, at.total, at.is_bytes(), at.phase);
+        true
+    }
 }
 
 /// Nothing is mounted, so a path can only be one from the top of the results tree.
@@ -213,10 +219,7 @@ fn check_store(cli: &Cli, args: &VerifyArgs, config: &Config) -> Outcome {
 
 fn by_its_files(cli: &Cli, config: &Config, check: StoreCheck, repair: bool) -> Result<Report, StoreError> {
     let bar = Bar::new(cli);
-    let progress = |at: verify::Progress| {
-        bar.show_some(at.done, at.total, at.is_bytes(), at.phase);
-        true
-    };
+    let progress = shown_on(&bar);
     let (dir, store) = (&config.store_dir, StoreOptions { clock: Arc::new(SystemClock) });
     let report = match repair {
         true => repair_store(

@@ -128,9 +128,7 @@ impl Commands {
             Request::Evict { paths } => self.evict(&paths, output).await,
             Request::Recall { paths } => self.recall(&paths, output).await,
             Request::Verify { paths, read_data, mib_per_s, repair } => {
-                let bytes_per_s = u64::from(mib_per_s) << 20;
-                let options = VerifyOptions { read_data, bytes_per_s, ..VerifyOptions::default() };
-                self.verify(&paths, options, repair, output).await
+                self.verify(&paths, VerifyOptions::of_host(read_data, mib_per_s), repair, output).await
             }
             Request::Export { paths, incarnation } => {
                 let paths = match self.tree_paths(&paths) {
@@ -432,13 +430,9 @@ impl Commands {
         let mut checked = tokio::task::spawn_blocking(move || {
             // An error says that the command has ended, since its caller is gone.
             let tell = |progress| told.send(Some(progress)).is_ok();
-            let mut report =
-                verify::local::check(&host.journal, &host.spool, &host.activity, &paths, &options, &tell);
-            if options.read_data && paths.is_empty() {
-                let cache = host.config.cache_dir();
-                report.merge(verify::local::check_cache(&cache, repair, &options, &tell));
-            }
-            report
+            let Host { journal, spool, activity, config, .. } = &*host;
+            let here = verify::local::Here { journal, spool, activity, cache_dir: &config.cache_dir() };
+            verify::local::check(&here, &paths, repair, &options, &tell)
         });
         let mut report = loop {
             match timeout(TICK, &mut checked).await {

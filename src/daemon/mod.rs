@@ -177,9 +177,8 @@ pub fn notify_systemd() {
 /// their way into it.
 pub fn make_state_dir(config: &Config) -> Result<(), DaemonError> {
     make_dir(&config.state_dir, 0o700)?;
-    let (spool, tmp) = (config.spool_dir.clone(), tmp_dir(config));
-    make_dir(&spool, 0o755)?;
-    make_dir(&tmp, 0o700)
+    make_dir(&config.spool_dir, 0o755)?;
+    make_dir(&tmp_dir(config), 0o700)
 }
 
 /// Whether files can be renamed into the spool from the place beside it.

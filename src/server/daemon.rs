@@ -6,7 +6,7 @@ use std::{
     pin::pin,
     sync::Arc,
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use sd_notify::NotifyState;
@@ -152,7 +152,8 @@ pub(super) async fn serve_until(
         let repair = tokio::task::spawn_blocking(move || repair::carry_out(server, order));
         let reopened = async {
             let answer = repair.await;
-            let opened = open_again(open).await;
+            // Somebody may have begun to check it.
+            let opened = open_when_free(open).await;
             // Only now, and on its own: there may be a pager behind.
             if let Ok(answer) = answer {
                 thread::spawn(move || answer.tell());
@@ -184,27 +185,19 @@ fn tell_systemd(state: &[NotifyState<'_>]) {
 /// Opens the store; where somebody has it, says who that is if he answers. A socket that systemd passed is this process's own: nobody else
 /// answers there. What a command has just opened for itself is waited for.
 async fn open_alone(open: OpenStore<'_>, socket: &Path) -> Result<Arc<dyn StoreApi>, ServeError> {
-    let began = Instant::now();
-    loop {
-        match open() {
-            Ok(store) => return Ok(store),
-            Err(OpenStoreError::Failed(why)) => return Err(ServeError::Store(why)),
-            Err(OpenStoreError::Locked) => {}
-        }
-        if began.elapsed() >= LOCK_WAIT {
-            let answers = socket::passed_by_systemd().is_none() && socket::connect(socket).await.is_ok();
-            let path = socket.to_owned();
-            return Err(match answers {
-                true => ServeError::Served { path },
-                false => ServeError::Locked { path, waited_s: LOCK_WAIT.as_secs() },
-            });
-        }
-        tokio::time::sleep(LOCK_PAUSE).await;
+    if let Ok(opened) = timeout(LOCK_WAIT, open_when_free(open)).await {
+        return opened;
     }
+    let answers = socket::passed_by_systemd().is_none() && socket::connect(socket).await.is_ok();
+    let path = socket.to_owned();
+    Err(match answers {
+        true => ServeError::Served { path },
+        false => ServeError::Locked { path, waited_s: LOCK_WAIT.as_secs() },
+    })
 }
 
-/// Somebody may have begun to check it meanwhile: that is waited for, however long it takes.
-async fn open_again(open: OpenStore<'_>) -> Result<Arc<dyn StoreApi>, ServeError> {
+/// Opens the store as soon as nobody else has it, however long that takes.
+async fn open_when_free(open: OpenStore<'_>) -> Result<Arc<dyn StoreApi>, ServeError> {
     loop {
         match open() {
             Ok(store) => return Ok(store),

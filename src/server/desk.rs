@@ -8,11 +8,8 @@ use std::{
         fs::PermissionsExt,
         net::{UnixListener, UnixStream},
     },
-    path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicBool, Ordering},
-    },
+    path::Path,
+    sync::{Arc, Mutex, PoisonError, Weak},
     thread,
     time::Duration,
 };
@@ -38,7 +35,7 @@ use crate::{
     store::{Store, gc::GcOptions},
     verify::{
         Report, json,
-        store::{Source, survey_store, verify_store},
+        store::{Source, verify_store},
     },
 };
 
@@ -59,9 +56,7 @@ pub(super) fn open(server: &Arc<Server>) {
 }
 
 fn listen(server: &Arc<Server>, socket: &Path) -> io::Result<()> {
-    let _ = fs::remove_file(socket);
-    let listener = UnixListener::bind(socket)?;
-    fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))?;
+    let listener = bind(socket)?;
     let server = Arc::downgrade(server);
     let turn = Arc::new(Mutex::new(()));
     thread::Builder::new().name("store-desk".into()).spawn(move || {
@@ -88,36 +83,49 @@ fn listen(server: &Arc<Server>, socket: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// What looks or changes takes its turn; how the store is, is told at once.
-fn one(server: &Server, turn: &Mutex<()>, stream: &UnixStream) -> io::Result<()> {
+/// The socket in the place of whatever is there, for root and this user alone.
+pub(super) fn bind(socket: &Path) -> io::Result<UnixListener> {
+    let _ = fs::remove_file(socket);
+    let listener = UnixListener::bind(socket)?;
+    fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// What is asked, if it can be understood.
+pub(super) fn request(stream: &UnixStream) -> io::Result<Option<Request>> {
     let mut line = String::new();
     stream.set_read_timeout(Some(ASKS_WITHIN))?;
     BufReader::new(stream.take(REQUEST_BYTES)).read_line(&mut line)?;
-    let request = serde_json::from_str(&line);
-    let is_status = matches!(request, Ok(Request::StoreStatus));
+    Ok(serde_json::from_str(&line).ok())
+}
+
+/// What looks or changes takes its turn; how the store is, is told at once.
+fn one(server: &Server, turn: &Mutex<()>, stream: &UnixStream) -> io::Result<()> {
+    let request = request(stream)?;
+    let is_status = matches!(request, Some(Request::StoreStatus));
     let _turn = (!is_status).then(|| turn.lock().unwrap_or_else(PoisonError::into_inner));
     if !is_status && server.stop.is_cancelled() {
         // It is just being closed. Without an answer he asks again, whoever has it then.
         return Ok(());
     }
     match (request, server.store.on_disk()) {
-        (Ok(Request::VerifyStore(check)), Some(store)) => verify(store, check, stream),
-        (Ok(Request::RepairStore { check, level }), Some(store)) => {
+        (Some(Request::VerifyStore(check)), Some(store)) => verify(store, check, stream),
+        (Some(Request::RepairStore { check, level }), Some(store)) => {
             repair(server, store, check, level, stream)
         }
-        (Ok(Request::Gc { dry_run, level }), Some(store)) => {
+        (Some(Request::Gc { dry_run, level }), Some(store)) => {
             reclaim(store, &GcOptions { level, dry_run }, stream)
         }
-        (Ok(Request::StoreStatus), Some(store)) => {
+        (Some(Request::StoreStatus), Some(store)) => {
             item(stream, store_status(store))?;
             reply(stream, &Reply::Done { exit: 0 })
         }
-        (Ok(Request::Adopt { host, dry_run }), _) => adopt_host(server, &host, dry_run, stream),
-        (Ok(Request::Prune { rules }), Some(store)) => {
+        (Some(Request::Adopt { host, dry_run }), _) => adopt_host(server, &host, dry_run, stream),
+        (Some(Request::Prune { rules }), Some(store)) => {
             let ended = retention::prune(store, &rules, &asker(stream), &mut |row| item(stream, row))?;
             end(stream, ended)
         }
-        (Ok(Request::Undelete { paths, dry_run }), Some(store)) => {
+        (Some(Request::Undelete { paths, dry_run }), Some(store)) => {
             let paths: Result<Vec<RelPath>, _> = paths.into_iter().map(RelPath::parse).collect();
             let ended = match paths {
                 Ok(paths) => {
@@ -136,60 +144,8 @@ fn one(server: &Server, turn: &Mutex<()>, stream: &UnixStream) -> io::Result<()>
 }
 
 fn verify(store: &Store, check: StoreCheck, stream: &UnixStream) -> io::Result<()> {
-    let report = look(store, check, stream);
+    let report = look(store, check, false, stream);
     tell(&report, stream)
-}
-
-/// Tells how it is with a store that this process has closed for its repair. Everybody else asks again.
-pub(super) struct StandIn {
-    socket: PathBuf,
-    over: Arc<AtomicBool>,
-}
-
-impl StandIn {
-    /// In the place of the desk, which is gone.
-    pub(super) fn begin(dir: &Path) -> Option<Self> {
-        let socket = dir.join(CONTROL_SOCKET);
-        // The desk's thread may still wait for somebody.
-        let _ = UnixStream::connect(&socket);
-        let _ = fs::remove_file(&socket);
-        let listener = UnixListener::bind(&socket).ok()?;
-        fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600)).ok()?;
-        let over = Arc::new(AtomicBool::new(false));
-        let until = Arc::clone(&over);
-        let answer = move || {
-            for stream in listener.incoming().flatten() {
-                if until.load(Ordering::Relaxed) {
-                    return;
-                }
-                let _ = stand_in(&stream);
-            }
-        };
-        thread::Builder::new().name("store-stand-in".into()).spawn(answer).ok()?;
-        Some(Self { socket, over })
-    }
-}
-
-impl Drop for StandIn {
-    fn drop(&mut self) {
-        self.over.store(true, Ordering::Relaxed);
-        let _ = UnixStream::connect(&self.socket);
-        let _ = fs::remove_file(&self.socket);
-    }
-}
-
-fn stand_in(stream: &UnixStream) -> io::Result<()> {
-    if !control::may_ask(stream) {
-        return reply(stream, &control::not_allowed());
-    }
-    stream.set_read_timeout(Some(ASKS_WITHIN))?;
-    let mut line = String::new();
-    BufReader::new(stream.take(REQUEST_BYTES)).read_line(&mut line)?;
-    if matches!(serde_json::from_str(&line), Ok(Request::StoreStatus)) {
-        item(stream, json!({"v": 1, "kind": "store-status", "under_repair": true}))?;
-        reply(stream, &Reply::Done { exit: 0 })?;
-    }
-    Ok(())
 }
 
 /// What can be found without disturbing anybody is found first; only for what is to be mended do the sessions end.
@@ -200,11 +156,7 @@ fn repair(
     level: i32,
     stream: &UnixStream,
 ) -> io::Result<()> {
-    let check = StoreCheck { read_data: true, ..check };
-    let ticks = Ticks::new(stream);
-    let report =
-        survey_store(store, &check.into(), &|at| ticks.tell(at.done, at.total, at.is_bytes(), at.phase));
-    let report = report.unwrap_or_else(|error| Report::not_run(error.to_string()));
+    let report = look(store, check, true, stream);
     if report.is_clean() || report.could_not_run.is_some() {
         return tell(&report, stream);
     }
@@ -215,11 +167,11 @@ fn repair(
     Ok(())
 }
 
-fn look(store: &Store, check: StoreCheck, stream: &UnixStream) -> Report {
+fn look(store: &Store, check: StoreCheck, repairs: bool, stream: &UnixStream) -> Report {
     let ticks = Ticks::new(stream);
-    let report = verify_store(Source::Open(store), &check.into(), &|at| {
-        ticks.tell(at.done, at.total, at.is_bytes(), at.phase)
-    });
+    let source = if repairs { Source::ToRepair(store) } else { Source::Open(store) };
+    let report =
+        verify_store(source, &check.into(), &|at| ticks.tell(at.done, at.total, at.is_bytes(), at.phase));
     let report = report.unwrap_or_else(|error| Report::not_run(error.to_string()));
     // What was lost may have come back by itself, with a later commit that names it.
     if let Err(error) = store.returned() {
@@ -328,7 +280,7 @@ fn adoption(snapshot: &Snapshot, result: &str, seq: Option<u64>, note: Option<St
     })
 }
 
-fn item(stream: &UnixStream, value: Value) -> io::Result<()> {
+pub(super) fn item(stream: &UnixStream, value: Value) -> io::Result<()> {
     reply(stream, &Reply::Item(value))
 }
 
@@ -336,27 +288,4 @@ pub(super) fn reply(mut stream: &UnixStream, reply: &Reply) -> io::Result<()> {
     let mut line = serde_json::to_vec(reply)?;
     line.push(b'\n');
     stream.write_all(&line)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::control::ControlError;
-
-    /// Also in the place of a socket at which nobody answers any more.
-    #[test]
-    fn a_stand_in_tells_how_it_is_and_nothing_else() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let socket = dir.path().join(CONTROL_SOCKET);
-        drop(UnixListener::bind(&socket).expect("binds"));
-        let stand_in = StandIn::begin(dir.path()).expect("begins");
-        let mut told = Vec::new();
-        let asked = control::ask(&socket, &Request::StoreStatus, |item| told.push(item));
-        assert!(matches!(asked, Ok(0)) && told.len() == 1 && told[0]["under_repair"] == true, "{told:?}");
-        let asked = control::ask(&socket, &Request::VerifyStore(StoreCheck::default()), |_| {});
-        assert!(matches!(asked, Err(ControlError::Broken { .. })), "{asked:?}");
-        drop(stand_in);
-        let asked = control::ask(&socket, &Request::StoreStatus, |_| {});
-        assert!(matches!(asked, Err(ControlError::NotRunning { .. })), "{asked:?}");
-    }
 }

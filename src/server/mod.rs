@@ -23,6 +23,7 @@ mod repair;
 pub mod retention;
 mod session;
 mod socket;
+mod stand_in;
 mod stdio;
 mod streams;
 mod ticks;

@@ -12,7 +12,7 @@ use std::{
 
 use tokio::sync::Notify;
 
-use super::{Server, desk, ticks::Ticks};
+use super::{Server, desk, stand_in::StandIn, ticks::Ticks};
 use crate::{
     clock::SystemClock,
     control::StoreCheck,
@@ -80,7 +80,7 @@ pub(super) fn carry_out(mut server: Arc<Server>, order: Order) -> Answer {
     }
     let with = RepairWith { store: StoreOptions { clock: Arc::new(SystemClock) }, level: order.level };
     let ticks = Ticks::new(&order.caller);
-    let _stand_in = desk::StandIn::begin(&order.dir);
+    let _stand_in = StandIn::begin(&order.dir);
     let repair = || {
         repair_store(&order.dir, &order.check.into(), &with, &|at| {
             // Whoever asked may go: it is better to have it done.

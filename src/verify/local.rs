@@ -22,17 +22,42 @@ use crate::{
     spool::{self, Spool, activity::Activity},
 };
 
-/// Checks the units at or below these paths, or holding them; all, if none are named.
+/// What there is to check of a host.
+pub struct Here<'a> {
+    pub journal: &'a Journal,
+    pub spool: &'a Spool,
+    pub activity: &'a Activity,
+    /// Of the cache.
+    pub cache_dir: &'a Path,
+}
+
+/// Checks the units at or below these paths, or holding them; all, if none are named, and then, if data is read, the cache, too: a block that isn't what it was is dropped
+/// if `repair` says so.
 pub fn check(
-    journal: &Journal,
-    spool: &Spool,
-    activity: &Activity,
+    here: &Here<'_>,
     paths: &[RelPath],
+    repair: bool,
     options: &VerifyOptions,
     progress: OnProgress<'_>,
 ) -> Report {
-    let (read_data, pace) = (options.read_data, Pace::new(options.bytes_per_s));
-    let mut check = Check { journal, spool, activity, read_data, pace, report: Report::default() };
+    let pace = Pace::new(options.bytes_per_s);
+    let mut report = check_units(here, paths, options, &pace, progress);
+    if options.read_data && paths.is_empty() {
+        report.merge(check_cache(here.cache_dir, repair, &pace, progress));
+    }
+    report
+}
+
+fn check_units(
+    here: &Here<'_>,
+    paths: &[RelPath],
+    options: &VerifyOptions,
+    pace: &Pace,
+    progress: OnProgress<'_>,
+) -> Report {
+    let Here { journal, spool, activity, .. } = *here;
+    let mut check =
+        Check { journal, spool, activity, read_data: options.read_data, pace, report: Report::default() };
     let mut records = journal.units();
     records.sort_by(|a, b| a.unit.cmp(&b.unit));
     records.retain(|record| is_named(&record.unit, paths));
@@ -48,15 +73,14 @@ pub fn check(
     check.report
 }
 
-/// Reads the blocks of a host's cache in `dir`. One that isn't what it was is dropped if `repair` says so, and fetched again when it is needed.
-pub fn check_cache(dir: &Path, repair: bool, options: &VerifyOptions, progress: OnProgress<'_>) -> Report {
+/// Reads the blocks of a host's cache in `dir`. One that was dropped is fetched again when it is needed.
+fn check_cache(dir: &Path, repair: bool, pace: &Pace, progress: OnProgress<'_>) -> Report {
     let mut report = Report::default();
     let files = match durable::there(cache::block_files(dir)) {
         Ok(files) => files.unwrap_or_default(),
         Err(error) => return Report::not_run(error.to_string()),
     };
-    let (pace, meter) =
-        (Pace::new(options.bytes_per_s), Meter::new(progress, "cached blocks", files.len() as u64));
+    let meter = Meter::new(progress, "cached blocks", files.len() as u64);
     for file in files {
         if meter.is_alone() {
             return Report::not_run(CANCELLED);
@@ -143,7 +167,7 @@ struct Check<'a> {
     spool: &'a Spool,
     activity: &'a Activity,
     read_data: bool,
-    pace: Pace,
+    pace: &'a Pace,
     report: Report,
 }
 
@@ -330,7 +354,7 @@ impl Check<'_> {
         }
         self.report.counts.bytes_read += size;
         let path = record.unit.root.append(&entry.path).ok()?.under(self.spool.path());
-        let hash = || spool::hash_of(Paced { inner: fs::File::open(&path)?, pace: &self.pace });
+        let hash = || spool::hash_of(Paced { inner: fs::File::open(&path)?, pace: self.pace });
         match hash() {
             Ok(hash) if hash == content => None,
             Ok(_) => {

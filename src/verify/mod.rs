@@ -273,6 +273,11 @@ impl Sample {
 }
 
 impl VerifyOptions {
+    /// Of a host: whether every byte is read, and how many MiB a second at most; 0 = no bound.
+    pub fn of_host(read_data: bool, mib_per_s: u32) -> Self {
+        StoreCheck { read_data, mib_per_s, ..StoreCheck::default() }.into()
+    }
+
     /// Every byte, unpacked.
     pub const EVERYTHING: Self =
         Self { read_data: true, unpack: true, sample: None, resume: false, bytes_per_s: 0 };
@@ -387,6 +392,14 @@ impl<'a> Meter<'a> {
     /// Nobody listens any more.
     fn is_alone(&self) -> bool {
         self.is_alone.load(Ordering::Relaxed)
+    }
+
+    /// An error if nobody does: the check goes no further.
+    fn go_on(&self) -> io::Result<()> {
+        match self.is_alone() {
+            true => Err(io::Error::new(io::ErrorKind::Interrupted, CANCELLED)),
+            false => Ok(()),
+        }
     }
 
     fn advance(&self, by: u64) {

@@ -1,6 +1,6 @@
 //! Whether all that the catalog's records need is there: manifests, chunks, and recipes that make what they are named by.
 
-use std::{collections::HashMap, io};
+use std::collections::HashMap;
 
 use super::{Check, RESEND, in_parallel};
 use crate::{
@@ -8,7 +8,7 @@ use crate::{
     ids::{Hash, UnitId},
     manifest::{Body, Manifest, ManifestError},
     store::{StoreError, decode_recipe, index::Location},
-    verify::{CANCELLED, Finding, LostRange, Meter, Severity},
+    verify::{Finding, LostRange, Meter, Severity},
 };
 
 /// Paths named in one finding.
@@ -58,9 +58,7 @@ impl Check<'_> {
             meter.advance(1);
             Some((*number, found))
         });
-        if meter.is_alone() {
-            return Err(io::Error::new(io::ErrorKind::Interrupted, CANCELLED).into());
-        }
+        meter.go_on()?;
         looked.sort_unstable_by_key(|looked| looked.as_ref().map(|(number, _)| *number));
         let (mut cut, mut problems) = (HashMap::new(), Problems::new());
         for (number, found) in looked.into_iter().flatten() {
@@ -175,9 +173,7 @@ impl Check<'_> {
             meter.advance(1);
             (problem.map(|problem| ((*hash, *size), problem)), whole)
         });
-        if meter.is_alone() {
-            return Err(io::Error::new(io::ErrorKind::Interrupted, CANCELLED).into());
-        }
+        meter.go_on()?;
         let sound = recipes.iter().map(|((hash, _), _)| *hash);
         self.sound_recipes.extend(sound);
         found

@@ -47,6 +47,8 @@ use crate::{
 pub enum Source<'a> {
     /// A store that this process has open.
     Open(&'a Store),
+    /// The same before its repair, which goes by what this check has read.
+    ToRepair(&'a Store),
     /// A store that nobody has open.
     Closed(&'a Path),
 }
@@ -67,17 +69,9 @@ pub fn verify_store(
 ) -> Result<Report, StoreError> {
     match source {
         Source::Open(store) => verify_open(store.snapshot(), options, false, progress),
+        Source::ToRepair(store) => verify_open(store.snapshot(), options, true, progress),
         Source::Closed(dir) => verify_closed(Arc::new(RealDisk), dir, options, progress),
     }
-}
-
-/// A check of an open store before its repair, which resumes it.
-pub fn survey_store(
-    store: &Store,
-    options: &VerifyOptions,
-    progress: OnProgress<'_>,
-) -> Result<Report, StoreError> {
-    verify_open(store.snapshot(), options, true, progress)
 }
 
 fn verify_open(

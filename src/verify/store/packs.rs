@@ -1,6 +1,6 @@
 //! The packs' half of a check: what each holds, and with the data, whether it is what it is called.
 
-use std::{cmp::Ordering, io, sync::atomic::AtomicBool};
+use std::{cmp::Ordering, sync::atomic::AtomicBool};
 
 use super::{Check, Found, RESEND, in_parallel};
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
         index::{self, Location},
         pack::{self, PackedBlock, Scan, State},
     },
-    verify::{CANCELLED, Meter, PACKS, Severity},
+    verify::{Meter, PACKS, Severity},
 };
 
 /// What to look at of a pack.
@@ -102,9 +102,7 @@ impl Check<'_> {
         if reads && !is_known {
             let mut buffer = buffers::take(limits::BLOCK_RAW_TARGET_BYTES);
             for (i, block) in scan.blocks.iter().enumerate() {
-                if meter.is_alone() {
-                    return Err(io::Error::new(io::ErrorKind::Interrupted, CANCELLED).into());
-                }
+                meter.go_on()?;
                 if let Err(why) = read(&*file, block, &mut buffer, unpacks) {
                     bad.push((i, why));
                 }
