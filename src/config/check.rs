@@ -13,7 +13,6 @@ use super::{
     CompleteOn, Config, Drone, ResultsHost, Surroundings,
     finding::{ConfigError, Finding, Place, Severity},
     ini::{self, Interpolation},
-    mail::{EMAIL, NOTIFICATION},
     names::{host_name, is_localhost, is_quoted, mend_number, mend_text, shown, special, user_name},
     raw::{self, RawConfig},
     words::{CommandError, split_command},
@@ -23,6 +22,8 @@ use crate::limits;
 pub const SCHEDULER: &str = "SCHEDULER";
 pub const COMMON: &str = "COMMON";
 pub const RESULTSFS: &str = "RESULTSFS";
+pub const NOTIFICATION: &str = "NOTIFICATION";
+pub const EMAIL: &str = "EMAIL";
 
 /// Ten years, as a bound on times, so that no sum of them overflows.
 const HOURS_MAX: u64 = 10 * 366 * 24;

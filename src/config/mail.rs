@@ -3,14 +3,11 @@
 use std::fmt;
 
 use super::{
-    check::Reader,
+    check::{EMAIL, NOTIFICATION, Reader},
     finding::{Finding, Severity},
     names::shown,
     raw,
 };
-
-pub const NOTIFICATION: &str = "NOTIFICATION";
-pub const EMAIL: &str = "EMAIL";
 
 /// `[NOTIFICATION]` and `[EMAIL]`, as far as they are used. What is wrong there is never more than doubtful: no mount waits for it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
