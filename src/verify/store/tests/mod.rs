@@ -291,6 +291,30 @@ fn a_repair_goes_by_what_was_just_read() {
     assert_eq!(check(&disk, &resumed).counts.packs, check(&disk, &ALL).counts.packs);
 }
 
+/// A pack to which something was appended since is another one.
+#[test]
+fn what_came_since_a_check_is_read() {
+    let disk = sample();
+    check(&disk, &ALL);
+    let last = disk.list(&Path::new(DIR).join("packs")).expect("lists").pop().expect("a pack");
+    let last = Path::new(DIR).join("packs").join(last);
+    let bytes = |disk: &SimDisk| repair::bytes_of(disk, &last).expect("is there").len();
+    let before = bytes(&disk);
+    // As if the check had been cut off at its end.
+    let verified = Layout::new(Path::new(DIR)).verified();
+    disk.damage(&verified, |bytes| bytes.truncate(bytes.len() - 32));
+    let arc: Arc<dyn Disk> = Arc::new(disk.clone());
+    let store = open(&arc, SMALL).expect("opens");
+    store.append_block(&block(&Layer::small(9).objects())).expect("appends");
+    Layer::small(9).send(&store).expect("commits");
+    drop(store);
+    assert!(bytes(&disk) > before, "it has grown");
+    let resumed = VerifyOptions { resume: true, ..ALL };
+    assert!(check(&copy(&disk), &resumed).is_clean());
+    disk.damage(&last, |bytes| bytes[before + 300] ^= 1);
+    assert_eq!(check(&disk, &resumed).exit_code(), 4);
+}
+
 /// Whatever the file says, what it doesn't say of these very blocks is read.
 #[test]
 fn what_a_check_has_noted_may_be_damaged() {
